@@ -1,0 +1,191 @@
+//! The usage event: one gateway report of one model call, and the outcome of a task.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::identity::EventIdentity;
+use super::money::{Amount, Currency};
+use super::tokens::Quantities;
+
+/// One event as it came over the wire, parsed: everything in it is valid, nothing is priced yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageEvent {
+    /// Who it says it is.
+    pub identity: EventIdentity,
+    /// The customer's external id (the CloudEvents `subject`).
+    pub customer: String,
+    /// When the call happened: the value date, which chooses the price and the service period.
+    pub occurred_at: DateTime<Utc>,
+    /// The gateway's own gap-free count, where it keeps one.
+    pub sequence: Option<SequenceMark>,
+    /// The id of an earlier estimate from the same source that this event replaces.
+    pub corrects: Option<String>,
+    /// What it reports.
+    pub report: Report,
+}
+
+/// A gateway's gap-free position: its journal's epoch and a number counting 1, 2, 3 in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceMark {
+    /// Names the journal; a new one starts a new count.
+    pub epoch: String,
+    /// The count, from 1.
+    pub number: i64,
+}
+
+/// What an event reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A model call (`llm.usage.v1`).
+    Usage(Usage),
+    /// The end of a task (`llm.task.v1`).
+    Outcome(TaskOutcome),
+}
+
+/// Usage of one call, as one or more parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// At least one; more where one call used several models.
+    pub parts: Vec<UsagePart>,
+    /// The task it belongs to; without one it is unattributed.
+    pub task: Option<TaskRef>,
+    /// Free labels of the gateway: `project`, `agent`, `user`, …
+    pub attributes: BTreeMap<String, String>,
+    /// `ok`, `error`, …: the call's own status, not billed by.
+    pub status: Option<String>,
+    /// Whether the provider counted it or the gateway estimated it.
+    pub usage_source: UsageSource,
+    /// How long the call took.
+    pub latency_ms: Option<i64>,
+}
+
+/// Tokens used on one model under one set of conditions: the unit that is priced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsagePart {
+    /// The provider's name, lower case.
+    pub provider: String,
+    /// The model as the provider reported it.
+    pub model: String,
+    /// What the price may depend on besides model and time.
+    pub conditions: CallConditions,
+    /// Disjoint quantities.
+    pub quantities: Quantities,
+    /// The whole prompt, caches included: what context tiers are compared with.
+    pub tier_input: i64,
+    /// What the provider itself says it charged, kept beside our own amount.
+    pub stated_cost: Option<StatedCost>,
+}
+
+/// A cost stated by the provider or the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatedCost {
+    /// Exact as stated.
+    pub amount: Amount,
+    /// Its currency.
+    pub currency: Currency,
+}
+
+/// Conditions of a call that a price can ask for; `None` is the standard one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct CallConditions {
+    /// Where the model ran, when not at its maker: `azure`, `bedrock`, `vertex`, …
+    pub platform: Option<String>,
+    /// Region or geography that prices differ by.
+    pub region: Option<String>,
+    /// The service tier that was *served*: `priority`, `flex`, …
+    pub service_tier: Option<String>,
+    /// `batch`, or `None` for interactive.
+    pub processing: Option<String>,
+    /// `fast`, or `None`.
+    pub speed: Option<String>,
+}
+
+/// A task as an event names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TaskRef {
+    /// The gateway's id of the task, unique per customer.
+    pub id: String,
+    /// Its type, for reports.
+    pub kind: Option<String>,
+    /// The task it is a part of.
+    pub parent: Option<String>,
+}
+
+/// The end of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskOutcome {
+    /// Which task.
+    pub task: TaskRef,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+macro_rules! text_enum {
+    ($(#[$doc:meta])* $name:ident, $error:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name on the wire and in the database.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        #[doc = concat!("A text that is no ", $what, ".")]
+        #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+        #[error("`{0}` is not a known {what}; use one of: {known}", what = $what, known = [$($text,)+].join(", "))]
+        pub struct $error(pub String);
+
+        impl FromStr for $name {
+            type Err = $error;
+
+            fn from_str(text: &str) -> Result<Self, $error> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err($error(text.chars().take(40).collect())),
+                }
+            }
+        }
+    };
+}
+pub(crate) use text_enum;
+
+text_enum! {
+    /// How a task ended.
+    Outcome, UnknownOutcome, "outcome" {
+        /// It did what it was for.
+        Success = "success",
+        /// It did not.
+        Failure = "failure",
+        /// It was handed to a person or another system.
+        Escalated = "escalated",
+        /// It was given up.
+        Abandoned = "abandoned",
+    }
+}
+
+text_enum! {
+    /// Who counted the usage.
+    UsageSource, UnknownUsageSource, "usage source" {
+        /// The provider.
+        Provider = "provider",
+        /// The gateway, because the provider's count is missing; a later event may correct it.
+        Estimated = "estimated",
+    }
+}

@@ -1,0 +1,15 @@
+//! The words of the design as types: money, token classes, identities, periods, events, prices.
+//!
+//! Owns: the exact arithmetic and the only rounding ([`money`]), the disjoint token classes ([`tokens`]), billing
+//! calendars ([`period`]), the shapes that the other modules hand each other.
+//! Does not own: any I/O, clock, async or SQL statement; the wire format (`metering`); choosing a price (`rating`).
+//! Invariants: a value that exists is valid; quantities are integers up to 10^12 and amounts whole multiples of
+//! 10^-15; nothing here uses a float.
+
+pub mod event;
+pub mod identity;
+pub mod ids;
+pub mod money;
+pub mod period;
+pub mod price;
+pub mod tokens;

@@ -1,0 +1,29 @@
+//! Waybill meters, prices and bills AI tokens.
+//!
+//! Data flows down this list, and imports point up it; `tests/it/architecture.rs` holds the table.
+//!
+//! ```text
+//! domain     pure: money, token classes, periods, events, prices
+//! metering   pure: wire format and provider payloads -> usage events
+//! rating     pure: usage part x price book at a time -> exact amount
+//! store      all SQL
+//! ingest     stream -> metering -> rating -> store -> ack; posting, replay, repair
+//! invoicing  closes periods, computes and finalizes invoices
+//! reports    usage, cost per task, margin
+//! http, ui   the REST API and the pages
+//! dev        private servers, demo, simulator
+//! app        wires it all
+//! ```
+
+pub mod clock;
+pub mod dev;
+pub mod domain;
+pub mod http;
+pub mod ingest;
+pub mod invoicing;
+pub mod metering;
+pub mod rating;
+pub mod reports;
+pub mod shutdown;
+pub mod store;
+pub mod ui;

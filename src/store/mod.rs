@@ -1,0 +1,253 @@
+//! All SQL of Waybill, one file per aggregate.
+//!
+//! Owns: the connection pools, transactions, every statement, and the mapping of rows to `domain` types.
+//! Does not own: deciding anything about money or prices; it stores and sums what it is given.
+//! Invariants: statements are checked against the schema at build time (the journal's binary COPY is the one
+//! exception); nothing is written outside an explicit transaction; a transaction is retried as a whole by its caller,
+//! never in parts; what a customer's key reads, it reads through [`Database::read`] with that customer's scope, under
+//! row-level security.
+
+pub mod catalog;
+pub mod numeric;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+
+use crate::domain::ids::CustomerId;
+
+/// The migrations, embedded; shared with the tests.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// How long a caller waits for a connection before it is told that the database is busy.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection is replaced after this age, so that a failover is noticed everywhere.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
+/// Longest statement of a recording or posting transaction.
+const INGEST_STATEMENT_TIMEOUT: &str = "30s";
+/// Longest statement of an API request.
+const API_STATEMENT_TIMEOUT: &str = "15s";
+
+/// Why the database did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The statement failed; see [`StoreError::retryable`].
+    #[error("the database refused or did not answer: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A stored row is not what the program can read.
+    #[error("{table}.{column} holds a value that does not fit: {detail}")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A write touched another number of rows than it must.
+    #[error("{what} changed {actual} rows instead of {expected}")]
+    RowsAffected {
+        /// The write.
+        what: &'static str,
+        /// Rows it must change.
+        expected: u64,
+        /// Rows it did change.
+        actual: u64,
+    },
+    /// The schema could not be brought up to date.
+    #[error("the schema could not be migrated: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+/// SQLSTATE classes and codes that pass by themselves: connection trouble, serialization, resources, operator
+/// intervention, read-only standby, lock not available, and a plan invalidated by a migration.
+const TRANSIENT_SQLSTATES: [&str; 9] = ["08", "40", "53", "57", "58", "25006", "55P03", "0A000", "XX"];
+
+impl StoreError {
+    /// Whether the same transaction may succeed when tried again as a whole.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| TRANSIENT_SQLSTATES.iter().any(|transient| code.starts_with(transient))),
+            Self::Database(
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed,
+            ) => true,
+            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => false,
+        }
+    }
+
+    /// The name of the constraint that a write broke, if that is what happened.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => error.constraint(),
+            _ => None,
+        }
+    }
+
+    /// The five-character SQLSTATE, if the server gave one.
+    pub fn sqlstate(&self) -> Option<String> {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => error.code().map(std::borrow::Cow::into_owned),
+            _ => None,
+        }
+    }
+}
+
+/// Whose rows a read may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Finance and the program itself.
+    Everything,
+    /// One customer, under row-level security.
+    Customer(CustomerId),
+}
+
+impl Scope {
+    /// The customer it is limited to.
+    pub const fn customer(self) -> Option<CustomerId> {
+        match self {
+            Self::Everything => None,
+            Self::Customer(id) => Some(id),
+        }
+    }
+}
+
+/// The connection pools: recording and posting never wait for the API, and the API never for them.
+#[derive(Debug, Clone)]
+pub struct Database {
+    ingest: PgPool,
+    api: PgPool,
+}
+
+/// A transaction; dropped without [`commit`] it rolls back.
+pub type Tx = Transaction<'static, Postgres>;
+
+impl Database {
+    /// Connects both pools.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the URL is malformed or the server does not answer.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse()?;
+        let ingest = pool(&options, "waybill-ingest", INGEST_STATEMENT_TIMEOUT, 6).await?;
+        let api = pool(&options, "waybill-api", API_STATEMENT_TIMEOUT, 12).await?;
+        Ok(Self { ingest, api })
+    }
+
+    /// Brings the schema up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Migrate`] where a migration fails or an applied one differs from the embedded one.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        MIGRATOR.run(&self.ingest).await?;
+        Ok(())
+    }
+
+    /// Begins a transaction of the recording side.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn begin_ingest(&self) -> Result<Tx, StoreError> {
+        Ok(self.ingest.begin().await?)
+    }
+
+    /// Begins a writing transaction of the API side.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(self.api.begin().await?)
+    }
+
+    /// Begins a read-only transaction with one snapshot; in a customer's scope it runs as the role that sees only that
+    /// customer's rows.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn read(&self, scope: Scope) -> Result<Tx, StoreError> {
+        let mut tx = self.api.begin().await?;
+        sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
+        if let Scope::Customer(id) = scope {
+            sqlx::query!("SELECT set_config('waybill.customer_id', $1, true)", id.to_string())
+                .fetch_one(&mut *tx)
+                .await?;
+            sqlx::query!("SET LOCAL ROLE waybill_customer").execute(&mut *tx).await?;
+        }
+        Ok(tx)
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.api.acquire().await?.ping().await?;
+        Ok(())
+    }
+
+    /// Closes both pools, waiting for what runs.
+    pub async fn close(&self) {
+        self.ingest.close().await;
+        self.api.close().await;
+    }
+}
+
+/// Commits, and makes sure that there was something to commit: PostgreSQL answers COMMIT of a failed transaction
+/// with a silent ROLLBACK, so a statement before it asks whether the transaction still stands.
+///
+/// # Errors
+/// [`StoreError::Database`]; on a lost connection the outcome is unknown and the caller tries the whole again.
+pub async fn commit(mut tx: Tx) -> Result<(), StoreError> {
+    sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Checks that a write changed as many rows as it must.
+///
+/// # Errors
+/// [`StoreError::RowsAffected`].
+pub fn ensure_affected(
+    what: &'static str,
+    result: &sqlx::postgres::PgQueryResult,
+    expected: u64,
+) -> Result<(), StoreError> {
+    let actual = result.rows_affected();
+    if actual == expected { Ok(()) } else { Err(StoreError::RowsAffected { what, expected, actual }) }
+}
+
+async fn pool(
+    options: &PgConnectOptions,
+    name: &str,
+    statement_timeout: &str,
+    connections: u32,
+) -> Result<PgPool, StoreError> {
+    let options = options.clone().application_name(name).options([
+        ("statement_timeout", statement_timeout),
+        ("lock_timeout", "10s"),
+        ("idle_in_transaction_session_timeout", "15s"),
+        ("timezone", "UTC"),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(CONNECTION_LIFETIME)
+        .after_release(|connection, _| Box::pin(async move { Ok(rolled_back(connection).await) }))
+        .connect_with(options)
+        .await?;
+    Ok(pool)
+}
+
+/// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would
+/// write into it and lose everything. A plain ROLLBACK ends it; where that fails the connection is closed.
+async fn rolled_back(connection: &mut PgConnection) -> bool {
+    sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()
+}

@@ -1,0 +1,150 @@
+//! NUMERIC in PostgreSQL's binary form, to and from whole numbers of 10^-15.
+//!
+//! Amounts and rates go to the database digit by digit, without a detour through a decimal type of 28 digits; the
+//! same encoder serves bound parameters and the binary COPY of the journal.
+
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
+
+use crate::domain::money::{Amount, Rate};
+
+/// Base of the digits of a NUMERIC on the wire; each stands for four decimal places.
+const BASE: u128 = 10_000;
+/// Digits behind the point: 10^-15 is brought to 16 places, four whole digits.
+const FRACTION_DIGITS: i16 = 4;
+/// i128 has at most 39 decimal places, and one is added: ten digits of four places.
+const DIGITS_MAX: usize = 10;
+/// Display scale of the wire form.
+const DISPLAY_SCALE: u16 = 15;
+/// Sign words of the wire form; the others mean NaN and the infinities.
+const SIGN_POSITIVE: u16 = 0x0000;
+const SIGN_NEGATIVE: u16 = 0x4000;
+/// Bytes before the digits.
+const HEADER_BYTES: usize = 8;
+
+/// Appends a number of 10^-15 units as a binary NUMERIC: digit count, weight, sign, display scale, digits.
+pub fn encode_femtos(femtos: i128, out: &mut Vec<u8>) {
+    let mut digits = [0_u16; DIGITS_MAX];
+    let mut length = 0;
+    // The last digit holds three decimal places of ours and one more that is always zero.
+    let magnitude = femtos.unsigned_abs();
+    let mut rest = magnitude / (BASE / 10);
+    let mut digit = magnitude % (BASE / 10) * 10;
+    while digit != 0 || rest != 0 {
+        digits[length] = u16::try_from(digit).unwrap_or_default();
+        length += 1;
+        digit = rest % BASE;
+        rest /= BASE;
+    }
+    let trailing_zeros = digits[..length].iter().take_while(|digit| **digit == 0).count();
+    let sent = &digits[trailing_zeros..length];
+    let weight = i16::try_from(length).unwrap_or_default() - 1 - FRACTION_DIGITS;
+    let sign = if femtos < 0 { SIGN_NEGATIVE } else { SIGN_POSITIVE };
+    out.extend_from_slice(&u16::try_from(sent.len()).unwrap_or_default().to_be_bytes());
+    out.extend_from_slice(&weight.to_be_bytes());
+    out.extend_from_slice(&sign.to_be_bytes());
+    out.extend_from_slice(&DISPLAY_SCALE.to_be_bytes());
+    for digit in sent.iter().rev() {
+        out.extend_from_slice(&digit.to_be_bytes());
+    }
+}
+
+/// Reads a binary NUMERIC as a number of 10^-15 units; what does not fit exactly is an error, never rounded.
+fn decode_femtos(bytes: &[u8]) -> Result<i128, BoxDynError> {
+    let word = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else {
+        return Err("a NUMERIC is shorter than its header".into());
+    };
+    if sign != SIGN_POSITIVE && sign != SIGN_NEGATIVE {
+        return Err("a NUMERIC is NaN or infinite".into());
+    }
+    let weight = i16::from_be_bytes(weight.to_be_bytes());
+    let mut femtos: i128 = 0;
+    for index in 0..count {
+        let digit = word(HEADER_BYTES + usize::from(index) * 2).ok_or("a NUMERIC is shorter than it says")?;
+        // Place of this digit, counted in digits from the last one we hold.
+        let place = i32::from(weight) - i32::from(index) + i32::from(FRACTION_DIGITS);
+        let value = i128::from(digit);
+        let part = match u32::try_from(place) {
+            // The last digit's lowest decimal place lies beyond 10^-15.
+            Ok(0) if value % 10 == 0 => value / 10,
+            Ok(places) if places > 0 => 1000_i128
+                .checked_mul(10_000_i128.checked_pow(places - 1).ok_or("a NUMERIC is too large")?)
+                .and_then(|unit| unit.checked_mul(value))
+                .ok_or("a NUMERIC is too large")?,
+            _ if value == 0 => 0,
+            _ => return Err("a NUMERIC has more than 15 decimal places".into()),
+        };
+        femtos = femtos.checked_add(part).ok_or("a NUMERIC is too large")?;
+    }
+    Ok(if sign == SIGN_NEGATIVE { -femtos } else { femtos })
+}
+
+fn decode(value: &PgValueRef<'_>) -> Result<i128, BoxDynError> {
+    match value.format() {
+        PgValueFormat::Binary => decode_femtos(value.as_bytes()?),
+        PgValueFormat::Text => Ok(value.as_str()?.parse::<Amount>()?.femtos()),
+    }
+}
+
+macro_rules! stored_as_numeric {
+    ($name:ident, |$value:ident| $to_femtos:expr, |$femtos:ident| $from_femtos:expr) => {
+        impl Type<Postgres> for $name {
+            fn type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("NUMERIC")
+            }
+        }
+
+        impl PgHasArrayType for $name {
+            fn array_type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("_NUMERIC")
+            }
+        }
+
+        impl Encode<'_, Postgres> for $name {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                let $value = self;
+                let mut bytes = Vec::with_capacity(HEADER_BYTES + 2 * DIGITS_MAX);
+                encode_femtos($to_femtos, &mut bytes);
+                buffer.extend_from_slice(&bytes);
+                Ok(IsNull::No)
+            }
+        }
+
+        impl<'r> Decode<'r, Postgres> for $name {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                let $femtos = decode(&value)?;
+                $from_femtos
+            }
+        }
+    };
+}
+
+stored_as_numeric!(Amount, |amount| amount.femtos(), |femtos| Ok(Self::from_femtos(femtos)));
+stored_as_numeric!(Rate, |rate| rate.femtos(), |femtos| Ok(Self::from_femtos(femtos)?));
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_numeric_reads_back_as_it_was_written(femtos in -(10_i128.pow(37))..10_i128.pow(37)) {
+            let mut bytes = Vec::new();
+            encode_femtos(femtos, &mut bytes);
+            prop_assert_eq!(decode_femtos(&bytes).unwrap(), femtos);
+        }
+
+        #[test]
+        fn round_numbers_too(mantissa in -9999_i128..9999, exponent in 0_u32..30) {
+            let femtos = mantissa * 10_i128.pow(exponent);
+            let mut bytes = Vec::new();
+            encode_femtos(femtos, &mut bytes);
+            prop_assert_eq!(decode_femtos(&bytes).unwrap(), femtos);
+        }
+    }
+}
