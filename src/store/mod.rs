@@ -9,6 +9,7 @@
 
 pub mod catalog;
 pub mod numeric;
+pub mod prices;
 
 use std::time::Duration;
 
