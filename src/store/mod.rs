@@ -8,7 +8,12 @@
 //! row-level security.
 
 pub mod catalog;
+pub mod completeness;
+pub mod journal;
 pub mod numeric;
+pub mod posting;
+pub mod rating_data;
+pub mod replay;
 
 use std::time::Duration;
 
