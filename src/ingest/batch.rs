@@ -161,7 +161,8 @@ impl Batch {
                 if known_rejections.contains(&rejection.position) {
                     sorted.duplicates += 1;
                 } else {
-                    let again = Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
+                    let again =
+                        Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
                     sorted.resolve(decided, again);
                     sorted.rejections.push(rejection);
                 }
@@ -222,11 +223,15 @@ impl Batch {
         let Some(message) = decided.pop() else { return Ok(Vec::new()) };
         let sqlstate = error.sqlstate().unwrap_or_default();
         let parts = message.halves(|decided, candidate| {
-            let detail = format!("the database refuses this event (SQLSTATE {sqlstate}); it is kept as it is, please report it");
+            let detail = format!(
+                "the database refuses this event (SQLSTATE {sqlstate}); it is kept as it is, please report it"
+            );
             decided.reject(candidate, Reason::Unstorable, detail)
         });
         match parts {
-            Some(parts) => Ok(parts.into_iter().map(|part| Self { catalog_version, decided: vec![part] }).collect()),
+            Some(parts) => {
+                Ok(parts.into_iter().map(|part| Self { catalog_version, decided: vec![part] }).collect())
+            }
             None => Err(error.into()),
         }
     }
@@ -249,9 +254,11 @@ async fn known(
     in_batch: &HashMap<EventKey, &JournalEvent>,
 ) -> Result<Known, StoreError> {
     let before = match (existing.get(&event.key), seen.get(&event.key)) {
-        (Some(row), _) => {
-            Some(row.content_hash == event.content_hash && row.source == event.identity.source && row.id == event.identity.id)
-        }
+        (Some(row), _) => Some(
+            row.content_hash == event.content_hash
+                && row.source == event.identity.source
+                && row.id == event.identity.id,
+        ),
         (None, Some(earlier)) => {
             Some(earlier.content_hash == event.content_hash && earlier.identity == event.identity)
         }
@@ -269,12 +276,16 @@ async fn known(
     let Some(original) = event.corrects else { return Ok(Known::New) };
     let estimate = match in_batch.get(&original) {
         Some(earlier) => Some((earlier.estimated, earlier.customer)),
-        None => journal::correction_target(tx, original).await?.map(|target| (target.estimated, target.customer)),
+        None => {
+            journal::correction_target(tx, original).await?.map(|target| (target.estimated, target.customer))
+        }
     };
     let refusal = match estimate {
         Some((true, customer)) if customer == event.customer => return Ok(Known::New),
         Some((true, _)) => "the estimate that `corrects` names was for another customer",
-        Some((false, _)) => "the event that `corrects` names was no estimate; only estimates can be corrected by a gateway",
+        Some((false, _)) => {
+            "the event that `corrects` names was no estimate; only estimates can be corrected by a gateway"
+        }
         None => "the estimate that `corrects` names is not recorded; this event is tried again once it is",
     };
     Ok(Known::Rejected(Reason::UnknownEstimate, refusal.to_owned()))

@@ -47,7 +47,10 @@ impl Catalog {
         Ok(Self {
             version,
             gateways: gateways.into_iter().map(|gateway| (gateway.name.clone(), gateway)).collect(),
-            customers: customers.into_iter().map(|customer| (customer.external_id.clone(), customer)).collect(),
+            customers: customers
+                .into_iter()
+                .map(|customer| (customer.external_id.clone(), customer))
+                .collect(),
             books,
         })
     }

@@ -54,7 +54,8 @@ pub async fn run(
     // One batch waits decided while one is being recorded.
     let (sender, receiver) = mpsc::channel(1);
     let origin = Origin::Stream(stream.incarnation);
-    let recording = recorder.shutdown().spawn(record_all(origin, recorder.clone(), receiver, health.clone(), nudge));
+    let recording =
+        recorder.shutdown().spawn(record_all(origin, recorder.clone(), receiver, health.clone(), nudge));
     let fetched = fetch_all(&stream, limits, &consumer, &recorder, &health, &sender).await;
     drop(sender);
     if recording.await.is_err() {
@@ -120,7 +121,8 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
     if messages.is_empty() {
         return Ok(messages);
     }
-    let rest = consumer.fetch().max_messages(BATCH_MESSAGES_MAX).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
+    let rest =
+        consumer.fetch().max_messages(BATCH_MESSAGES_MAX).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
     let mut rest = rest.messages().await.map_err(|error| failed()(error.into()))?;
     while let Some(message) = rest.next().await {
         match message {
@@ -140,7 +142,10 @@ fn take_apart(messages: Vec<Message>) -> (Vec<Incoming>, Vec<Acker>) {
         .into_iter()
         .map(|message| {
             let position = message.info().ok().map(|info| {
-                let published = DateTime::<Utc>::from_timestamp(info.published.unix_timestamp(), info.published.nanosecond());
+                let published = DateTime::<Utc>::from_timestamp(
+                    info.published.unix_timestamp(),
+                    info.published.nanosecond(),
+                );
                 (i64::try_from(info.stream_sequence).unwrap_or(i64::MAX), published.unwrap_or_default())
             });
             let (message, acker) = message.split();
@@ -171,7 +176,8 @@ fn headers_json(headers: &async_nats::HeaderMap) -> Option<String> {
     let object: serde_json::Map<String, serde_json::Value> = headers
         .iter()
         .map(|(name, values)| {
-            let values = values.iter().map(|value| value.as_str().replace('\0', "\u{fffd}")).collect::<Vec<_>>();
+            let values =
+                values.iter().map(|value| value.as_str().replace('\0', "\u{fffd}")).collect::<Vec<_>>();
             (name.to_string(), values.into())
         })
         .collect();

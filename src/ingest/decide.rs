@@ -89,7 +89,8 @@ pub struct Decided {
 impl Decided {
     /// Takes a message apart and decides each of its events.
     pub fn new(catalog: &Catalog, prefix: &str, message: Incoming) -> Self {
-        let split = catch_unwind(AssertUnwindSafe(|| metering::split(&message.payload, message.encoding.as_deref())));
+        let split =
+            catch_unwind(AssertUnwindSafe(|| metering::split(&message.payload, message.encoding.as_deref())));
         let body = match split.unwrap_or_else(|_| Err(panicked())) {
             Ok(body) => body,
             Err(rejected) => {
@@ -103,7 +104,8 @@ impl Decided {
         for (range, index) in body.events().iter().cloned().zip(0_i32..) {
             let raw = &body.body()[range.clone()];
             let index = message.replay_of.map_or(index, |replay| replay.event_index);
-            let decided = catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, raw)));
+            let decided =
+                catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, raw)));
             decisions.push(match decided.unwrap_or_else(|_| Err(panicked())) {
                 Ok((event, mark, backfill)) => {
                     Decision::Record(Box::new(Candidate { event, mark, backfill, range }))
@@ -189,15 +191,24 @@ fn candidate(
 ) -> Result<(JournalEvent, Option<SequenceMark>, bool), Rejected> {
     let event = metering::parse_event(raw)?;
     let gateway = catalog.gateway(gateway).ok_or_else(|| {
-        refuse(Reason::UnknownGateway, format!("gateway `{gateway}` is not registered; create it, and this event is tried again"))
+        refuse(
+            Reason::UnknownGateway,
+            format!("gateway `{gateway}` is not registered; create it, and this event is tried again"),
+        )
     })?;
     let window = if message.window_waived { Some(DateTime::<Utc>::MIN_UTC) } else { gateway.backfill_from };
     metering::admit(&event, &gateway.name, window, message.received_at)?;
     let customer = catalog.customer(&event.customer).ok_or_else(|| {
-        refuse(Reason::UnknownCustomer, format!("customer `{}` is not known; create it, and this event is tried again", event.customer))
+        refuse(
+            Reason::UnknownCustomer,
+            format!("customer `{}` is not known; create it, and this event is tried again", event.customer),
+        )
     })?;
     if !customer.active {
-        let detail = format!("customer `{}` is suspended; reactivate it, and this event is tried again", event.customer);
+        let detail = format!(
+            "customer `{}` is suspended; reactivate it, and this event is tried again",
+            event.customer
+        );
         return Err(refuse(Reason::SuspendedCustomer, detail));
     }
     let books = catalog.books(customer, event.occurred_at);
@@ -252,7 +263,12 @@ impl Rows<'_> {
         Ok((journal, event.sequence))
     }
 
-    fn usage(&self, journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>) -> Result<(), Rejected> {
+    fn usage(
+        &self,
+        journal: &mut JournalEvent,
+        usage: Usage,
+        books: Option<Books<'_>>,
+    ) -> Result<(), Rejected> {
         let Some(books) = books else {
             let detail = format!(
                 "no price books are assigned to the customer at {}; assign them, and this event is tried again",

@@ -50,7 +50,9 @@ impl IngestError {
         match self {
             Self::Store(error) => error.retryable(),
             Self::Stream { .. } => true,
-            Self::Book(_) | Self::Calendar(_) | Self::Drift { .. } | Self::Compress(_) | Self::Stopping => false,
+            Self::Book(_) | Self::Calendar(_) | Self::Drift { .. } | Self::Compress(_) | Self::Stopping => {
+                false
+            }
         }
     }
 }

@@ -9,7 +9,8 @@ pub fn recorded(outcome: Recorded, messages: usize, events: usize, elapsed: Dura
     for (name, number) in
         [("recorded", outcome.recorded), ("duplicate", outcome.duplicates), ("rejected", outcome.rejected)]
     {
-        metrics::counter!("waybill_events_total", "outcome" => name).increment(u64::try_from(number).unwrap_or_default());
+        metrics::counter!("waybill_events_total", "outcome" => name)
+            .increment(u64::try_from(number).unwrap_or_default());
     }
     metrics::counter!("waybill_messages_total").increment(messages as u64);
     #[expect(clippy::cast_precision_loss, reason = "a metric, not a quantity that is billed")]

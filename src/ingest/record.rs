@@ -83,7 +83,8 @@ impl Recorder {
     /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction.
     pub fn decide(&self, messages: Vec<Incoming>) -> Batch {
         let catalog = self.catalog();
-        let decided = messages.into_iter().map(|message| Decided::new(&catalog, &self.prefix, message)).collect();
+        let decided =
+            messages.into_iter().map(|message| Decided::new(&catalog, &self.prefix, message)).collect();
         Batch { catalog_version: catalog.version, decided }
     }
 
@@ -167,7 +168,8 @@ impl Recorder {
             // Another process replays the same rejections.
             return Ok(Attempt::Done(Recorded::default()));
         }
-        let horizon = opening.booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN);
+        let horizon =
+            opening.booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN);
         let sorted = batch.sort_out(&mut tx, origin, horizon).await?;
         self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
         commit(tx).await?;
@@ -184,7 +186,8 @@ impl Recorder {
         booked_on: NaiveDate,
     ) -> Result<(), IngestError> {
         let outcome = sorted.outcome(origin);
-        let row = BatchRow { origin, sequences: batch.sequences(origin), outcome, rows: sorted.rows(), booked_on };
+        let row =
+            BatchRow { origin, sequences: batch.sequences(origin), outcome, rows: sorted.rows(), booked_on };
         let id = if origin == Origin::Replay && outcome == Recorded::default() {
             None
         } else {

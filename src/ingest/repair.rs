@@ -31,7 +31,10 @@ pub struct Repaired {
 /// [`IngestError`].
 pub async fn repair(stream: &UsageStream, recorder: &Recorder) -> Result<Repaired, IngestError> {
     let mut consumer = stream.consumer().await?;
-    let info = consumer.info().await.map_err(|error| IngestError::stream("cannot look at the consumer")(error.into()))?;
+    let info = consumer
+        .info()
+        .await
+        .map_err(|error| IngestError::stream("cannot look at the consumer")(error.into()))?;
     let floor = i64::try_from(info.ack_floor.stream_sequence).unwrap_or(i64::MAX);
     let mut tx = recorder.database().read(Scope::Everything).await?;
     let holes = completeness::unaccounted(&mut tx, stream.incarnation, floor).await?;
@@ -58,7 +61,8 @@ async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<super::decid
     let wanted = u64::try_from(sequence).unwrap_or_default();
     match stream.stream.get_raw_message(wanted).await {
         Ok(message) => {
-            let at = DateTime::<Utc>::from_timestamp(message.time.unix_timestamp(), message.time.nanosecond());
+            let at =
+                DateTime::<Utc>::from_timestamp(message.time.unix_timestamp(), message.time.nanosecond());
             let message = async_nats::Message {
                 subject: message.subject,
                 reply: None,

@@ -23,8 +23,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`IngestError`]; nothing is changed then.
 pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
-    let reasons: Vec<String> =
-        Reason::ALL.iter().filter(|reason| reason.replayable()).map(|reason| reason.as_str().to_owned()).collect();
+    let reasons: Vec<String> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.replayable())
+        .map(|reason| reason.as_str().to_owned())
+        .collect();
     let mut tx = recorder.database().read(Scope::Everything).await?;
     let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
     drop(tx);
@@ -36,7 +39,12 @@ pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
     let messages = due.into_iter().map(|rejection| incoming(rejection, now)).collect();
     let batch = recorder.decide(messages);
     let recorded = recorder.record(Origin::Replay, batch).await?;
-    tracing::info!(tried, recorded = recorded.recorded, duplicates = recorded.duplicates, "rejections tried again");
+    tracing::info!(
+        tried,
+        recorded = recorded.recorded,
+        duplicates = recorded.duplicates,
+        "rejections tried again"
+    );
     Ok(tried)
 }
 

@@ -97,7 +97,11 @@ pub async fn connect(url: &str, name: &str) -> Result<Context, IngestError> {
 ///
 /// # Errors
 /// [`IngestError::Drift`] names every wrong setting; [`IngestError::Stream`].
-pub async fn open(context: &Context, names: &StreamNames, limits: StreamLimits) -> Result<UsageStream, IngestError> {
+pub async fn open(
+    context: &Context,
+    names: &StreamNames,
+    limits: StreamLimits,
+) -> Result<UsageStream, IngestError> {
     let wanted = config(names, limits);
     let stream = context
         .get_or_create_stream(wanted)
@@ -110,7 +114,9 @@ pub async fn open(context: &Context, names: &StreamNames, limits: StreamLimits) 
     }
     let incarnation = info.config.metadata.get(INCARNATION).and_then(|text| Uuid::parse_str(text).ok());
     let Some(incarnation) = incarnation else {
-        let missing = vec![format!("metadata {INCARNATION} is missing, must be a UUID of its own for each life of the stream")];
+        let missing = vec![format!(
+            "metadata {INCARNATION} is missing, must be a UUID of its own for each life of the stream"
+        )];
         return Err(IngestError::Drift { object: format!("stream {}", names.stream), drift: missing });
     };
     Ok(UsageStream { stream, names: names.clone(), incarnation })
@@ -230,7 +236,9 @@ impl UsageStream {
         let mut drift = drift(&info.config, &self.names, limits);
         let incarnation = info.config.metadata.get(INCARNATION).map(String::as_str);
         if incarnation != Some(self.incarnation.to_string().as_str()) {
-            drift.push("the stream was deleted and made anew; restart Waybill to count its new sequences".to_owned());
+            drift.push(
+                "the stream was deleted and made anew; restart Waybill to count its new sequences".to_owned(),
+            );
         }
         if drift.is_empty() {
             Ok(())

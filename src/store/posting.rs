@@ -67,7 +67,10 @@ pub struct MissingPeriod {
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn missing_periods(connection: &mut PgConnection, slice: &Slice) -> Result<Vec<MissingPeriod>, StoreError> {
+pub async fn missing_periods(
+    connection: &mut PgConnection,
+    slice: &Slice,
+) -> Result<Vec<MissingPeriod>, StoreError> {
     let rows = sqlx::query_as!(
         MissingPeriod,
         r#"SELECT e.customer_id AS "customer: CustomerId", c.time_zone, c.anchor_day, min(e.occurred_at) AS "at!"

@@ -50,12 +50,10 @@ pub struct Assignment {
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn gateways(connection: &mut PgConnection) -> Result<Vec<GatewayEntry>, StoreError> {
-    let rows = sqlx::query_as!(
-        GatewayEntry,
-        r#"SELECT id AS "id: GatewayId", name, backfill_from FROM gateways"#
-    )
-    .fetch_all(connection)
-    .await?;
+    let rows =
+        sqlx::query_as!(GatewayEntry, r#"SELECT id AS "id: GatewayId", name, backfill_from FROM gateways"#)
+            .fetch_all(connection)
+            .await?;
     Ok(rows)
 }
 
@@ -80,9 +78,11 @@ pub async fn customers(connection: &mut PgConnection) -> Result<Vec<CustomerEntr
             valid_to: row.valid_to,
         });
     }
-    let rows = sqlx::query!(r#"SELECT id AS "id: CustomerId", external_id, status = 'active' AS "active!" FROM customers"#)
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: CustomerId", external_id, status = 'active' AS "active!" FROM customers"#
+    )
+    .fetch_all(connection)
+    .await?;
     let customers = rows
         .into_iter()
         .map(|row| CustomerEntry {

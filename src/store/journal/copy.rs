@@ -137,7 +137,9 @@ impl Encoder {
         self.numeric(part.map_or(0, |part| part.charge.femtos()));
         let stated = part.and_then(|part| part.stated_cost);
         self.optional(stated.map(|stated| stated.amount.femtos()), Self::numeric);
-        self.optional(stated.map(|stated| stated.currency), |encoder, currency| encoder.text(currency.as_str()));
+        self.optional(stated.map(|stated| stated.currency), |encoder, currency| {
+            encoder.text(currency.as_str())
+        });
     }
 
     fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
@@ -205,7 +207,8 @@ impl Encoder {
 /// Quantities of the classes without a column of their own, or `None` where there are none.
 fn rare_json(part: &JournalPart) -> Option<String> {
     let mut json = String::new();
-    for (class, quantity) in part.quantities.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT) {
+    for (class, quantity) in part.quantities.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT)
+    {
         json.push(if json.is_empty() { '{' } else { ',' });
         // Writing to a String cannot fail.
         let _ = write!(json, "\"{class}\":{quantity}");

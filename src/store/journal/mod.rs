@@ -12,8 +12,8 @@ mod row;
 
 pub use copy::copy_events;
 pub use record::{
-    BatchRow, Origin, Recorded, Rejection, RejectionPosition, correction_target, insert_batch, insert_payload,
-    insert_rejections, known_rejections, mark_sequences, reverse_estimate,
+    BatchRow, Origin, Recorded, Rejection, RejectionPosition, correction_target, insert_batch,
+    insert_payload, insert_rejections, known_rejections, mark_sequences, reverse_estimate,
 };
 pub use row::{JournalEvent, JournalPart};
 

@@ -96,10 +96,15 @@ pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Re
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn insert_payload(connection: &mut PgConnection, batch: BatchId, body: &[u8]) -> Result<(), StoreError> {
-    let result = sqlx::query!("INSERT INTO batch_payloads (batch_id, body) VALUES ($1, $2)", batch as BatchId, body)
-        .execute(connection)
-        .await?;
+pub async fn insert_payload(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    body: &[u8],
+) -> Result<(), StoreError> {
+    let result =
+        sqlx::query!("INSERT INTO batch_payloads (batch_id, body) VALUES ($1, $2)", batch as BatchId, body)
+            .execute(connection)
+            .await?;
     ensure_affected("the payload of a batch", &result, 1)
 }
 
