@@ -111,12 +111,22 @@ impl ServeArgs {
         if http_addr == metrics_addr && http_addr.port() != 0 {
             return Err(ConfigError::SameAddress(http_addr));
         }
-        scheme("WAYBILL_DATABASE_URL", &self.database.database_url, &["postgres", "postgresql"], "postgres://")?;
+        scheme(
+            "WAYBILL_DATABASE_URL",
+            &self.database.database_url,
+            &["postgres", "postgresql"],
+            "postgres://",
+        )?;
         scheme("WAYBILL_NATS_URL", &self.nats.nats_url, &["nats", "tls", "ws", "wss"], "nats:// or tls://")
     }
 }
 
-fn scheme(variable: &'static str, url: &str, known: &[&str], expected: &'static str) -> Result<(), ConfigError> {
+fn scheme(
+    variable: &'static str,
+    url: &str,
+    known: &[&str],
+    expected: &'static str,
+) -> Result<(), ConfigError> {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     if known.contains(&scheme) {
         Ok(())

@@ -21,9 +21,13 @@ pub fn init_logs(filter: &str) {
     let registry = tracing_subscriber::registry().with(filter);
     // A second start in one process (tests) keeps the first logger.
     let started = if std::io::stderr().is_terminal() {
-        registry.with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr)).try_init()
+        registry
+            .with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr))
+            .try_init()
     } else {
-        registry.with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+        registry
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .try_init()
     };
     if started.is_err() {
         tracing::debug!("logging was started before");
@@ -45,15 +49,27 @@ pub fn init_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::B
 
 fn describe() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("waybill_events_total", Unit::Count, "Events by outcome: recorded, duplicate, rejected");
+    describe_counter!(
+        "waybill_events_total",
+        Unit::Count,
+        "Events by outcome: recorded, duplicate, rejected"
+    );
     describe_counter!("waybill_messages_total", Unit::Count, "Messages recorded and acknowledged");
     describe_counter!("waybill_ingest_retries_total", Unit::Count, "Recording transactions tried again");
     describe_counter!("waybill_posted_rows_total", Unit::Count, "Journal rows folded into rollups and tasks");
     describe_histogram!("waybill_batch_events", Unit::Count, "Events per recorded batch");
-    describe_histogram!("waybill_record_seconds", Unit::Seconds, "Time of a recording transaction with its acks");
+    describe_histogram!(
+        "waybill_record_seconds",
+        Unit::Seconds,
+        "Time of a recording transaction with its acks"
+    );
     describe_histogram!("waybill_post_seconds", Unit::Seconds, "Time of a posting transaction");
     describe_gauge!("waybill_stream_lag_messages", Unit::Count, "Messages in the stream not yet delivered");
-    describe_gauge!("waybill_stream_unacked_messages", Unit::Count, "Messages delivered and not yet acknowledged");
+    describe_gauge!(
+        "waybill_stream_unacked_messages",
+        Unit::Count,
+        "Messages delivered and not yet acknowledged"
+    );
     describe_gauge!("waybill_unposted_batches", Unit::Count, "Recorded batches not yet folded into the sums");
     describe_gauge!("waybill_rejections_open", Unit::Count, "Open rejections by reason");
 }

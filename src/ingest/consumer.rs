@@ -33,6 +33,10 @@ const CHECK_EVERY: Duration = Duration::from_mins(1);
 /// Pause after the stream failed.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
+/// The parts that this loop speaks for in the health of the program.
+const INGEST: &str = "ingest";
+const STREAM: &str = "stream";
+
 /// Messages on their way from the fetching to the recording task.
 struct Fetched {
     batch: Batch,
@@ -51,6 +55,7 @@ pub async fn run(
     nudge: Nudge,
 ) -> Result<(), IngestError> {
     let consumer = stream.consumer().await?;
+    probe(&recorder, &health).await;
     // One batch waits decided while one is being recorded.
     let (sender, receiver) = mpsc::channel(1);
     let origin = Origin::Stream(stream.incarnation);
@@ -59,7 +64,7 @@ pub async fn run(
     let fetched = fetch_all(&stream, limits, &consumer, &recorder, &health, &sender).await;
     drop(sender);
     if recording.await.is_err() {
-        health.ingest_failed("the recording task ended unexpectedly");
+        health.down(INGEST, "the recording task ended unexpectedly");
     }
     fetched
 }
@@ -88,9 +93,12 @@ async fn fetch_all(
             messages = fetch(consumer) => messages,
         };
         match messages {
-            Ok(messages) if messages.is_empty() => health.stream_answers(),
+            Ok(messages) if messages.is_empty() => {
+                health.up(STREAM);
+                probe(recorder, health).await;
+            }
             Ok(messages) => {
-                health.stream_answers();
+                health.up(STREAM);
                 let (incoming, ackers) = take_apart(messages);
                 let batch = recorder.decide(incoming);
                 if sender.send(Fetched { batch, ackers }).await.is_err() {
@@ -99,12 +107,23 @@ async fn fetch_all(
             }
             Err(error) => {
                 tracing::warn!(%error, "the stream does not answer; trying again");
-                health.stream_failed("the stream does not answer");
+                health.down(STREAM, "the stream does not answer");
                 tokio::select! {
                     () = recorder.shutdown().stopped() => return Ok(()),
                     () = tokio::time::sleep(STREAM_RETRY) => {}
                 }
             }
+        }
+    }
+}
+
+/// While nothing comes in, whether it could be recorded.
+async fn probe(recorder: &Recorder, health: &Health) {
+    match recorder.database().ping_ingest().await {
+        Ok(()) => health.up(INGEST),
+        Err(error) => {
+            tracing::warn!(%error, "the database does not answer");
+            health.down(INGEST, "the database does not answer");
         }
     }
 }
@@ -200,11 +219,11 @@ async fn record_all(
             Err(error) => {
                 // Not acknowledged: the messages are delivered again after the ack wait.
                 tracing::error!(%error, "a batch could not be recorded; its messages will be delivered again");
-                health.ingest_failed("usage cannot be recorded");
+                health.down(INGEST, "usage cannot be recorded");
                 continue;
             }
         };
-        health.ingest_works();
+        health.up(INGEST);
         nudge.now();
         for acker in &ackers {
             // A lost ack is harmless: the message comes again and is a duplicate.

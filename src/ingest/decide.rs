@@ -100,8 +100,8 @@ impl Decided {
             }
         };
         let gateway = gateway_of(prefix, &message.subject);
-        let mut decisions = Vec::with_capacity(body.events().len());
-        for (range, index) in body.events().iter().cloned().zip(0_i32..) {
+        let mut decisions = Vec::with_capacity(body.ranges().len());
+        for (range, index) in body.ranges().iter().cloned().zip(0_i32..) {
             let raw = &body.body()[range.clone()];
             let index = message.replay_of.map_or(index, |replay| replay.event_index);
             let decided =

@@ -9,6 +9,7 @@
 
 pub mod catalog;
 pub mod completeness;
+pub mod gauges;
 pub mod journal;
 pub mod numeric;
 pub mod posting;
@@ -197,6 +198,17 @@ impl Database {
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.api.acquire().await?.ping().await?;
         Ok(())
+    }
+
+    /// Whether the recording side could commit.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn ping_ingest(&self) -> Result<(), StoreError> {
+        let mut tx = self.ingest.begin().await?;
+        // A read-only standby answers queries and refuses this.
+        sqlx::query!("SELECT pg_current_xact_id()::text AS id").fetch_one(&mut *tx).await?;
+        commit(tx).await
     }
 
     /// Closes both pools, waiting for what runs.
