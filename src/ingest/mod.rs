@@ -5,8 +5,10 @@
 //! Invariants: ack follows commit; every event ends as recorded, duplicate or rejected, or its message is delivered
 //! again; the database decides, the stream's own deduplication never does.
 
+mod connection;
 mod publisher;
 
+pub use connection::connect;
 pub use publisher::{PublishError, Published, Publisher};
 
 /// The stream that usage events travel in.
