@@ -57,7 +57,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     if *migrate {
         database.migrate().await?;
     }
-    let context = ingest::connect(&nats.nats_url, "waybill").await.context("check WAYBILL_NATS_URL")?;
+    let context = ingest::jetstream(&nats.nats_url, "waybill").await.context("check WAYBILL_NATS_URL")?;
     let names = StreamNames::default();
     let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
     let publisher = Publisher::new(context, &names.prefix);
@@ -258,7 +258,7 @@ async fn signalled() -> anyhow::Result<()> {
 /// # Errors
 /// [`IngestError`].
 pub async fn repair(database: Database, nats: &NatsArgs) -> Result<ingest::repair::Repaired, IngestError> {
-    let context = ingest::connect(&nats.nats_url, "waybill-repair").await?;
+    let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
     let names = StreamNames::default();
     let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
     let recorder = Recorder::new(database.clone(), Clock::System, &names.prefix, Shutdown::new()).await?;

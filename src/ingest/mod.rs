@@ -7,6 +7,7 @@
 
 mod batch;
 mod catalog;
+mod connection;
 pub mod consumer;
 mod decide;
 mod error;
@@ -18,11 +19,12 @@ pub mod repair;
 pub mod replay;
 pub mod stream;
 
+pub use connection::connect;
 pub use error::IngestError;
 pub use posting::Nudge;
 pub use publisher::{PublishError, Published, Publisher};
 pub use record::Recorder;
-pub use stream::{StreamLimits, StreamNames, UsageStream, connect};
+pub use stream::{StreamLimits, StreamNames, UsageStream, jetstream};
 
 /// The stream that usage events travel in.
 pub const STREAM: &str = "USAGE";

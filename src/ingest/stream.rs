@@ -81,13 +81,13 @@ pub struct UsageStream {
 ///
 /// # Errors
 /// [`IngestError::Stream`] where the URL is malformed or the server refuses.
-pub async fn connect(url: &str, name: &str) -> Result<Context, IngestError> {
-    let client = async_nats::ConnectOptions::new()
+pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
+    let options = async_nats::ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_secs(5))
         .connection_timeout(Duration::from_secs(5))
-        .request_timeout(Some(REQUEST_TIMEOUT))
-        .connect(url)
+        .request_timeout(Some(REQUEST_TIMEOUT));
+    let client = super::connect(url, options)
         .await
         .map_err(|error| IngestError::stream("cannot connect to NATS")(error.into()))?;
     Ok(jetstream::ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client))
