@@ -18,6 +18,7 @@
 pub mod clock;
 pub mod dev;
 pub mod domain;
+pub mod health;
 pub mod http;
 pub mod ingest;
 pub mod invoicing;

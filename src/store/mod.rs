@@ -7,7 +7,10 @@
 //! never in parts; what a customer's key reads, it reads through [`Database::read`] with that customer's scope, under
 //! row-level security.
 
+pub mod api_keys;
+pub mod audit;
 pub mod catalog;
+pub mod idempotency;
 pub mod numeric;
 
 use std::time::Duration;
@@ -79,7 +82,9 @@ impl StoreError {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
             ) => true,
-            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => false,
+            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
+                false
+            }
         }
     }
 
