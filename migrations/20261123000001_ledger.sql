@@ -168,18 +168,21 @@ CREATE TABLE audit_log (
     detail     jsonb
 );
 
--- Answers to POST requests with an Idempotency-Key, so that a repeated request has its effect once.
+-- Answers to requests with an Idempotency-Key, so that a repeated request has its effect once. The answer is written in the
+-- transaction of the effect; while that runs, an advisory lock stands for the key, so a crash leaves nothing behind.
 CREATE TABLE idempotency_keys (
     api_key_id   bigint NOT NULL REFERENCES api_keys,
     key          text NOT NULL CHECK (char_length(key) BETWEEN 1 AND 255),
     request_hash bytea NOT NULL,
-    -- Null while the first request still runs.
-    status       smallint,
-    body         bytea,
-    content_type text,
-    created_at   timestamptz NOT NULL DEFAULT now(),
+    status       smallint NOT NULL,
+    -- Value of the Location header.
+    location     text,
+    body         bytea NOT NULL,
+    created_at   timestamptz NOT NULL,
     PRIMARY KEY (api_key_id, key)
 );
+-- Answers past their time are removed by age.
+CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Journal

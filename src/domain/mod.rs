@@ -6,6 +6,7 @@
 //! Invariants: a value that exists is valid; quantities are integers up to 10^12 and amounts whole multiples of
 //! 10^-15; nothing here uses a float.
 
+pub mod access;
 pub mod event;
 pub mod identity;
 pub mod ids;

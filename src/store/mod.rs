@@ -7,9 +7,12 @@
 //! never in parts; what a customer's key reads, it reads through [`Database::read`] with that customer's scope, under
 //! row-level security.
 
+pub mod api_keys;
+pub mod audit;
 pub mod catalog;
 pub mod completeness;
 pub mod gauges;
+pub mod idempotency;
 pub mod journal;
 pub mod numeric;
 pub mod posting;
