@@ -18,6 +18,12 @@ pub struct NatsArgs {
     /// NATS server with JetStream to take usage events from (2.10 or newer), as nats://user:password@host:port
     #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
     pub nats_url: String,
+    /// Name of the stream; made where it is missing
+    #[arg(long, env = "WAYBILL_STREAM", default_value = "USAGE")]
+    pub stream: String,
+    /// What the stream's subjects start with; a dot and the gateway's name follow
+    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = "usage.v1")]
+    pub subject_prefix: String,
     /// Copies of the stream in the NATS cluster; 3 where the power loss of one machine must lose nothing
     #[arg(long, env = "WAYBILL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,

@@ -58,7 +58,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
         database.migrate().await?;
     }
     let context = ingest::jetstream(&nats.nats_url, "waybill").await.context("check WAYBILL_NATS_URL")?;
-    let names = StreamNames::default();
+    let names = names(nats);
     let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
     let publisher = Publisher::new(context, &names.prefix);
     let shutdown = Shutdown::new();
@@ -74,6 +74,10 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
 
 fn limits(nats: &NatsArgs) -> StreamLimits {
     StreamLimits { replicas: usize::from(nats.stream_replicas), bytes_max: nats.stream_max_bytes }
+}
+
+fn names(nats: &NatsArgs) -> StreamNames {
+    StreamNames { stream: nats.stream.clone(), prefix: nats.subject_prefix.clone() }
 }
 
 struct Parts {
@@ -259,7 +263,7 @@ async fn signalled() -> anyhow::Result<()> {
 /// [`IngestError`].
 pub async fn repair(database: Database, nats: &NatsArgs) -> Result<ingest::repair::Repaired, IngestError> {
     let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
-    let names = StreamNames::default();
+    let names = names(nats);
     let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
     let recorder = Recorder::new(database.clone(), Clock::System, &names.prefix, Shutdown::new()).await?;
     let repaired = ingest::repair::repair(&stream, &recorder).await?;
