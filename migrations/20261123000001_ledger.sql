@@ -123,7 +123,10 @@ CREATE TABLE price_rates (
     price_id bigint NOT NULL REFERENCES prices,
     class    text NOT NULL,
     -- Money for one unit. PostgreSQL's NaN is greater than every number, so it is named here.
-    rate     numeric(38, 15) NOT NULL CHECK (rate >= 0 AND rate <> 'NaN' AND rate < 'Infinity'),
+    -- The bound of domain::money::Rate, so that whatever is stored can be read again.
+    rate     numeric(38, 15) NOT NULL CHECK (rate >= 0 AND rate <= 1000000),
+    -- As quoted: money per prices.per units before the multiplier (fees: per one unit), so a price reads back as published.
+    quoted   numeric(38, 15) NOT NULL CHECK (quoted >= 0 AND quoted <> 'NaN' AND quoted < 'Infinity'),
     PRIMARY KEY (price_id, class)
 );
 
