@@ -10,8 +10,11 @@
 pub mod api_keys;
 pub mod audit;
 pub mod catalog;
+pub mod customers;
+pub mod gateways;
 pub mod idempotency;
 pub mod numeric;
+pub mod rejections;
 
 use std::time::Duration;
 
