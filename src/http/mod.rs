@@ -43,6 +43,13 @@ pub struct AppState {
     pub health: Health,
 }
 
+impl AppState {
+    /// Puts the state together.
+    pub const fn new(db: Database, clock: Clock, publisher: Publisher, health: Health) -> Self {
+        Self { db, clock, publisher, health }
+    }
+}
+
 /// The whole API with its document, which is also served: `/openapi.json`, and to read at `/docs`.
 pub fn router(state: AppState) -> (Router, OpenApi) {
     let (router, document) = openapi::documented().split_for_parts();

@@ -11,12 +11,15 @@ pub mod api_keys;
 pub mod audit;
 pub mod catalog;
 pub mod completeness;
+pub mod customers;
+pub mod gateways;
 pub mod gauges;
 pub mod idempotency;
 pub mod journal;
 pub mod numeric;
 pub mod posting;
 pub mod rating_data;
+pub mod rejections;
 pub mod replay;
 
 use std::time::Duration;
