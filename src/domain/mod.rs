@@ -9,6 +9,7 @@
 pub mod event;
 pub mod identity;
 pub mod ids;
+pub mod invoice;
 pub mod money;
 pub mod period;
 pub mod price;

@@ -7,8 +7,13 @@
 //! never in parts; what a customer's key reads, it reads through [`Database::read`] with that customer's scope, under
 //! row-level security.
 
+pub mod audit;
 pub mod catalog;
+pub mod invoices;
 pub mod numeric;
+pub mod periods;
+mod quantities;
+pub mod rates;
 
 use std::time::Duration;
 
@@ -79,7 +84,9 @@ impl StoreError {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
             ) => true,
-            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => false,
+            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
+                false
+            }
         }
     }
 
