@@ -6,11 +6,10 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
+use super::periods::CLOSE_LOCK;
 use super::{StoreError, ensure_affected};
 use crate::domain::ids::{BatchId, CustomerId};
 
-/// Advisory lock between posting (shared) and the closing of periods (exclusive).
-pub const CLOSE_LOCK: i64 = 0x77_61_79_02;
 
 /// Batches that one posting transaction folds together.
 #[derive(Debug, Clone, Default)]

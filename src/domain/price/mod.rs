@@ -47,8 +47,6 @@ pub struct BookInfo {
 
 /// What a call must look like for a price to apply.
 ///
-/// `platform`, `region`, `service_tier`, `processing` and `speed` must equal the call's; where the call has a value
-/// and no price asks for it, the price without that condition applies.
 /// `service_tier`, `processing` and `speed` must equal the call's, and a price without them is for the standard call
 /// only: these always change the price, so a priority call without a priority price is unpriced, never charged at the
 /// standard rate. `platform` and `region` must equal the call's where the price names them, and a price without them is
