@@ -46,7 +46,7 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
     }
     for missing in posting::missing_periods(&mut tx, &slice).await? {
         let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
-        periods::ensure(&mut tx, missing.customer, &[period]).await?;
+        periods::ensure(&mut tx, missing.customer, period).await?;
     }
     posting::fold_rollups(&mut tx, &slice).await?;
     posting::fold_tasks(&mut tx, &slice).await?;

@@ -179,7 +179,7 @@ pub async fn insert_rejections(
     batch: BatchId,
     incarnation: Uuid,
     catalog_version: i64,
-    rejections: &[&Rejection],
+    rejections: &[Rejection],
 ) -> Result<(), StoreError> {
     for rejection in rejections {
         let headers = rejection.headers.as_deref().and_then(|headers| serde_json::from_str(headers).ok());
