@@ -15,6 +15,7 @@ use std::fmt::Write;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,6 +24,11 @@ use self::nats::Nats;
 use self::postgres::Postgres;
 use self::process::{Account, Guard};
 use crate::dev::DevError;
+
+/// How long a process that was killed a moment ago may still hold a home.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the guard of such a process may take to end its servers.
+const GUARD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether a home outlives its servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +81,11 @@ impl Servers {
         if let Account::Other { .. } = account {
             process::permit(&home, 0o711)?;
         }
-        let lock = lock(&home)?;
+        let running = lock(&home, "lock", LOCK_TIMEOUT).await?;
+        let ending = lock(&home, "guard.lock", GUARD_TIMEOUT).await?;
         let mut state = State::load(&home)?;
         postgres::place(&home, &mut state, account).await?;
-        let guard = Guard::start(&state.postgres_data(&home), &home, keep == Keep::Throwaway)?;
+        let guard = Guard::start(&state.postgres_data(&home), &home, keep == Keep::Throwaway, ending)?;
 
         let mut postgres = None;
         if database_url.is_none() {
@@ -90,7 +97,7 @@ impl Servers {
         }
         let database_url = database_url.unwrap_or_else(|| state.database_url());
         let nats_url = nats_url.unwrap_or_else(|| state.nats_url());
-        Ok(Self { home, keep, database_url, nats_url, state, postgres, nats, guard, _lock: lock })
+        Ok(Self { home, keep, database_url, nats_url, state, postgres, nats, guard, _lock: running })
     }
 
     /// The database, owned by a role that is no superuser.
@@ -203,14 +210,19 @@ impl State {
     }
 }
 
-/// One process per home.
-fn lock(home: &Path) -> Result<File, DevError> {
-    let path = home.join("lock");
+/// Holds a file of the home locked for as long as the returned handle, or a copy of it, is open.
+async fn lock(home: &Path, name: &str, timeout: Duration) -> Result<File, DevError> {
+    let path = home.join(name);
     let file = File::create(&path).map_err(DevError::io("cannot write", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DevError::Busy { home: home.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(DevError::io("cannot lock", &path)(error)),
+    let locked = process::until(timeout, async || match file.try_lock() {
+        Ok(()) => Ok(Ok(())),
+        Err(TryLockError::WouldBlock) => Err(()),
+        Err(TryLockError::Error(error)) => Ok(Err(error)),
+    });
+    match locked.await {
+        Ok(Ok(())) => Ok(file),
+        Ok(Err(error)) => Err(DevError::io("cannot lock", &path)(error)),
+        Err(()) => Err(DevError::Busy { home: home.to_owned() }),
     }
 }
 

@@ -28,9 +28,12 @@ pub(super) struct Nats {
 impl Nats {
     /// Starts the server on the store inside `home`.
     pub(super) async fn start(home: &Path, state: &mut State, keep: Keep) -> Result<Self, DevError> {
-        let pid_file = home.join("nats.pid");
-        process::stop_left_behind(NAME, &pid_file, home, Signal::SIGTERM).await?;
+        process::stop_left_behind(NAME, &pid_file(home), home, Signal::SIGTERM).await?;
         let program = binaries::nats().await?;
+        process::persist(async || Self::launch(home, state, &program, keep).await).await
+    }
+
+    async fn launch(home: &Path, state: &mut State, program: &Path, keep: Keep) -> Result<Self, DevError> {
         state.nats_port = process::free_port(state.nats_port)?;
         state.nats_monitor_port = process::free_port(state.nats_monitor_port)?;
         state.save(home)?;
@@ -39,7 +42,7 @@ impl Nats {
             .map_err(DevError::io("cannot write", &configuration))?;
 
         let mut command = Account::Own.command(program);
-        command.arg("-c").arg(&configuration).arg("-P").arg(&pid_file);
+        command.arg("-c").arg(&configuration).arg("-P").arg(pid_file(home));
         command.env("WAYBILL_NATS_HOST", quoted(LOOPBACK));
         command.env("WAYBILL_NATS_PORT", state.nats_port.to_string());
         command.env("WAYBILL_NATS_MONITOR", quoted(&format!("{LOOPBACK}:{}", state.nats_monitor_port)));
@@ -63,6 +66,10 @@ impl Nats {
         self.child.wait().await.ok();
         process::exited(NAME, &self.log)
     }
+}
+
+fn pid_file(home: &Path) -> PathBuf {
+    home.join("nats.pid")
 }
 
 /// Whether the server greets, lets us in and has its store open.

@@ -10,6 +10,7 @@ use tokio::process::Child;
 use super::process::{self, Account};
 use super::{Keep, State, binaries};
 use crate::dev::DevError;
+use crate::store::StoreError;
 
 /// How it is called in messages.
 pub(super) const NAME: &str = "PostgreSQL";
@@ -77,18 +78,26 @@ impl Postgres {
         if !data.join("PG_VERSION").exists() {
             create(&programs, &data, account, state, keep).await?;
         }
+        process::persist(async || Self::launch(home, state, account, &programs, keep).await).await
+    }
+
+    async fn launch(
+        home: &Path,
+        state: &mut State,
+        account: Account,
+        programs: &Path,
+        keep: Keep,
+    ) -> Result<Self, DevError> {
         state.postgres_port = process::free_port(state.postgres_port)?;
         state.save(home)?;
-
         let mut command = account.command(programs.join("postgres"));
-        command.arg("-D").arg(&data).args(["-p", &state.postgres_port.to_string()]);
+        command.arg("-D").arg(state.postgres_data(home)).args(["-p", &state.postgres_port.to_string()]);
         for setting in SETTINGS.iter().chain(further(keep)) {
             command.args(["-c", setting]);
         }
         let log = home.join("logs").join("postgres.log");
         let mut child = process::spawn(command, &log)?;
-        let options: PgConnectOptions =
-            state.database_url().parse().map_err(crate::store::StoreError::from)?;
+        let options: PgConnectOptions = state.database_url().parse().map_err(StoreError::from)?;
         process::ready(NAME, &mut child, &log, async || {
             let mut connection =
                 PgConnection::connect_with(&options).await.map_err(|error| error.to_string())?;

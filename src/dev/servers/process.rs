@@ -21,6 +21,8 @@ use crate::dev::DevError;
 pub(super) const LOOPBACK: &str = "127.0.0.1";
 /// How long a server may take to answer after its start; recovery after a crash is part of it.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a server that ends at once is started again.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server may take to end after it was asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause between two looks at a condition.
@@ -188,15 +190,16 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Starts it; with `remove` it also removes both folders.
-    pub(super) fn start(data: &Path, home: &Path, remove: bool) -> Result<Self, DevError> {
+    /// Starts it; with `remove` it also removes both folders. It holds `lock` until it is done, so that the servers of
+    /// the next run are not taken for those of this one.
+    pub(super) fn start(data: &Path, home: &Path, remove: bool, lock: File) -> Result<Self, DevError> {
         let mut command = Account::Own.command("sh");
         command.args(["-c", GUARD, "waybill-guard"]).arg(data).arg(home).arg(if remove {
             "remove"
         } else {
             "keep"
         });
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = command.stdin(Stdio::piped()).stdout(lock).stderr(Stdio::null()).spawn();
         let child = child
             .map_err(|error| DevError::Failed { program: "sh".to_owned(), detail: error.to_string() })?;
         Ok(Self { child })
@@ -213,10 +216,10 @@ impl Guard {
 }
 
 /// Looks again and again, with growing pauses, until `condition` gives a value or the time is up; then its last complaint.
-pub(super) async fn until<T>(
+pub(super) async fn until<T, E>(
     timeout: Duration,
-    mut condition: impl AsyncFnMut() -> Result<T, String>,
-) -> Result<T, String> {
+    mut condition: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let deadline = Instant::now() + timeout;
     let mut pause = POLL.0;
     loop {
@@ -251,6 +254,16 @@ pub(super) async fn ready<T>(
     };
     let (seconds, tail) = (START_TIMEOUT.as_secs(), tail(log));
     Err(DevError::NotReady { server, seconds, detail, log: log.to_owned(), tail })
+}
+
+/// Starts a server, again where it ends at once: what is left of a killed one can be in its way, or its port has been
+/// taken since it was found free.
+pub(super) async fn persist<T>(mut start: impl AsyncFnMut() -> Result<T, DevError>) -> Result<T, DevError> {
+    let started = until(RESTART_TIMEOUT, async || match start().await {
+        Err(error @ DevError::Exited { .. }) => Err(error),
+        decided => Ok(decided),
+    });
+    started.await?
 }
 
 /// The error for a server that ended by itself.
