@@ -3,5 +3,6 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test says what it needs by failing")]
 
 mod harness;
+mod prices;
 mod servers;
 mod setup;

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::publish::{Insertion, derived, insert, reserve_ids};
+use super::publish::derived;
 use super::read::{Selection, select};
+use super::write::{Insertion, insert, reserve_ids};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Currency;

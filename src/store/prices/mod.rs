@@ -9,6 +9,7 @@
 mod books;
 mod publish;
 mod read;
+mod write;
 
 pub use books::{Book, NewBook, books, create_book, find_book, load_books};
 pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish};
