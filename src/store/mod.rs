@@ -20,6 +20,7 @@ pub mod journal;
 pub mod numeric;
 pub mod periods;
 pub mod posting;
+pub mod prices;
 mod quantities;
 pub mod rates;
 pub mod rating_data;

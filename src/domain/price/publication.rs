@@ -4,13 +4,15 @@
 //! starts, and goes on after the new one where that has an end. Every other overlap is refused, and so is a price that
 //! would leave it open which of two applies.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
 use super::quotation::{NewPrice, PriceDraft, PriceFault};
 use super::{ModelAlias, intervals_meet};
 use crate::domain::ids::PriceId;
+use crate::domain::money::Rate;
+use crate::domain::tokens::TokenClass;
 
 /// A price that stands: explicit, not superseded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +33,15 @@ pub enum Slot {
 }
 
 /// What became of one price that was published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Published {
-    /// A new row, at this position of the plan.
-    Added(usize),
+    /// A new row.
+    Added {
+        /// Its position in the plan.
+        row: usize,
+        /// The rates of the price of the same key that ends where this one starts.
+        before: Option<BTreeMap<TokenClass, Rate>>,
+    },
     /// The same terms stand already.
     Unchanged(Slot),
 }
@@ -179,10 +186,15 @@ impl Planner {
             }
             [at, ..] => return Err(self.overlap(index, &entries[at])),
         }
+        let ends_here = |entry: &&Entry| {
+            entry.draft.conditions_key == draft.conditions_key
+                && entry.draft.valid_to == Some(draft.valid_from)
+        };
+        let before = entries.iter().find(ends_here).map(|entry| entry.draft.own_rates());
         let row = self.plan.rows.len();
         let slot = self.row(index, draft.clone());
         entries.push(Entry { slot, draft });
-        Ok(Published::Added(row))
+        Ok(Published::Added { row, before })
     }
 
     /// Ends an open price where a new one starts.
@@ -359,7 +371,8 @@ mod tests {
         let plan = plan(vec![standing(7, &price(0, None, "2"))], vec![], &[price(10, None, "1")]).unwrap();
         assert_eq!(intervals(&plan), [(at(0), Some(at(10)), "2".to_owned()), (at(10), None, "1".to_owned())]);
         assert_eq!(plan.superseded, [(PriceId(7), 0)]);
-        assert_eq!(plan.published, [Published::Added(1)]);
+        let before = Some(standing(7, &price(0, None, "2")).draft.own_rates());
+        assert_eq!(plan.published, [Published::Added { row: 1, before }]);
     }
 
     #[test]

@@ -191,9 +191,12 @@ impl PriceDraft {
 
     /// Whether both charge the same for the same calls while they are valid.
     pub fn same_terms(&self, other: &Self) -> bool {
-        let rates =
-            |draft: &Self| draft.rates.iter().map(|(class, quote)| (*class, quote.rate)).collect::<Vec<_>>();
-        self.conditions_key == other.conditions_key && rates(self) == rates(other)
+        self.conditions_key == other.conditions_key && self.own_rates() == other.own_rates()
+    }
+
+    /// Its own rates per single unit, without those of parents.
+    pub fn own_rates(&self) -> BTreeMap<TokenClass, Rate> {
+        self.rates.iter().map(|(class, quote)| (*class, quote.rate)).collect()
     }
 }
 
