@@ -14,6 +14,10 @@ pub mod numeric;
 pub mod periods;
 mod quantities;
 pub mod rates;
+pub mod reports;
+pub mod tasks;
+pub mod usage;
+pub mod verify;
 
 use std::time::Duration;
 
