@@ -46,5 +46,7 @@ fn uuid_v7(id: &str) -> Option<Uuid> {
     if id.len() != 36 {
         return None;
     }
-    Uuid::try_parse(id).ok().filter(|uuid| uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122)
+    Uuid::try_parse(id)
+        .ok()
+        .filter(|uuid| uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122)
 }

@@ -315,15 +315,16 @@ pub struct Currency([u8; 3]);
 
 /// Currencies with no minor unit (ISO 4217, list one).
 const ZERO_DIGIT: [&str; 16] = [
-    "BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV", "XAF", "XOF",
+    "BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV", "XAF",
+    "XOF",
 ];
 /// Currencies with three decimal places (ISO 4217, list one).
 const THREE_DIGIT: [&str; 7] = ["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"];
 /// Currencies with two decimal places that prices are quoted in here.
 const TWO_DIGIT: [&str; 40] = [
-    "AED", "ARS", "AUD", "BDT", "BGN", "BRL", "CAD", "CHF", "CNY", "COP", "CZK", "DKK", "EGP", "EUR", "GBP", "HKD",
-    "HUF", "IDR", "ILS", "INR", "KES", "MAD", "MXN", "MYR", "NGN", "NOK", "NZD", "PEN", "PHP", "PKR", "PLN", "QAR",
-    "RON", "SAR", "SEK", "SGD", "THB", "TRY", "TWD", "USD",
+    "AED", "ARS", "AUD", "BDT", "BGN", "BRL", "CAD", "CHF", "CNY", "COP", "CZK", "DKK", "EGP", "EUR", "GBP",
+    "HKD", "HUF", "IDR", "ILS", "INR", "KES", "MAD", "MXN", "MYR", "NGN", "NOK", "NZD", "PEN", "PHP", "PKR",
+    "PLN", "QAR", "RON", "SAR", "SEK", "SGD", "THB", "TRY", "TWD", "USD",
 ];
 
 impl Currency {
@@ -351,7 +352,10 @@ impl FromStr for Currency {
     type Err = MoneyError;
 
     fn from_str(code: &str) -> Result<Self, MoneyError> {
-        let known = ZERO_DIGIT.contains(&code) || THREE_DIGIT.contains(&code) || TWO_DIGIT.contains(&code) || code == "ZAR";
+        let known = ZERO_DIGIT.contains(&code)
+            || THREE_DIGIT.contains(&code)
+            || TWO_DIGIT.contains(&code)
+            || code == "ZAR";
         match <[u8; 3]>::try_from(code.as_bytes()) {
             Ok(bytes) if known => Ok(Self(bytes)),
             _ => Err(MoneyError::UnknownCurrency(code.chars().take(8).collect())),

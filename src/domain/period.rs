@@ -53,7 +53,8 @@ impl BillingCalendar {
     /// # Errors
     /// [`CalendarError`] where the zone is unknown or the day outside 1 to 28.
     pub fn new(zone: &str, anchor_day: i16) -> Result<Self, CalendarError> {
-        let zone: Tz = zone.parse().map_err(|_| CalendarError::UnknownZone(zone.chars().take(64).collect()))?;
+        let zone: Tz =
+            zone.parse().map_err(|_| CalendarError::UnknownZone(zone.chars().take(64).collect()))?;
         let anchor_day = u8::try_from(anchor_day)
             .ok()
             .filter(|day| (1..=ANCHOR_DAY_MAX).contains(day))
@@ -100,14 +101,18 @@ impl BillingCalendar {
     pub fn midnight(&self, date: NaiveDate) -> Option<DateTime<Utc>> {
         let midnight = date.and_time(NaiveTime::MIN);
         match self.zone.from_local_datetime(&midnight) {
-            chrono::LocalResult::Single(at) | chrono::LocalResult::Ambiguous(at, _) => Some(at.with_timezone(&Utc)),
-            chrono::LocalResult::None => (1..=180).find_map(|minutes| {
-                let later = midnight.checked_add_signed(chrono::TimeDelta::minutes(minutes))?;
-                self.zone.from_local_datetime(&later).earliest().map(|at| at.with_timezone(&Utc))
-            }).or_else(|| {
-                // A zone that skips a whole day (Pacific/Apia on 2011-12-30): the next day's start.
-                self.midnight(date.checked_add_days(Days::new(1))?)
-            }),
+            chrono::LocalResult::Single(at) | chrono::LocalResult::Ambiguous(at, _) => {
+                Some(at.with_timezone(&Utc))
+            }
+            chrono::LocalResult::None => (1..=180)
+                .find_map(|minutes| {
+                    let later = midnight.checked_add_signed(chrono::TimeDelta::minutes(minutes))?;
+                    self.zone.from_local_datetime(&later).earliest().map(|at| at.with_timezone(&Utc))
+                })
+                .or_else(|| {
+                    // A zone that skips a whole day (Pacific/Apia on 2011-12-30): the next day's start.
+                    self.midnight(date.checked_add_days(Days::new(1))?)
+                }),
         }
     }
 }

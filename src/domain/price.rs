@@ -39,7 +39,9 @@ pub struct BookInfo {
 ///
 /// `platform`, `region`, `service_tier`, `processing` and `speed` must equal the call's; where the call has a value
 /// and no price asks for it, the price without that condition applies.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct PriceConditions {
     /// Where the model runs, when not at its maker.

@@ -188,7 +188,10 @@ impl Quantities {
 
     /// The classes with a quantity other than zero, in the order of [`TokenClass::ALL`].
     pub fn non_zero(&self) -> impl Iterator<Item = (TokenClass, i64)> + '_ {
-        TokenClass::ALL.into_iter().map(|class| (class, self.get(class))).filter(|(_, quantity)| *quantity != 0)
+        TokenClass::ALL
+            .into_iter()
+            .map(|class| (class, self.get(class)))
+            .filter(|(_, quantity)| *quantity != 0)
     }
 
     /// All prompt tokens, cache reads and writes included.

@@ -79,7 +79,9 @@ impl StoreError {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
             ) => true,
-            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => false,
+            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
+                false
+            }
         }
     }
 

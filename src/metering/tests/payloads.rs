@@ -1,0 +1,1 @@
+//! Provider payloads through the wire format.
