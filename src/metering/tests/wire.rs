@@ -91,8 +91,7 @@ fn a_task_outcome_is_read() {
 #[test]
 fn b02_to_b04_what_is_no_json() {
     let event = plain_event().to_string();
-    for raw in ["", " ", "{", "{}x", "{\"a\":tru}", "{'a':1}", "{\"a\":1,}", "{\"id\":\"\\ud800\"}"]
-    {
+    for raw in ["", " ", "{", "{}x", "{\"a\":tru}", "{'a':1}", "{\"a\":1,}", "{\"id\":\"\\ud800\"}"] {
         assert_eq!(reason_of(raw.as_bytes()), Err(Reason::Json), "{raw}");
     }
     assert_eq!(reason_of(&event.as_bytes()[..event.len() - 1]), Err(Reason::Json));
