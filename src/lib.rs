@@ -15,9 +15,12 @@
 //! app        wires it all
 //! ```
 
+pub mod app;
 pub mod clock;
+pub mod config;
 pub mod dev;
 pub mod domain;
+pub mod health;
 pub mod http;
 pub mod ingest;
 pub mod invoicing;
@@ -26,4 +29,4 @@ pub mod rating;
 pub mod reports;
 pub mod shutdown;
 pub mod store;
-pub mod ui;
+pub mod telemetry;

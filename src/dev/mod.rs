@@ -6,7 +6,10 @@
 //! user did not allow; a wait ends when its condition holds or its deadline passes, never after a fixed time.
 
 pub mod exec;
+pub mod packing;
 pub mod servers;
+pub mod simulate;
+pub mod traffic;
 
 use std::path::{Path, PathBuf};
 

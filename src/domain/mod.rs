@@ -6,9 +6,11 @@
 //! Invariants: a value that exists is valid; quantities are integers up to 10^12 and amounts whole multiples of
 //! 10^-15; nothing here uses a float.
 
+pub mod access;
 pub mod event;
 pub mod identity;
 pub mod ids;
+pub mod invoice;
 pub mod money;
 pub mod period;
 pub mod price;

@@ -1,0 +1,221 @@
+//! The OpenAPI document: made from the router, completed with what is true of every operation.
+
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Required};
+use utoipa::{OpenApi, PartialSchema, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::problem::{FieldError, ProblemBody};
+use super::{AppState, probes, v1};
+
+/// Where problems are described in the document.
+const PROBLEM_REF: &str = "#/components/schemas/Problem";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Waybill",
+        description = "Token metering and billing. Money is a decimal string with a `currency` beside it in the same object; times are RFC 3339 in UTC; \
+            intervals are half-open, `from` inside and `to` outside. Errors are `application/problem+json` with a stable `code`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    security(("bearer" = [])),
+    tags(
+        (name = "events", description = "Publish usage (gateways)"),
+        (name = "customers", description = "Whom we bill, and by which price books"),
+        (name = "gateways", description = "Who publishes usage"),
+        (name = "api-keys", description = "Who may call"),
+        (name = "rejections", description = "Events that could not be recorded: see why, replay, discard"),
+        (name = "operation", description = "Probes"),
+    )
+)]
+struct Document;
+
+/// Every route with its documentation.
+pub(super) fn documented() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(Document::openapi()).merge(probes::routes()).merge(v1::routes())
+}
+
+/// The document as `openapi/openapi.json` holds it.
+///
+/// # Errors
+/// Never in practice: the document is plain data.
+pub fn openapi_json() -> Result<String, serde_json::Error> {
+    complete(documented().into_openapi()).to_pretty_json().map(|json| json + "\n")
+}
+
+/// Adds what is true of every operation, so that no handler has to repeat it: the key, the problems, the idempotency.
+pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    let bearer = Http::builder()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("wb_<public id>_<secret>")
+        .description(Some("An API key; its role decides what it may call."))
+        .build();
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    components.schemas.insert(ProblemBody::name().into_owned(), ProblemBody::schema());
+    components.schemas.insert(FieldError::name().into_owned(), FieldError::schema());
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            (HttpMethod::Get, &mut item.get),
+            (HttpMethod::Post, &mut item.post),
+            (HttpMethod::Put, &mut item.put),
+            (HttpMethod::Patch, &mut item.patch),
+            (HttpMethod::Delete, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation.as_mut().filter(|_| path.starts_with("/v1/")) {
+                complete_operation(path, &method, operation);
+            }
+        }
+    }
+    document
+}
+
+fn complete_operation(path: &str, method: &HttpMethod, operation: &mut Operation) {
+    let reads = *method == HttpMethod::Get;
+    add_problem(operation, "400", "The request or its body is not valid");
+    add_problem(operation, "401", "No valid API key");
+    add_problem(operation, "403", "The key's role may not do this");
+    add_problem(
+        operation,
+        "503",
+        "The database or the stream does not answer; try again after `Retry-After`",
+    );
+    if path.contains('{') {
+        add_problem(operation, "404", "No such object, or it is another customer's");
+    }
+    if !reads {
+        add_problem(
+            operation,
+            "409",
+            "The object's state does not allow it, or the same `Idempotency-Key` still runs",
+        );
+        add_problem(operation, "413", "The body is too large");
+        add_problem(operation, "415", "The body's form is not supported");
+        add_problem(
+            operation,
+            "422",
+            "A value is not possible, or the `Idempotency-Key` was used for another request",
+        );
+        operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+    }
+}
+
+fn add_problem(operation: &mut Operation, status: &str, description: &str) {
+    operation.responses.responses.entry(status.to_owned()).or_insert_with(|| {
+        let content = ContentBuilder::new().schema(Some(Ref::new(PROBLEM_REF))).build();
+        let problem =
+            ResponseBuilder::new().description(description).content("application/problem+json", content);
+        problem.build().into()
+    });
+}
+
+fn idempotency_key() -> Parameter {
+    ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "Your own key of this request, 1 to 255 characters. The same request with the same key has its effect once within 24 hours, and gets the first \
+             answer again with `Idempotent-Replayed: true`.",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255))))
+        .build()
+}
+
+/// The schema of a decimal string, for amounts and rates.
+#[derive(Debug)]
+pub struct DecimalText;
+
+impl PartialSchema for DecimalText {
+    fn schema() -> RefOr<utoipa::openapi::Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^-?[0-9]+(\\.[0-9]+)?$"))
+            .examples(["0.0136"])
+            .description(Some("Exact decimal as a string; never a float."))
+            .into()
+    }
+}
+
+impl ToSchema for DecimalText {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn document() -> Value {
+        serde_json::from_str(&openapi_json().unwrap()).unwrap()
+    }
+
+    fn operations(document: &Value) -> Vec<(String, String, &Value)> {
+        let paths = document["paths"].as_object().unwrap();
+        let each = paths.iter().flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().iter();
+            methods.map(|(method, operation)| (path.clone(), method.clone(), operation))
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own_a_tag_and_a_summary() {
+        let document = document();
+        let mut names = BTreeSet::new();
+        for (path, method, operation) in operations(&document) {
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "{name} is used twice");
+            let verb = name.split('_').next().unwrap();
+            let known = [
+                "get", "list", "create", "update", "delete", "replay", "discard", "publish", "revoke", "run",
+                "preview",
+            ];
+            assert!(known.contains(&verb), "{method} {path}: {name} starts with no known verb");
+            assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}");
+            assert_eq!(operation["tags"].as_array().unwrap().len(), 1, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn every_list_can_be_had_as_csv() {
+        let document = document();
+        for (path, _, operation) in operations(&document) {
+            if operation["operationId"].as_str().unwrap().starts_with("list_") {
+                assert!(operation["responses"]["200"]["content"]["text/csv"].is_object(), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_reference_has_a_target() {
+        fn references(value: &Value, found: &mut BTreeSet<String>) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::String(target)) = fields.get("$ref") {
+                        found.insert(target.clone());
+                    }
+                    fields.values().for_each(|value| references(value, found));
+                }
+                Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+                _ => {}
+            }
+        }
+        let document = document();
+        let mut found = BTreeSet::new();
+        references(&document, &mut found);
+        assert!(
+            found.contains(PROBLEM_REF)
+                || operations(&document).iter().all(|(path, ..)| !path.starts_with("/v1"))
+        );
+        for target in found {
+            assert!(document.pointer(target.strip_prefix('#').unwrap()).is_some(), "{target} leads nowhere");
+        }
+    }
+}

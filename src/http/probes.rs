@@ -1,0 +1,59 @@
+//! Whether the program lives, and whether it can do its work.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::AppState;
+
+/// How long the database may take to answer a probe.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What can and cannot be done right now.
+#[derive(Debug, Serialize, ToSchema)]
+struct Readiness {
+    /// Whether everything works.
+    ready: bool,
+    /// Every part: `ok`, or what is wrong with it.
+    #[schema(example = json!({"database": "ok", "stream": "not connected"}))]
+    parts: BTreeMap<&'static str, String>,
+}
+
+/// The probes; they need no key.
+pub fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz))
+}
+
+/// Whether the program lives
+///
+/// Answers as long as the program can answer at all; depends on nothing else.
+#[utoipa::path(get, path = "/livez", operation_id = "get_liveness", tag = "operation", security(()),
+    responses((status = 200, description = "It lives", body = String, example = json!("ok"))))]
+async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Whether the program can do its work
+#[utoipa::path(get, path = "/readyz", operation_id = "get_readiness", tag = "operation", security(()),
+    responses((status = 200, description = "Everything works", body = Readiness),
+        (status = 503, description = "Something does not; `parts` names it", body = Readiness)))]
+async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
+    let db = state.db.clone();
+    // A task of its own: the probe gives up on it after a while, but never in the middle of a statement.
+    let ping = tokio::spawn(async move { db.ping().await.is_ok() });
+    let database = matches!(tokio::time::timeout(PING_TIMEOUT, ping).await, Ok(Ok(true)));
+    let mut parts = state.health.parts();
+    parts.insert("database", (!database).then(|| "does not answer".to_owned()));
+    let ready = parts.values().all(Option::is_none);
+    let parts =
+        parts.into_iter().map(|(part, wrong)| (part, wrong.unwrap_or_else(|| "ok".to_owned()))).collect();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, parts }))
+}

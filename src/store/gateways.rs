@@ -1,0 +1,138 @@
+//! Gateways, and the holes in their own counts.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::domain::ids::GatewayId;
+
+/// A gateway.
+#[derive(Debug, Clone)]
+pub struct GatewayRow {
+    /// Its key.
+    pub id: GatewayId,
+    /// Its name, the last token of its subject.
+    pub name: String,
+    /// Its wider acceptance window.
+    pub backfill_from: Option<DateTime<Utc>>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// Events it has counted that never arrived.
+    pub missing: i64,
+}
+
+/// Consecutive numbers of a gateway's own count that never arrived.
+#[derive(Debug, Clone)]
+pub struct HoleRow {
+    /// Whose.
+    pub gateway: GatewayId,
+    /// The count's epoch.
+    pub epoch: String,
+    /// First missing number.
+    pub first: i64,
+    /// Last missing number.
+    pub last: i64,
+}
+
+/// Makes a gateway.
+///
+/// # Errors
+/// [`StoreError::Database`] with the constraint `gateways_name_key` where the name is taken.
+pub async fn create(
+    connection: &mut PgConnection,
+    name: &str,
+    backfill_from: Option<DateTime<Utc>>,
+) -> Result<GatewayRow, StoreError> {
+    let row = sqlx::query_as!(
+        GatewayRow,
+        r#"INSERT INTO gateways (name, backfill_from) VALUES ($1, $2)
+           RETURNING id AS "id: GatewayId", name, backfill_from, created_at, 0::bigint AS "missing!""#,
+        name,
+        backfill_from
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(row)
+}
+
+/// The key of the gateway with a name.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn id_of(connection: &mut PgConnection, name: &str) -> Result<Option<GatewayId>, StoreError> {
+    let id = sqlx::query_scalar!(r#"SELECT id AS "id: GatewayId" FROM gateways WHERE name = $1"#, name)
+        .fetch_optional(connection)
+        .await?;
+    Ok(id)
+}
+
+/// Gateways in order of their names, after one, at most `limit`; `name` narrows to one.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn list(
+    connection: &mut PgConnection,
+    name: Option<&str>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<GatewayRow>, StoreError> {
+    let rows = sqlx::query_as!(
+        GatewayRow,
+        r#"SELECT g.id AS "id: GatewayId", g.name, g.backfill_from, g.created_at,
+                  COALESCE((SELECT SUM(upper(hole) - lower(hole))
+                            FROM gateway_sequences s,
+                                 unnest(int8multirange(int8range(1, upper(s.seen))) - s.seen) AS hole
+                            WHERE s.gateway_id = g.id), 0)::bigint AS "missing!"
+           FROM gateways g
+           WHERE ($1::text IS NULL OR g.name = $1) AND ($2::text IS NULL OR g.name > $2)
+           ORDER BY g.name LIMIT $3"#,
+        name,
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Holes of some gateways, in order of gateway, epoch and number, at most `limit` of each.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn holes(
+    connection: &mut PgConnection,
+    gateways: &[GatewayId],
+    limit: i64,
+) -> Result<Vec<HoleRow>, StoreError> {
+    let gateways: Vec<i32> = gateways.iter().map(|id| id.0).collect();
+    let rows = sqlx::query_as!(
+        HoleRow,
+        r#"SELECT g.id AS "gateway!: GatewayId", h.epoch AS "epoch!", h.first AS "first!", h.last AS "last!"
+           FROM unnest($1::integer[]) AS g(id),
+                LATERAL (SELECT s.epoch, lower(hole) AS first, upper(hole) - 1 AS last
+                         FROM gateway_sequences s, unnest(int8multirange(int8range(1, upper(s.seen))) - s.seen) AS hole
+                         WHERE s.gateway_id = g.id
+                         ORDER BY s.epoch, hole LIMIT $2) AS h
+           ORDER BY 1, 2, 3"#,
+        &gateways,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Sets the wider acceptance window, or takes it away; `false` where there is no such gateway.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn set_backfill(
+    connection: &mut PgConnection,
+    name: &str,
+    backfill_from: Option<DateTime<Utc>>,
+) -> Result<bool, StoreError> {
+    let result = sqlx::query!("UPDATE gateways SET backfill_from = $2 WHERE name = $1", name, backfill_from)
+        .execute(connection)
+        .await?;
+    Ok(result.rows_affected() == 1)
+}
