@@ -167,9 +167,8 @@ pub async fn create(
         NewHolder::Finance => (Role::Finance, None, None),
         NewHolder::Admin => (Role::Admin, None, None),
     };
-    let mut random = rand::rng();
-    let public_id = Alphanumeric.sample_string(&mut random, PUBLIC_ID_CHARS);
-    let secret = Alphanumeric.sample_string(&mut random, SECRET_CHARS);
+    let public_id = Alphanumeric.sample_string(&mut rand::rng(), PUBLIC_ID_CHARS);
+    let secret = Alphanumeric.sample_string(&mut rand::rng(), SECRET_CHARS);
     let token = format!("{TOKEN_PREFIX}{public_id}_{secret}");
     let hash = Token::parse(&token)
         .ok_or_else(|| inconsistent("public_id", "a made token must have the form of one".to_owned()))?

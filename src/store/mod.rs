@@ -26,6 +26,10 @@ pub mod rates;
 pub mod rating_data;
 pub mod rejections;
 pub mod replay;
+pub mod reports;
+pub mod tasks;
+pub mod usage;
+pub mod verify;
 
 use std::time::Duration;
 

@@ -1,5 +1,10 @@
 //! The resources of version 1, one file each; each has `routes()`, merged here.
 
+mod api_keys;
+mod customers;
+mod gateways;
+mod rejections;
+
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;
@@ -7,4 +12,8 @@ use super::AppState;
 /// All resources.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
+        .merge(customers::routes())
+        .merge(gateways::routes())
+        .merge(api_keys::routes())
+        .merge(rejections::routes())
 }
