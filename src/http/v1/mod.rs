@@ -3,6 +3,8 @@
 mod api_keys;
 mod customers;
 mod gateways;
+mod price_books;
+mod prices;
 mod rejections;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -14,6 +16,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(customers::routes())
         .merge(gateways::routes())
+        .merge(price_books::routes())
+        .merge(prices::routes())
         .merge(api_keys::routes())
         .merge(rejections::routes())
 }

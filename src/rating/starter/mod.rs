@@ -90,123 +90,55 @@ mod tests {
         assert!(models.values().map(BTreeSet::len).sum::<usize>() >= 60);
     }
 
+    /// A call written as `provider model class quantity ...`.
+    fn parsed(text: &str) -> UsagePart {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let used: Vec<(&str, i64)> =
+            words[2..].chunks(2).map(|pair| (pair[0], pair[1].parse().unwrap())).collect();
+        call(words[0], words[1], &used)
+    }
+
     #[test]
     fn known_calls_cost_what_they_did_at_their_time() {
+        let now = "2026-11-23T10:00:00Z";
         let cases = [
             // The dated history.
-            (call("openai", "gpt-4", &[("input", 1000), ("output", 100)]), "2023-11-16T18:00:00Z", "0.036"),
+            ("openai gpt-4 input 1000 output 100", "2023-11-16T18:00:00Z", "0.036"),
+            ("openai gpt-3.5-turbo input 1000 output 100", "2023-11-16T18:00:00Z", "0.0017"),
+            ("openai gpt-5 input 75 output 162 reasoning 1024", "2025-08-07T00:00:00Z", "0.01195375"),
+            ("openai gpt-5.6-sol input 100000 output 10000", "2026-08-20T23:59:59Z", "0.8"),
+            ("openai gpt-5.6-sol input 100000 output 10000", "2026-08-21T00:00:00Z", "0.6"),
+            ("anthropic claude-opus-4-6 input 200001", "2026-03-12T23:59:59Z", "2.00001"),
+            ("anthropic claude-opus-4-6 input 200001", "2026-03-13T00:00:00Z", "1.000005"),
+            ("google gemini-4-argon input 1000000", "2026-12-01T00:00:00Z", "4"),
+            // Cache writes, reasoning, context tiers.
+            ("openai gpt-5.6-sol input 200 cache_read 2000 cache_write_5m 400 output 500", now, "0.0136"),
+            ("openai gpt-5.6-sol input 72001 cache_read 200000 output 1000", now, "0.766008"),
+            ("anthropic claude-sonnet-4-5-20250929 input 3 cache_write_5m 12304 output 550", now, "0.054399"),
+            ("anthropic claude-haiku-4-5-20251001 input 9000 output 1500", now, "0.0165"),
+            ("xai grok-4.3 input 400 cache_read 800 output 90 reasoning 450", now, "0.00201"),
+            ("xai grok-4.3 input 200000", now, "0.5"),
+            ("google gemini-2.5-flash input 4000 output 200 reasoning 300", now, "0.00245"),
+            ("mistral mistral-large-latest input 1000 output 1000", now, "0.002"),
+            // Peak hours of working days.
             (
-                call("openai", "gpt-3.5-turbo", &[("input", 1000), ("output", 100)]),
-                "2023-11-16T18:00:00Z",
-                "0.0017",
-            ),
-            (
-                call("openai", "gpt-5", &[("input", 75), ("output", 162), ("reasoning", 1024)]),
-                "2025-08-07T00:00:00Z",
-                "0.01195375",
-            ),
-            (
-                call("openai", "gpt-5.6-sol", &[("input", 100_000), ("output", 10_000)]),
-                "2026-08-20T23:59:59Z",
-                "0.8",
-            ),
-            (
-                call("openai", "gpt-5.6-sol", &[("input", 100_000), ("output", 10_000)]),
-                "2026-08-21T00:00:00Z",
-                "0.6",
-            ),
-            (call("anthropic", "claude-opus-4-6", &[("input", 200_001)]), "2026-03-12T23:59:59Z", "2.00001"),
-            (call("anthropic", "claude-opus-4-6", &[("input", 200_001)]), "2026-03-13T00:00:00Z", "1.000005"),
-            (call("google", "gemini-4-argon", &[("input", 1_000_000)]), "2026-12-01T00:00:00Z", "4"),
-            // Cache writes, tiers, times of day.
-            (
-                call(
-                    "openai",
-                    "gpt-5.6-sol",
-                    &[
-                        ("input", 200),
-                        ("cache_read", 2000),
-                        ("cache_write_5m", 400),
-                        ("output", 380),
-                        ("reasoning", 120),
-                    ],
-                ),
-                "2026-11-23T10:00:00Z",
-                "0.0136",
-            ),
-            (
-                call(
-                    "openai",
-                    "gpt-5.6-sol",
-                    &[("input", 72_001), ("cache_read", 200_000), ("output", 1000)],
-                ),
-                "2026-11-23T10:00:00Z",
-                "0.766008",
-            ),
-            (
-                call(
-                    "anthropic",
-                    "claude-sonnet-4-5-20250929",
-                    &[("input", 3), ("cache_write_5m", 12_304), ("output", 550)],
-                ),
-                "2026-11-23T10:00:00Z",
-                "0.054399",
-            ),
-            (
-                call(
-                    "xai",
-                    "grok-4.3",
-                    &[("input", 400), ("cache_read", 800), ("output", 90), ("reasoning", 450)],
-                ),
-                "2026-11-23T10:00:00Z",
-                "0.00201",
-            ),
-            (call("xai", "grok-4.3", &[("input", 200_000)]), "2026-11-23T10:00:00Z", "0.5"),
-            (
-                call(
-                    "deepseek",
-                    "deepseek-flash",
-                    &[("input", 40_000), ("cache_read", 60_000), ("output", 5000)],
-                ),
+                "deepseek deepseek-flash input 40000 cache_read 60000 output 5000",
                 "2026-11-23T03:59:59Z",
                 "0.01836",
             ),
             (
-                call(
-                    "deepseek",
-                    "deepseek-v4-flash",
-                    &[("input", 40_000), ("cache_read", 60_000), ("output", 5000)],
-                ),
+                "deepseek deepseek-v4-flash input 40000 cache_read 60000 output 5000",
                 "2026-11-23T04:00:00Z",
                 "0.00918",
             ),
             (
-                call(
-                    "deepseek",
-                    "deepseek-v4-flash",
-                    &[("input", 40_000), ("cache_read", 60_000), ("output", 5000)],
-                ),
+                "deepseek deepseek-v4-flash input 40000 cache_read 60000 output 5000",
                 "2026-11-22T03:00:00Z",
                 "0.00918",
             ),
-            (
-                call("google", "gemini-2.5-flash", &[("input", 4000), ("output", 200), ("reasoning", 300)]),
-                "2026-11-23T10:00:00Z",
-                "0.00245",
-            ),
-            (
-                call("anthropic", "claude-haiku-4-5-20251001", &[("input", 9000), ("output", 1500)]),
-                "2026-11-23T10:00:00Z",
-                "0.0165",
-            ),
-            (
-                call("mistral", "mistral-large-latest", &[("input", 1000), ("output", 1000)]),
-                "2026-11-23T10:00:00Z",
-                "0.002",
-            ),
         ];
-        for (part, at, expected) in cases {
-            assert_eq!(cost(&part, at).as_deref(), Ok(expected), "{} {} at {at}", part.provider, part.model);
+        for (used, at, expected) in cases {
+            assert_eq!(cost(&parsed(used), at).as_deref(), Ok(expected), "{used} at {at}");
         }
     }
 
