@@ -10,7 +10,7 @@
 //! Choices where the specification leaves one:
 //! - Explicit zeros are usage (recorded as zero); an empty `usage` and a payload without counts are `unmetered`.
 //! - `null` is "not given" for every optional field; an empty text is a mistake (`length`).
-//! - A UUID in any spelling is the same id. Nil and max UUIDs are none.
+//! - Ids are opaque and compared byte for byte: two spellings of a UUID are two ids.
 //! - Times are cut to microseconds; leap seconds are refused.
 //! - Costs, prices and currencies in the body never become money; a provider's stated cost is kept beside ours.
 //! - The model that the provider reports goes before the model that the event names; the provider's name that the

@@ -1,9 +1,17 @@
 //! Tests over real servers: one binary. Run them with `make test`, or `cargo run -- dev exec -- cargo test`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; clippy knows tests by their functions only"
+)]
+
 mod architecture;
 mod bad_inputs;
 mod harness;
 mod real_data;
+mod recording;
 mod servers;
 mod setup;
 mod world;
