@@ -123,7 +123,10 @@ CREATE TABLE price_rates (
     price_id bigint NOT NULL REFERENCES prices,
     class    text NOT NULL,
     -- Money for one unit. PostgreSQL's NaN is greater than every number, so it is named here.
-    rate     numeric(38, 15) NOT NULL CHECK (rate >= 0 AND rate <> 'NaN' AND rate < 'Infinity'),
+    -- The bound of domain::money::Rate, so that whatever is stored can be read again.
+    rate     numeric(38, 15) NOT NULL CHECK (rate >= 0 AND rate <= 1000000),
+    -- As quoted: money per prices.per units before the multiplier (fees: per one unit), so a price reads back as published.
+    quoted   numeric(38, 15) NOT NULL CHECK (quoted >= 0 AND quoted <> 'NaN' AND quoted < 'Infinity'),
     PRIMARY KEY (price_id, class)
 );
 
@@ -224,7 +227,7 @@ CREATE TABLE ingest_batches (
     recorded    integer NOT NULL CHECK (recorded >= 0),
     duplicates  integer NOT NULL CHECK (duplicates >= 0),
     rejected    integer NOT NULL CHECK (rejected >= 0),
-    -- The rows it added to the journal (an event has one per usage part).
+    -- The rows it added to the journal (an event has one per usage part), reversals of estimates aside.
     rows        integer NOT NULL CHECK (rows >= 0),
     booked_on   date NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT now(),
@@ -249,7 +252,7 @@ CREATE TABLE batch_payloads (
 CREATE TABLE usage_events (
     booked_on      date NOT NULL,
     event_key      uuid NOT NULL,
-    -- 0 for the first usage part or the outcome, counting up over parts and reversals.
+    -- 0 for the first usage part or the outcome, counting up; a reversal of part n of an estimate is 1000 + n.
     part           smallint NOT NULL CHECK (part >= 0),
     -- usage and outcome come from the event itself; reversal takes back an estimate that the event corrects.
     kind           text NOT NULL CHECK (kind IN ('usage', 'outcome', 'reversal')),
@@ -336,6 +339,8 @@ CREATE TABLE rejections (
     attempts          integer NOT NULL DEFAULT 1,
     -- The catalog it was last tried with: a newer one may fill the gap.
     catalog_version   bigint NOT NULL,
+    -- The newest batch when it was last tried: what waits for another event is tried again only after newer ones.
+    tried_after_batch bigint,
     -- Somebody asked for another try, with this catalog or not.
     replay_requested  boolean NOT NULL DEFAULT false,
     -- Finance accepts an event outside the acceptance window.
@@ -353,6 +358,20 @@ CREATE INDEX rejections_open ON rejections (reason, id) WHERE resolved_at IS NUL
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Postings
+
+-- Adds quantities of rare classes, {"web_search": 2} + {"web_search": 1, "page": 3}; a class that comes to zero goes.
+CREATE FUNCTION rare_add(a jsonb, b jsonb) RETURNS jsonb IMMUTABLE LANGUAGE sql AS $$
+    SELECT CASE
+        WHEN a IS NULL THEN b
+        WHEN b IS NULL THEN a
+        ELSE (SELECT jsonb_object_agg(class, quantity)
+              FROM (SELECT key AS class, sum(value::numeric) AS quantity
+                    FROM (SELECT * FROM jsonb_each_text(a) UNION ALL SELECT * FROM jsonb_each_text(b)) AS both_sides
+                    GROUP BY key) AS summed
+              WHERE quantity <> 0)
+    END
+$$;
+CREATE AGGREGATE rare_sum(jsonb) (SFUNC = rare_add, STYPE = jsonb);
 
 -- Half-open UTC intervals, computed once from the customer's calendar and then kept.
 CREATE TABLE billing_periods (
@@ -402,7 +421,7 @@ CREATE INDEX usage_rollups_hour ON usage_rollups (customer_id, hour);
 CREATE TABLE tasks (
     customer_id    bigint NOT NULL,
     task_id        text NOT NULL,
-    -- The first type and parent reported; later different ones do not rename a task.
+    -- Where events disagree, the first in the alphabet: the same whatever order they arrive in.
     task_type      text,
     parent         text,
     first_event_at timestamptz NOT NULL,

@@ -15,7 +15,9 @@
 //! app        wires it all
 //! ```
 
+pub mod app;
 pub mod clock;
+pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod health;
@@ -27,4 +29,4 @@ pub mod rating;
 pub mod reports;
 pub mod shutdown;
 pub mod store;
-pub mod ui;
+pub mod telemetry;

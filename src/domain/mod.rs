@@ -10,6 +10,7 @@ pub mod access;
 pub mod event;
 pub mod identity;
 pub mod ids;
+pub mod invoice;
 pub mod money;
 pub mod period;
 pub mod price;

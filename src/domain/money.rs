@@ -232,6 +232,17 @@ impl Rate {
         Ok(Self(femtos))
     }
 
+    /// This rate times a factor (cost plus 20 % is `1.2`), and whether it had to be rounded (half away from zero) to 15
+    /// places.
+    ///
+    /// # Errors
+    /// [`MoneyError::OutOfRange`].
+    pub fn marked_up(self, factor: Decimal) -> Result<(Self, bool), MoneyError> {
+        let per_unit = Decimal::try_from_i128_with_scale(self.0, SCALE)
+            .map_err(|_| MoneyError::OutOfRange(Amount(self.0).to_string()))?;
+        Self::from_quote(per_unit, 1, factor)
+    }
+
     /// The number of 10^-15 currency units per unit.
     pub const fn femtos(self) -> i128 {
         self.0

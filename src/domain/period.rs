@@ -116,3 +116,83 @@ impl BillingCalendar {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn utc(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn period(zone: &str, anchor_day: i16, at: &str) -> (String, String) {
+        let period = BillingCalendar::new(zone, anchor_day).unwrap().period_at(utc(at)).unwrap();
+        (period.start.to_rfc3339(), period.end.to_rfc3339())
+    }
+
+    #[test]
+    fn periods_start_at_local_midnight_of_the_anchor_day() {
+        for (zone, anchor, at, start, end) in [
+            ("UTC", 1, "2026-11-23T10:00:00Z", "2026-11-01T00:00:00", "2026-12-01T00:00:00"),
+            // The last microsecond belongs to the old period, the boundary to the new one.
+            ("UTC", 1, "2026-11-30T23:59:59.999999Z", "2026-11-01T00:00:00", "2026-12-01T00:00:00"),
+            ("UTC", 1, "2026-12-01T00:00:00Z", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
+            ("UTC", 28, "2026-03-01T00:00:00Z", "2026-02-28T00:00:00", "2026-03-28T00:00:00"),
+            // Summer time ends inside: the period is an hour longer than its days.
+            ("Europe/Berlin", 1, "2026-10-31T22:59:59Z", "2026-09-30T22:00:00", "2026-10-31T23:00:00"),
+            ("America/New_York", 15, "2026-03-10T00:00:00Z", "2026-02-15T05:00:00", "2026-03-15T04:00:00"),
+            // Offsets of 30 and 45 minutes, and a summer time of 30.
+            ("Asia/Kolkata", 1, "2026-10-31T18:30:00Z", "2026-10-31T18:30:00", "2026-11-30T18:30:00"),
+            ("Asia/Kathmandu", 1, "2026-10-31T18:14:59Z", "2026-09-30T18:15:00", "2026-10-31T18:15:00"),
+            ("Australia/Lord_Howe", 1, "2026-04-20T00:00:00Z", "2026-03-31T13:00:00", "2026-04-30T13:30:00"),
+            ("Pacific/Chatham", 1, "2026-11-15T00:00:00Z", "2026-10-31T10:15:00", "2026-11-30T10:15:00"),
+            // Midnight is skipped: the period starts with the first instant after the gap.
+            ("America/Santiago", 6, "2026-09-20T00:00:00Z", "2026-09-06T04:00:00", "2026-10-06T03:00:00"),
+            // Midnight happens twice: it starts with the first of them.
+            ("America/Havana", 1, "2026-11-15T00:00:00Z", "2026-11-01T04:00:00", "2026-12-01T05:00:00"),
+            // A zone that skipped 2011-12-30, and one that skipped its anchor day 1993-08-21.
+            ("Pacific/Apia", 28, "2011-12-30T12:00:00Z", "2011-12-28T10:00:00", "2012-01-27T10:00:00"),
+            ("Pacific/Kwajalein", 21, "1993-08-22T00:00:00Z", "1993-08-21T12:00:00", "1993-09-20T12:00:00"),
+        ] {
+            let expected = (format!("{start}+00:00"), format!("{end}+00:00"));
+            assert_eq!(period(zone, anchor, at), expected, "{zone}, day {anchor}, at {at}");
+        }
+    }
+
+    #[test]
+    fn bad_calendars_are_refused() {
+        assert!(matches!(BillingCalendar::new("Mars/Olympus", 1), Err(CalendarError::UnknownZone(_))));
+        for day in [-1, 0, 29, 300] {
+            assert_eq!(BillingCalendar::new("UTC", day), Err(CalendarError::AnchorDay(day)));
+        }
+    }
+
+    proptest! {
+        /// An instant lies in exactly one period, whatever the clocks do there.
+        #[test]
+        fn periods_are_contiguous_and_hold_their_instant(
+            zone in proptest::sample::select(&chrono_tz::TZ_VARIANTS[..]),
+            anchor_day in 1_i16..=28,
+            seconds in 631_152_000_i64..4_102_444_800,
+            off_boundary in -10_800_i64..10_800,
+        ) {
+            let calendar = BillingCalendar::new(zone.name(), anchor_day).unwrap();
+            let at = DateTime::from_timestamp(seconds, 0).unwrap();
+            let period = calendar.period_at(at).unwrap();
+            prop_assert!(period.contains(at), "{at} is not in {period:?}");
+            prop_assert_eq!(calendar.period_at(period.start).unwrap(), period);
+            let next = calendar.period_after(period).unwrap();
+            prop_assert_eq!(next.start, period.end);
+            let last_instant = period.end - TimeDelta::microseconds(1);
+            prop_assert_eq!(calendar.period_at(last_instant).unwrap(), period);
+            // Around a boundary the clocks may be set back over midnight.
+            let near = period.start + TimeDelta::seconds(off_boundary);
+            let expected = if near < period.start { calendar.period_at(near).unwrap() } else { period };
+            prop_assert!(expected.contains(near), "{near} is not in {expected:?}");
+            prop_assert_eq!(calendar.period_at(near).unwrap(), expected);
+        }
+    }
+}

@@ -5,9 +5,26 @@
 //! Invariants: ack follows commit; every event ends as recorded, duplicate or rejected, or its message is delivered
 //! again; the database decides, the stream's own deduplication never does.
 
+mod batch;
+mod catalog;
+mod connection;
+pub mod consumer;
+mod decide;
+mod error;
+mod meters;
+pub mod posting;
 mod publisher;
+mod record;
+pub mod repair;
+pub mod replay;
+pub mod stream;
 
+pub use connection::connect;
+pub use error::IngestError;
+pub use posting::Nudge;
 pub use publisher::{PublishError, Published, Publisher};
+pub use record::Recorder;
+pub use stream::{StreamLimits, StreamNames, UsageStream, jetstream};
 
 /// The stream that usage events travel in.
 pub const STREAM: &str = "USAGE";

@@ -1,12 +1,11 @@
 //! Publishing to the stream: what the API's `POST /v1/events` and the simulator use.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
 use bytes::Bytes;
-
-use super::SUBJECT_PREFIX;
 
 /// How long the stream may take to say that it stored a message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -15,6 +14,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Publisher {
     context: Context,
+    prefix: Arc<str>,
 }
 
 /// The stream's receipt for a message.
@@ -36,9 +36,9 @@ pub enum PublishError {
 }
 
 impl Publisher {
-    /// A publisher on a JetStream context.
-    pub const fn new(context: Context) -> Self {
-        Self { context }
+    /// A publisher on a JetStream context; `prefix` is what the stream's subjects start with.
+    pub fn new(context: Context, prefix: &str) -> Self {
+        Self { context, prefix: prefix.into() }
     }
 
     /// Publishes one message (an event, or an array of events, as JSON) for a gateway and waits for the stream's ack.
@@ -46,7 +46,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`]; the caller may repeat the call, copies are recognised by event identity.
     pub async fn publish(&self, gateway: &str, body: Bytes) -> Result<Published, PublishError> {
-        let subject = format!("{SUBJECT_PREFIX}.{gateway}");
+        let subject = format!("{}.{gateway}", self.prefix);
         let stored = async { self.context.publish(subject, body).await?.await };
         match tokio::time::timeout(ACK_TIMEOUT, stored).await {
             Ok(Ok(ack)) => Ok(Published { sequence: ack.sequence }),

@@ -1,1 +1,74 @@
-//! (being built)
+//! Closing billing periods and turning their sums into invoices.
+//!
+//! Owns: the lines of an invoice, the preview, the closing of a period, the manifest.
+//! Does not own: which period usage is booked to (posting decides, design section 6); SQL (`store`); rounding
+//! (`domain::money`).
+//! Invariants: preview and invoice come from one function; the exact lines add up to the exact charges of the ledger
+//! or there is no invoice; a period is closed once, in order, and has one invoice per currency; a period without usage
+//! is closed without an invoice, so no number is spent on an empty document; a finalized invoice never changes.
+
+mod close;
+mod lines;
+mod preview;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::ids::CustomerId;
+use crate::domain::period::{CalendarError, Period};
+use crate::store::StoreError;
+
+pub use close::{Closed, DEFAULT_GRACE, Request, close_and_finalize};
+pub use lines::{Document, LinesError, documents};
+pub use preview::{Draft, preview};
+
+/// Why there is no preview or no invoice.
+#[derive(Debug, thiserror::Error)]
+pub enum InvoicingError {
+    /// The database did not do as asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No such customer in this scope.
+    #[error("there is no such customer")]
+    UnknownCustomer(CustomerId),
+    /// An instant that the calendar cannot compute a period for.
+    #[error(transparent)]
+    Calendar(#[from] CalendarError),
+    /// The period runs, or its grace time does.
+    #[error("the period that ends at {} can be closed from {possible_from} on", period.end)]
+    TooEarly {
+        /// The period.
+        period: Period,
+        /// Its end plus the grace time.
+        possible_from: DateTime<Utc>,
+    },
+    /// Periods are closed in order, because late usage is booked to the first open one.
+    #[error("close the period that starts at {} first; periods are closed in order", next.start)]
+    OutOfOrder {
+        /// The one to close first.
+        next: Period,
+    },
+    /// Usage recorded before the call is not in the sums yet.
+    #[error("{batches} recorded batches are not posted yet; try again in a moment")]
+    NotPosted {
+        /// How many.
+        batches: i64,
+    },
+    /// The sums do not give an invoice that could be trusted.
+    #[error(transparent)]
+    Lines(#[from] LinesError),
+}
+
+impl InvoicingError {
+    /// Whether the same call may succeed a moment later.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::NotPosted { .. } => true,
+            Self::Store(error) => error.retryable(),
+            Self::UnknownCustomer(_)
+            | Self::Calendar(_)
+            | Self::TooEarly { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Lines(_) => false,
+        }
+    }
+}

@@ -10,11 +10,26 @@
 pub mod api_keys;
 pub mod audit;
 pub mod catalog;
+pub mod completeness;
 pub mod customers;
 pub mod gateways;
+pub mod gauges;
 pub mod idempotency;
+pub mod invoices;
+pub mod journal;
 pub mod numeric;
+pub mod periods;
+pub mod posting;
+pub mod prices;
+mod quantities;
+pub mod rates;
+pub mod rating_data;
 pub mod rejections;
+pub mod replay;
+pub mod reports;
+pub mod tasks;
+pub mod usage;
+pub mod verify;
 
 use std::time::Duration;
 
@@ -198,6 +213,17 @@ impl Database {
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.api.acquire().await?.ping().await?;
         Ok(())
+    }
+
+    /// Whether the recording side could commit.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn ping_ingest(&self) -> Result<(), StoreError> {
+        let mut tx = self.ingest.begin().await?;
+        // A read-only standby answers queries and refuses this.
+        sqlx::query!("SELECT pg_current_xact_id()::text AS id").fetch_one(&mut *tx).await?;
+        commit(tx).await
     }
 
     /// Closes both pools, waiting for what runs.

@@ -1,16 +1,26 @@
 //! Prices and price books.
+//!
+//! Owns: what a price is and what it asks of a call ([`conditions`]), reading one as it is quoted ([`quotation`]), and
+//! what publishing does to the prices that stand ([`publication`]).
+//! Does not own: choosing the price of a call (`rating`), keeping prices (`store::prices`).
+//! Invariants: of prices that stand, at most one of a book, provider, model, conditions and origin matches any instant,
+//! and no two of equal specificity match one call.
+
+pub mod conditions;
+pub mod publication;
+pub mod quotation;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::event::text_enum;
 use super::ids::{BookId, PriceId};
 use super::money::{Currency, Rate};
 use super::tokens::{CLASS_COUNT, TokenClass};
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
 
 text_enum! {
     /// Which side of the margin a book is on.
@@ -35,10 +45,12 @@ pub struct BookInfo {
     pub currency: Currency,
 }
 
-/// What a call must look like for a price to apply; `None` matches the standard call only where the field says so.
+/// What a call must look like for a price to apply.
 ///
-/// `platform`, `region`, `service_tier`, `processing` and `speed` must equal the call's; where the call has a value
-/// and no price asks for it, the price without that condition applies.
+/// `service_tier`, `processing` and `speed` must equal the call's, and a price without them is for the standard call
+/// only: these always change the price, so a priority call without a priority price is unpriced, never charged at the
+/// standard rate. `platform` and `region` must equal the call's where the price names them, and a price without them is
+/// for all: most regions cost the same. Letter case does not matter.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -48,11 +60,11 @@ pub struct PriceConditions {
     pub platform: Option<String>,
     /// Region or geography.
     pub region: Option<String>,
-    /// Service tier served: `priority`, `flex`, …
+    /// Service tier served: `priority`, `flex`, …; without it the price is for the standard tier.
     pub service_tier: Option<String>,
-    /// `batch`.
+    /// `batch`; without it the price is for interactive calls.
     pub processing: Option<String>,
-    /// `fast`.
+    /// `fast`; without it the price is for calls of normal speed.
     pub speed: Option<String>,
     /// Applies to requests whose whole prompt is above this many tokens.
     pub context_above: Option<i64>,
@@ -62,6 +74,23 @@ pub struct PriceConditions {
     pub hours_utc: Vec<String>,
     /// ISO weekdays 1 (Monday) to 7 on which the hours start; empty is every day.
     pub weekdays: Vec<u8>,
+}
+
+/// Another name of a model, dated like a price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelAlias {
+    /// The provider's name.
+    pub provider: String,
+    /// The other name, as calls report it.
+    pub alias: String,
+    /// The name that prices have.
+    pub model: String,
+    /// First instant of validity.
+    pub valid_from: DateTime<Utc>,
+    /// First instant after validity; `None` is open.
+    pub valid_to: Option<DateTime<Utc>>,
+    /// Whether it comes from the cost book that this book marks up (the book's own meaning goes before it).
+    pub inherited: bool,
 }
 
 /// One immutable, dated row of a price book, its rates resolved for every class it can price.
@@ -110,4 +139,17 @@ pub fn resolve_parents(own: &BTreeMap<TokenClass, Rate>) -> [Option<Rate>; CLASS
         }
     }
     resolved
+}
+
+/// Whether a half-open interval holds an instant; without an end it is open.
+pub fn covers(valid_from: DateTime<Utc>, valid_to: Option<DateTime<Utc>>, at: DateTime<Utc>) -> bool {
+    valid_from <= at && valid_to.is_none_or(|end| at < end)
+}
+
+/// Whether two half-open intervals share an instant.
+pub fn intervals_meet(
+    left: (DateTime<Utc>, Option<DateTime<Utc>>),
+    right: (DateTime<Utc>, Option<DateTime<Utc>>),
+) -> bool {
+    left.1.is_none_or(|end| right.0 < end) && right.1.is_none_or(|end| left.0 < end)
 }

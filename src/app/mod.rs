@@ -1,0 +1,272 @@
+//! Wires the parts into a running program.
+//!
+//! Owns: start order, listeners, signals, the order of stopping.
+//! Does not own: anything the parts do.
+//! Invariants: a process that stops finishes what it has begun (soft), within the grace time (hard); it exits with
+//! failure when a part, not a signal, ended it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::{ListenArgs, NatsArgs, Roles, ServeArgs};
+use crate::health::Health;
+use crate::http::{self, AppState};
+use crate::ingest::{self, IngestError, Nudge, Publisher, Recorder, StreamLimits, StreamNames, UsageStream};
+use crate::shutdown::Shutdown;
+use crate::store::{Database, Scope, gauges};
+use crate::telemetry;
+
+/// How often gauges of lag and backlog are read.
+const GAUGES_EVERY: Duration = Duration::from_secs(5);
+
+/// A running program.
+#[derive(Debug)]
+pub struct App {
+    /// The ledger.
+    pub database: Database,
+    /// Publishes to the stream.
+    pub publisher: Publisher,
+    /// Where the API listens, where it does.
+    pub http_addr: Option<SocketAddr>,
+    /// Where the metrics are.
+    pub metrics_addr: SocketAddr,
+    /// Asks everything to stop.
+    pub shutdown: Shutdown,
+    failures: mpsc::Receiver<String>,
+}
+
+/// Starts what the arguments ask for.
+///
+/// # Errors
+/// A sentence for each thing that keeps it from starting.
+pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
+    args.check()?;
+    let ServeArgs { database, nats, listen, api: _, consumer: _, jobs: _, migrate } = args;
+    let roles = args.roles();
+    let metrics = telemetry::init_metrics().context("metrics cannot be collected")?;
+    let database = Database::connect(&database.database_url)
+        .await
+        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")?;
+    if *migrate {
+        database.migrate().await?;
+    }
+    let context = ingest::jetstream(&nats.nats_url, "waybill").await.context("check WAYBILL_NATS_URL")?;
+    let names = names(nats);
+    let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
+    let publisher = Publisher::new(context, &names.prefix);
+    let shutdown = Shutdown::new();
+    let (failed, failures) = mpsc::channel(8);
+    let parts =
+        Parts { database, clock: Clock::System, shutdown, publisher, stream, limits: limits(nats), failed };
+    let health = parts.run(roles).await?;
+    let metrics_addr = parts.listen_metrics(*listen, metrics).await?;
+    let http_addr = if roles.api { Some(parts.listen_http(*listen, health).await?) } else { None };
+    let Parts { database, shutdown, publisher, .. } = parts;
+    Ok(App { database, publisher, http_addr, metrics_addr, shutdown, failures })
+}
+
+fn limits(nats: &NatsArgs) -> StreamLimits {
+    StreamLimits { replicas: usize::from(nats.stream_replicas), bytes_max: nats.stream_max_bytes }
+}
+
+fn names(nats: &NatsArgs) -> StreamNames {
+    StreamNames { stream: nats.stream.clone(), prefix: nats.subject_prefix.clone() }
+}
+
+struct Parts {
+    database: Database,
+    clock: Clock,
+    shutdown: Shutdown,
+    publisher: Publisher,
+    stream: UsageStream,
+    limits: StreamLimits,
+    failed: mpsc::Sender<String>,
+}
+
+impl Parts {
+    /// Starts the background parts.
+    async fn run(&self, roles: Roles) -> anyhow::Result<Health> {
+        let health = Health::expecting(if roles.consumer { &["ingest", "stream"] } else { &[] });
+        let nudge = Nudge::default();
+        let recorder = Recorder::new(
+            self.database.clone(),
+            self.clock.clone(),
+            &self.stream.names.prefix,
+            self.shutdown.clone(),
+        )
+        .await?;
+        if roles.consumer {
+            let repaired = ingest::repair::repair(&self.stream, &recorder).await?;
+            if repaired.unaccounted > 0 {
+                tracing::warn!(
+                    ?repaired,
+                    "the ledger lacked sequences that were acknowledged; they were read again"
+                );
+            }
+            let consumer = ingest::consumer::run(
+                self.stream.clone(),
+                self.limits,
+                recorder.clone(),
+                health.clone(),
+                nudge.clone(),
+            );
+            let failed = self.failed.clone();
+            self.shutdown.spawn(async move {
+                if let Err(error) = consumer.await {
+                    // Nobody listens any more once the program stops.
+                    let _ = failed.send(error.to_string()).await;
+                }
+            });
+        }
+        if roles.jobs {
+            self.shutdown.spawn(ingest::posting::run(
+                self.database.clone(),
+                self.shutdown.clone(),
+                nudge.clone(),
+            ));
+            self.shutdown.spawn(ingest::replay::run(recorder, nudge));
+        }
+        self.shutdown.spawn(sample(self.database.clone(), self.stream.clone(), self.shutdown.clone()));
+        Ok(health)
+    }
+
+    async fn listen_http(&self, listen: ListenArgs, health: Health) -> anyhow::Result<SocketAddr> {
+        let listener = bind(listen.http_addr, "WAYBILL_HTTP_ADDR").await?;
+        let address = listener.local_addr()?;
+        let state = AppState::new(self.database.clone(), self.clock.clone(), self.publisher.clone(), health);
+        let (router, _) = http::router(state);
+        self.serve(listener, router);
+        Ok(address)
+    }
+
+    async fn listen_metrics(
+        &self,
+        listen: ListenArgs,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<SocketAddr> {
+        let listener = bind(listen.metrics_addr, "WAYBILL_METRICS_ADDR").await?;
+        let address = listener.local_addr()?;
+        let router = axum::Router::new().route(
+            "/metrics",
+            axum::routing::get(move || {
+                let text = metrics.render();
+                async move { ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text) }
+            }),
+        );
+        self.serve(listener, router);
+        Ok(address)
+    }
+
+    fn serve(&self, listener: TcpListener, router: axum::Router) {
+        let (stop, failed) = (self.shutdown.clone(), self.failed.clone());
+        self.shutdown.spawn(async move {
+            let stopped = async move { stop.stopped().await };
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+                let _ = failed.send(error.to_string()).await;
+            }
+        });
+    }
+}
+
+async fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; set {variable} to a free address"))
+}
+
+/// Reads lag and backlog for the metrics until a stop is asked for.
+async fn sample(database: Database, stream: UsageStream, shutdown: Shutdown) {
+    while !shutdown.stopping() {
+        if let Err(error) = sample_once(&database, &stream).await {
+            tracing::debug!(%error, "gauges could not be read");
+        }
+        tokio::select! {
+            () = shutdown.stopped() => return,
+            () = tokio::time::sleep(GAUGES_EVERY) => {}
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
+async fn sample_once(database: &Database, stream: &UsageStream) -> anyhow::Result<()> {
+    let consumer: jetstream::consumer::PullConsumer =
+        stream.stream.get_consumer(ingest::stream::CONSUMER).await.map_err(anyhow::Error::from_boxed)?;
+    let info = consumer.cached_info();
+    metrics::gauge!("waybill_stream_lag_messages").set(info.num_pending as f64);
+    metrics::gauge!("waybill_stream_unacked_messages").set(info.num_ack_pending as f64);
+    let mut tx = database.read(Scope::Everything).await?;
+    metrics::gauge!("waybill_unposted_batches").set(gauges::unposted_batches(&mut tx).await? as f64);
+    for open in gauges::open_rejections(&mut tx).await? {
+        metrics::gauge!("waybill_rejections_open", "reason" => open.reason).set(open.count as f64);
+    }
+    Ok(())
+}
+
+impl App {
+    /// Serves until Ctrl-C, SIGTERM or the failure of a part, then stops softly; a second signal stops at once.
+    ///
+    /// # Errors
+    /// Where a part failed, or work had to be left behind.
+    pub async fn until_stopped(mut self) -> anyhow::Result<()> {
+        let failure = tokio::select! {
+            signal = signalled() => { signal?; None }
+            failure = self.failures.recv() => failure,
+        };
+        if let Some(failure) = &failure {
+            tracing::error!(failure, "a part of the program failed; stopping");
+        } else {
+            tracing::info!("stopping");
+        }
+        self.stop().await?;
+        failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+    }
+
+    /// Finishes what runs and closes everything.
+    ///
+    /// # Errors
+    /// Where work had to be left behind after the grace time, or because a second signal came.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.stop();
+        let drained = tokio::select! {
+            drained = self.shutdown.drained() => drained,
+            _ = signalled() => false,
+        };
+        anyhow::ensure!(
+            drained,
+            "stopped with work left behind; nothing is lost, it is taken up again at the next start"
+        );
+        self.database.close().await;
+        Ok(())
+    }
+}
+
+/// Resolves with Ctrl-C or SIGTERM.
+async fn signalled() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Reads acknowledged sequences again that the ledger does not account for.
+///
+/// # Errors
+/// [`IngestError`].
+pub async fn repair(database: Database, nats: &NatsArgs) -> Result<ingest::repair::Repaired, IngestError> {
+    let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
+    let names = names(nats);
+    let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
+    let recorder = Recorder::new(database.clone(), Clock::System, &names.prefix, Shutdown::new()).await?;
+    let repaired = ingest::repair::repair(&stream, &recorder).await?;
+    ingest::posting::post_all(&database).await?;
+    Ok(repaired)
+}

@@ -1,0 +1,142 @@
+//! Configuration: flags and `WAYBILL_*` environment variables, checked at start.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+
+/// Where the database is.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// PostgreSQL to keep the ledger in (15 or newer), as postgres://user:password@host:port/database
+    #[arg(long, env = "WAYBILL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+}
+
+/// Where the stream is.
+#[derive(Debug, Clone, Args)]
+pub struct NatsArgs {
+    /// NATS server with JetStream to take usage events from (2.10 or newer), as nats://user:password@host:port
+    #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
+    pub nats_url: String,
+    /// Name of the stream; made where it is missing
+    #[arg(long, env = "WAYBILL_STREAM", default_value = "USAGE")]
+    pub stream: String,
+    /// What the stream's subjects start with; a dot and the gateway's name follow
+    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = "usage.v1")]
+    pub subject_prefix: String,
+    /// Copies of the stream in the NATS cluster; 3 where the power loss of one machine must lose nothing
+    #[arg(long, env = "WAYBILL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub stream_replicas: u8,
+    /// Bytes the stream may hold before it refuses new events; at most 60 % of its volume
+    #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = 15 * 1024 * 1024 * 1024, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
+    pub stream_max_bytes: i64,
+}
+
+/// What `waybill serve` runs, and where it listens.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The stream.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+    /// Where it listens.
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    /// Serve the REST API and the pages (default: everything, when no role is named)
+    #[arg(long)]
+    pub api: bool,
+    /// Record usage events from the stream
+    #[arg(long)]
+    pub consumer: bool,
+    /// Post recorded usage into sums, try rejections again
+    #[arg(long)]
+    pub jobs: bool,
+    /// Bring the schema up to date at start
+    #[arg(long, env = "WAYBILL_MIGRATE", default_value_t = false)]
+    pub migrate: bool,
+}
+
+/// Where the program listens.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ListenArgs {
+    /// Address of the REST API and the pages
+    #[arg(long, env = "WAYBILL_HTTP_ADDR", default_value = "127.0.0.1:8080")]
+    pub http_addr: SocketAddr,
+    /// Address of the Prometheus metrics; port 0 takes a free one
+    #[arg(long, env = "WAYBILL_METRICS_ADDR", default_value = "127.0.0.1:9464")]
+    pub metrics_addr: SocketAddr,
+}
+
+/// The roles of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// The REST API and the pages.
+    pub api: bool,
+    /// Recording.
+    pub consumer: bool,
+    /// Posting and replay.
+    pub jobs: bool,
+}
+
+/// A configuration that contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Metrics would be served with the API.
+    #[error("WAYBILL_METRICS_ADDR and WAYBILL_HTTP_ADDR are both {0}; metrics need an address of their own")]
+    SameAddress(SocketAddr),
+    /// A connection URL of another kind.
+    #[error("{variable} starts with `{scheme}`; it must start with {expected}")]
+    Scheme {
+        /// The variable.
+        variable: &'static str,
+        /// What it starts with.
+        scheme: String,
+        /// What it must start with.
+        expected: &'static str,
+    },
+}
+
+impl ServeArgs {
+    /// The roles: the ones named, or all where none is.
+    pub const fn roles(&self) -> Roles {
+        if self.api || self.consumer || self.jobs {
+            Roles { api: self.api, consumer: self.consumer, jobs: self.jobs }
+        } else {
+            Roles { api: true, consumer: true, jobs: true }
+        }
+    }
+
+    /// Refuses a configuration that contradicts itself.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let ListenArgs { http_addr, metrics_addr } = self.listen;
+        if http_addr == metrics_addr && http_addr.port() != 0 {
+            return Err(ConfigError::SameAddress(http_addr));
+        }
+        scheme(
+            "WAYBILL_DATABASE_URL",
+            &self.database.database_url,
+            &["postgres", "postgresql"],
+            "postgres://",
+        )?;
+        scheme("WAYBILL_NATS_URL", &self.nats.nats_url, &["nats", "tls", "ws", "wss"], "nats:// or tls://")
+    }
+}
+
+fn scheme(
+    variable: &'static str,
+    url: &str,
+    known: &[&str],
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+    if known.contains(&scheme) {
+        Ok(())
+    } else {
+        Err(ConfigError::Scheme { variable, scheme: scheme.chars().take(16).collect(), expected })
+    }
+}

@@ -1,0 +1,133 @@
+//! `waybill dev exec`: runs a command with fresh servers, which end with it.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use sqlx::Postgres;
+use sqlx::migrate::MigrateDatabase;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::DevError;
+use super::servers::{Keep, Options, Servers};
+use crate::store::{Database, StoreError};
+
+/// The migrated, unused database that each test copies.
+const TEMPLATE: &str = "waybill_template";
+
+/// Runs a command with `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` (the template that tests copy) and
+/// `WAYBILL_TEST_NATS_URL` set, forwards signals to it, stops the servers whatever happens, and returns its exit code.
+///
+/// # Errors
+/// [`DevError`] where the servers cannot be started or the command cannot be run.
+pub async fn exec(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, DevError> {
+    let mut signals = Signals::listen()?;
+    let home = std::env::temp_dir().join(format!("waybill-test-{}", uuid::Uuid::new_v4().simple()));
+    let options = Options { home, keep: Keep::Throwaway, database_url: None, nats_url: None };
+    let servers = tokio::select! {
+        servers = Servers::start(options) => servers?,
+        signal = signals.next() => return Ok(died_of(signal)),
+    };
+    let ran = run(&servers, &mut signals, program, arguments).await;
+    let stopped = servers.stop().await;
+    let code = ran?;
+    stopped?;
+    Ok(code)
+}
+
+async fn run(
+    servers: &Servers,
+    signals: &mut Signals,
+    program: OsString,
+    arguments: Vec<OsString>,
+) -> Result<ExitCode, DevError> {
+    let server = servers.database_url().rsplit_once('/').map_or("", |(server, _)| server);
+    let template = format!("{server}/{TEMPLATE}");
+    Postgres::create_database(&template).await.map_err(StoreError::from)?;
+    for url in [servers.database_url(), &template] {
+        let database = Database::connect(url).await?;
+        let migrated = database.migrate().await;
+        database.close().await;
+        migrated?;
+    }
+    let mut command = Command::new(&program);
+    command.args(arguments).kill_on_drop(true);
+    command.env("DATABASE_URL", servers.database_url());
+    command.env("WAYBILL_TEST_DATABASE_URL", template);
+    command.env("WAYBILL_TEST_NATS_URL", servers.nats_url());
+    let terminal = std::io::stdin().is_terminal();
+    if !terminal {
+        // So that a signal reaches whatever the command has started, and reaches it once.
+        command.process_group(0);
+    }
+    let program = program.to_string_lossy().into_owned();
+    let failed =
+        |error: std::io::Error| DevError::Failed { program: program.clone(), detail: error.to_string() };
+    let mut child = command.spawn().map_err(failed)?;
+    loop {
+        let signal = tokio::select! {
+            ended = child.wait() => return Ok(code(ended.map_err(failed)?)),
+            signal = signals.next() => signal,
+        };
+        forward(&child, signal, terminal);
+    }
+}
+
+/// Passes a signal on. At a terminal, the terminal itself has told the command about Ctrl-C.
+fn forward(child: &Child, signal: Signal, terminal: bool) {
+    let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else { return };
+    let told = match (terminal, signal) {
+        (true, Signal::SIGINT) => Ok(()),
+        (true, _) => kill(pid, signal),
+        (false, _) => killpg(pid, signal),
+    };
+    if let Err(error) = told {
+        tracing::debug!(%error, %signal, "the command has ended already");
+    }
+}
+
+/// A command's exit code as a shell gives it.
+fn code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+fn died_of(signal: Signal) -> ExitCode {
+    code(ExitStatus::from_raw(signal as i32))
+}
+
+/// The signals that ask us to end.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, DevError> {
+        let listen = |kind| {
+            let failed = |error: std::io::Error| DevError::Failed {
+                program: "signal".to_owned(),
+                detail: error.to_string(),
+            };
+            signal(kind).map_err(failed)
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.hangup.recv() => Signal::SIGHUP,
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! What publishing prices does to those that stand: pure, so that a dry run and the real one cannot differ.
+//!
+//! A new price supersedes an open-ended predecessor of the same key: the predecessor is copied, ending where the new one
+//! starts, and goes on after the new one where that has an end. Every other overlap is refused, and so is a price that
+//! would leave it open which of two applies.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+
+use super::quotation::{NewPrice, PriceDraft, PriceFault};
+use super::{ModelAlias, intervals_meet};
+use crate::domain::ids::PriceId;
+use crate::domain::money::Rate;
+use crate::domain::tokens::TokenClass;
+
+/// A price that stands: explicit, not superseded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its key.
+    pub id: PriceId,
+    /// What it says.
+    pub draft: PriceDraft,
+}
+
+/// Where a price is kept, or will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// It stands already.
+    Standing(PriceId),
+    /// It is the row of the plan at this position.
+    Planned(usize),
+}
+
+/// What became of one price that was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Published {
+    /// A new row.
+    Added {
+        /// Its position in the plan.
+        row: usize,
+        /// The rates of the price of the same key that ends where this one starts.
+        before: Option<BTreeMap<TokenClass, Rate>>,
+    },
+    /// The same terms stand already.
+    Unchanged(Slot),
+}
+
+/// What to write.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Rows to add.
+    pub rows: Vec<PriceDraft>,
+    /// Standing prices to supersede, each with the position of the row that takes its place.
+    pub superseded: Vec<(PriceId, usize)>,
+    /// Aliases to add.
+    pub aliases: Vec<ModelAlias>,
+    /// What became of each published price, in the order given.
+    pub published: Vec<Published>,
+}
+
+/// Plans the publication of prices in one book, of which all standing prices and own aliases of the same models are given.
+/// The order of the new prices does not matter.
+///
+/// # Errors
+/// Every [`PriceFault`]; then nothing is to be written.
+pub fn plan(
+    standing: Vec<Standing>,
+    aliases: Vec<ModelAlias>,
+    new: &[NewPrice],
+) -> Result<Plan, Vec<PriceFault>> {
+    let mut faults = Vec::new();
+    let mut drafts = Vec::with_capacity(new.len());
+    for (index, price) in new.iter().enumerate() {
+        match price.check(index) {
+            Ok(draft) => drafts.push((index, draft)),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    drafts.sort_by_key(|(index, draft)| (draft.valid_from, *index));
+
+    let mut planner = Planner::new(standing, aliases, new.len());
+    for (index, draft) in drafts {
+        if let Err(fault) = planner.add(index, draft) {
+            faults.push(fault);
+        }
+    }
+    if faults.is_empty() { Ok(planner.plan) } else { Err(faults) }
+}
+
+struct Entry {
+    slot: Slot,
+    draft: PriceDraft,
+}
+
+impl Entry {
+    const fn interval(&self) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+        (self.draft.valid_from, self.draft.valid_to)
+    }
+}
+
+struct Planner {
+    /// By provider and model.
+    entries: HashMap<(String, String), Vec<Entry>>,
+    /// By provider and alias.
+    aliases: HashMap<(String, String), Vec<ModelAlias>>,
+    /// Which published price made a planned row, for messages.
+    made_by: HashMap<usize, usize>,
+    plan: Plan,
+}
+
+impl Planner {
+    fn new(standing: Vec<Standing>, aliases: Vec<ModelAlias>, published: usize) -> Self {
+        let mut entries: HashMap<_, Vec<Entry>> = HashMap::new();
+        for Standing { id, draft } in standing {
+            let key = (draft.provider.clone(), draft.model.clone());
+            entries.entry(key).or_default().push(Entry { slot: Slot::Standing(id), draft });
+        }
+        let mut meanings: HashMap<_, Vec<ModelAlias>> = HashMap::new();
+        for alias in aliases {
+            meanings.entry((alias.provider.clone(), alias.alias.clone())).or_default().push(alias);
+        }
+        let plan =
+            Plan { published: vec![Published::Unchanged(Slot::Planned(0)); published], ..Plan::default() };
+        Self { entries, aliases: meanings, made_by: HashMap::new(), plan }
+    }
+
+    fn add(&mut self, index: usize, draft: PriceDraft) -> Result<(), PriceFault> {
+        self.add_aliases(index, &draft)?;
+        let key = (draft.provider.clone(), draft.model.clone());
+        let mut entries = self.entries.remove(&key).unwrap_or_default();
+        let outcome = self.place(index, draft, &mut entries);
+        self.entries.insert(key, entries);
+        self.plan.published[index] = outcome?;
+        Ok(())
+    }
+
+    fn place(
+        &mut self,
+        index: usize,
+        draft: PriceDraft,
+        entries: &mut Vec<Entry>,
+    ) -> Result<Published, PriceFault> {
+        let interval = (draft.valid_from, draft.valid_to);
+        let same_key = |entry: &Entry| entry.draft.conditions_key == draft.conditions_key;
+        let overlapping: Vec<usize> = (0..entries.len())
+            .filter(|at| same_key(&entries[*at]) && intervals_meet(entries[*at].interval(), interval))
+            .collect();
+        for at in &overlapping {
+            let there = &entries[*at].draft;
+            let both_open = there.valid_to.is_none() && draft.valid_to.is_none();
+            let says_nothing_new =
+                entries[*at].interval() == interval || (both_open && there.valid_from <= draft.valid_from);
+            if says_nothing_new && there.same_terms(&draft) {
+                return Ok(Published::Unchanged(entries[*at].slot));
+            }
+        }
+        for entry in
+            entries.iter().filter(|entry| !same_key(entry) && intervals_meet(entry.interval(), interval))
+        {
+            let ambiguous = entry.draft.conditions.ambiguous_with(&draft.conditions);
+            if ambiguous.map_err(|fault| self.fault(index, fault.path, fault.detail, None))? {
+                let detail = format!(
+                    "one call could match both this and {}, and neither is more specific: {} against {}",
+                    self.name(entry),
+                    draft.conditions_key,
+                    entry.draft.conditions_key,
+                );
+                return Err(self.fault(index, "conditions", detail, Some(entry.slot)));
+            }
+        }
+        match overlapping[..] {
+            [] => {}
+            [at] if entries[at].draft.valid_to.is_none()
+                && entries[at].draft.valid_from < draft.valid_from =>
+            {
+                self.cut(&mut entries[at], interval);
+                if let Some(end) = draft.valid_to {
+                    let resumed = PriceDraft { valid_from: end, valid_to: None, ..entries[at].draft.clone() };
+                    let slot = self.row(index, resumed.clone());
+                    entries.push(Entry { slot, draft: resumed });
+                }
+            }
+            [at, ..] => return Err(self.overlap(index, &entries[at])),
+        }
+        let ends_here = |entry: &&Entry| {
+            entry.draft.conditions_key == draft.conditions_key
+                && entry.draft.valid_to == Some(draft.valid_from)
+        };
+        let before = entries.iter().find(ends_here).map(|entry| entry.draft.own_rates());
+        let row = self.plan.rows.len();
+        let slot = self.row(index, draft.clone());
+        entries.push(Entry { slot, draft });
+        Ok(Published::Added { row, before })
+    }
+
+    /// Ends an open price where a new one starts.
+    fn cut(&mut self, entry: &mut Entry, (start, _): (DateTime<Utc>, Option<DateTime<Utc>>)) {
+        entry.draft.valid_to = Some(start);
+        match entry.slot {
+            Slot::Planned(row) => self.plan.rows[row].valid_to = Some(start),
+            Slot::Standing(id) => {
+                let row = self.plan.rows.len();
+                self.plan.rows.push(entry.draft.clone());
+                self.plan.superseded.push((id, row));
+                entry.slot = Slot::Planned(row);
+            }
+        }
+    }
+
+    fn row(&mut self, index: usize, draft: PriceDraft) -> Slot {
+        let row = self.plan.rows.len();
+        self.plan.rows.push(draft);
+        self.made_by.insert(row, index);
+        Slot::Planned(row)
+    }
+
+    /// Adds the aliases for as much of the price's validity as they are not known for.
+    fn add_aliases(&mut self, index: usize, draft: &PriceDraft) -> Result<(), PriceFault> {
+        for (position, alias) in draft.aliases.iter().enumerate() {
+            let known = self.aliases.entry((draft.provider.clone(), alias.clone())).or_default();
+            let interval = (draft.valid_from, draft.valid_to);
+            let meets = |known: &&ModelAlias| intervals_meet((known.valid_from, known.valid_to), interval);
+            if let Some(other) = known.iter().filter(meets).find(|known| known.model != draft.model) {
+                let detail = format!(
+                    "`{alias}` means `{}` from {}; a name has one meaning",
+                    other.model, other.valid_from
+                );
+                return Err(PriceFault {
+                    index,
+                    path: format!("aliases[{position}]"),
+                    detail,
+                    conflicts_with: None,
+                });
+            }
+            let added: Vec<ModelAlias> = uncovered(known, interval)
+                .into_iter()
+                .map(|(valid_from, valid_to)| ModelAlias {
+                    provider: draft.provider.clone(),
+                    alias: alias.clone(),
+                    model: draft.model.clone(),
+                    valid_from,
+                    valid_to,
+                    inherited: false,
+                })
+                .collect();
+            known.extend(added.iter().cloned());
+            self.plan.aliases.extend(added);
+        }
+        Ok(())
+    }
+
+    fn overlap(&self, index: usize, entry: &Entry) -> PriceFault {
+        let until = entry.draft.valid_to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
+        let detail = format!(
+            "{} of the same model and conditions is valid from {} {until}; only an open-ended price that starts \
+             earlier is continued, so give this one a valid_to or close the other first",
+            self.name(entry),
+            entry.draft.valid_from,
+        );
+        self.fault(index, "valid_from", detail, Some(entry.slot))
+    }
+
+    fn name(&self, entry: &Entry) -> String {
+        match entry.slot {
+            Slot::Standing(id) => format!("price {id}"),
+            Slot::Planned(row) => match self.made_by.get(&row) {
+                Some(index) => format!("prices[{index}] published with it"),
+                None => "the continued price".to_owned(),
+            },
+        }
+    }
+
+    fn fault(
+        &self,
+        index: usize,
+        path: impl Into<String>,
+        detail: impl Into<String>,
+        slot: Option<Slot>,
+    ) -> PriceFault {
+        let standing = |row| self.plan.superseded.iter().find(|(_, by)| *by == row).map(|(id, _)| *id);
+        let conflicts_with = slot.and_then(|slot| match slot {
+            Slot::Standing(id) => Some(id),
+            Slot::Planned(row) => standing(row),
+        });
+        PriceFault { index, path: path.into(), detail: detail.into(), conflicts_with }
+    }
+}
+
+/// The parts of an interval that no alias covers.
+fn uncovered(
+    known: &[ModelAlias],
+    (start, end): (DateTime<Utc>, Option<DateTime<Utc>>),
+) -> Vec<(DateTime<Utc>, Option<DateTime<Utc>>)> {
+    let mut spans: Vec<_> = known.iter().map(|alias| (alias.valid_from, alias.valid_to)).collect();
+    spans.sort_unstable_by_key(|(from, _)| *from);
+    let mut free = Vec::new();
+    let mut cursor = start;
+    for (from, to) in spans {
+        if end.is_some_and(|end| from >= end) {
+            break;
+        }
+        if to.is_some_and(|to| to <= cursor) {
+            continue;
+        }
+        if cursor < from {
+            free.push((cursor, Some(from)));
+        }
+        match to {
+            Some(to) => cursor = to,
+            None => return free,
+        }
+    }
+    if end.is_none_or(|end| cursor < end) {
+        free.push((cursor, end));
+    }
+    free
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::price::PriceConditions;
+    use crate::domain::price::quotation::Quote;
+
+    fn at(day: u32) -> DateTime<Utc> {
+        let start: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();
+        start + chrono::TimeDelta::days(i64::from(day))
+    }
+
+    fn price(from: u32, to: Option<u32>, input: &str) -> NewPrice {
+        NewPrice {
+            provider: "openai".to_owned(),
+            model: "gpt-5".to_owned(),
+            aliases: Vec::new(),
+            conditions: PriceConditions::default(),
+            per: Some(1_000_000),
+            rates: BTreeMap::from([("input".to_owned(), Quote(input.to_owned()))]),
+            fees: BTreeMap::new(),
+            multiplier: None,
+            valid_from: at(from),
+            valid_to: to.map(at),
+            source: None,
+            checked_at: None,
+        }
+    }
+
+    fn standing(id: i64, price: &NewPrice) -> Standing {
+        Standing { id: PriceId(id), draft: price.check(0).unwrap() }
+    }
+
+    fn intervals(plan: &Plan) -> Vec<(DateTime<Utc>, Option<DateTime<Utc>>, String)> {
+        let mut rows: Vec<_> = plan
+            .rows
+            .iter()
+            .map(|row| (row.valid_from, row.valid_to, row.rates.values().next().unwrap().quoted.to_string()))
+            .collect();
+        rows.sort();
+        rows
+    }
+
+    #[test]
+    fn a_successor_continues_its_open_predecessor_up_to_its_start() {
+        let plan = plan(vec![standing(7, &price(0, None, "2"))], vec![], &[price(10, None, "1")]).unwrap();
+        assert_eq!(intervals(&plan), [(at(0), Some(at(10)), "2".to_owned()), (at(10), None, "1".to_owned())]);
+        assert_eq!(plan.superseded, [(PriceId(7), 0)]);
+        let before = Some(standing(7, &price(0, None, "2")).draft.own_rates());
+        assert_eq!(plan.published, [Published::Added { row: 1, before }]);
+    }
+
+    #[test]
+    fn after_a_price_with_an_end_the_open_one_goes_on() {
+        let plan =
+            plan(vec![standing(7, &price(0, None, "2"))], vec![], &[price(10, Some(20), "1")]).unwrap();
+        let expected = [
+            (at(0), Some(at(10)), "2".into()),
+            (at(10), Some(at(20)), "1".into()),
+            (at(20), None, "2".into()),
+        ];
+        assert_eq!(intervals(&plan), expected);
+    }
+
+    #[test]
+    fn the_same_price_again_changes_nothing() {
+        let stands = || vec![standing(7, &price(0, None, "2"))];
+        for again in [price(0, None, "2.0"), price(5, None, "2")] {
+            let plan = plan(stands(), vec![], &[again]).unwrap();
+            assert_eq!(plan.rows, []);
+            assert_eq!(plan.published, [Published::Unchanged(Slot::Standing(PriceId(7)))]);
+        }
+        assert!(plan(stands(), vec![], &[price(0, Some(5), "2")]).is_err(), "an earlier end is a change");
+    }
+
+    #[test]
+    fn any_other_overlap_names_the_price_it_collides_with() {
+        let refused =
+            |stands: NewPrice, new: NewPrice| plan(vec![standing(7, &stands)], vec![], &[new]).unwrap_err();
+        for (stands, new) in [
+            (price(0, None, "2"), price(0, None, "1")),
+            (price(5, None, "2"), price(0, None, "1")),
+            (price(0, Some(10), "2"), price(5, None, "1")),
+            (price(0, Some(10), "2"), price(5, Some(6), "1")),
+        ] {
+            let faults = refused(stands, new);
+            assert_eq!(faults[0].conflicts_with, Some(PriceId(7)));
+            assert_eq!((faults[0].path.as_str(), faults[0].index), ("valid_from", 0));
+        }
+        assert!(plan(vec![standing(7, &price(0, Some(10), "2"))], vec![], &[price(10, None, "1")]).is_ok());
+    }
+
+    #[test]
+    fn a_whole_history_may_come_in_any_order() {
+        let history = [price(20, None, "1"), price(0, None, "3"), price(10, None, "2")];
+        let plan = plan(vec![], vec![], &history).unwrap();
+        let expected = [
+            (at(0), Some(at(10)), "3".into()),
+            (at(10), Some(at(20)), "2".into()),
+            (at(20), None, "1".into()),
+        ];
+        assert_eq!(intervals(&plan), expected);
+        assert_eq!(plan.superseded, []);
+    }
+
+    #[test]
+    fn an_ambiguous_price_is_refused_and_names_the_other() {
+        let with = |conditions: PriceConditions| NewPrice { conditions, ..price(0, None, "2") };
+        let context = |inclusive| PriceConditions {
+            context_above: Some(200_000),
+            context_inclusive: inclusive,
+            ..PriceConditions::default()
+        };
+        let stands = vec![standing(7, &with(context(true)))];
+        let faults = plan(stands.clone(), vec![], &[with(context(false))]).unwrap_err();
+        assert_eq!(faults[0].path, "conditions");
+        assert_eq!(faults[0].conflicts_with, Some(PriceId(7)));
+        let together = plan(vec![], vec![], &[with(context(true)), with(context(false))]).unwrap_err();
+        assert!(together[0].detail.contains("prices[0] published with it"), "{}", together[0]);
+        assert!(plan(stands, vec![], &[price(0, None, "1")]).is_ok());
+    }
+
+    #[test]
+    fn an_alias_has_one_meaning_and_covers_what_its_prices_cover() {
+        let alias = |model: &str, from, to: Option<u32>| ModelAlias {
+            provider: "openai".to_owned(),
+            alias: "latest".to_owned(),
+            model: model.to_owned(),
+            valid_from: at(from),
+            valid_to: to.map(at),
+            inherited: false,
+        };
+        let named = |from, to| NewPrice { aliases: vec!["latest".to_owned()], ..price(from, to, "2") };
+        let plan_of = |known, new: &[NewPrice]| plan(vec![], known, new).map(|plan| plan.aliases);
+        assert_eq!(plan_of(vec![], &[named(0, None)]).unwrap(), [alias("gpt-5", 0, None)]);
+        assert_eq!(
+            plan_of(vec![alias("gpt-5", 5, None)], &[named(0, None)]).unwrap(),
+            [alias("gpt-5", 0, Some(5))]
+        );
+        assert_eq!(plan_of(vec![alias("gpt-5", 0, None)], &[named(3, None)]).unwrap(), []);
+        assert_eq!(
+            plan_of(vec![alias("gpt-4", 0, Some(3))], &[named(3, None)]).unwrap(),
+            [alias("gpt-5", 3, None)]
+        );
+        let fault = plan_of(vec![alias("gpt-4", 0, None)], &[named(3, None)]).unwrap_err().remove(0);
+        assert_eq!(fault.path, "aliases[0]");
+        assert!(fault.detail.contains("gpt-4"));
+    }
+
+    proptest! {
+        /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, and
+        /// what stood before the first new start is untouched.
+        #[test]
+        fn no_two_prices_of_a_key_ever_overlap(
+            published in prop::collection::vec((0_u32..40, prop::option::of(1_u32..20), 1_u32..5), 1..12),
+        ) {
+            let mut stands: Vec<Standing> = Vec::new();
+            let mut next_id = 1;
+            for (from, length, rate) in published {
+                let new = price(from, length.map(|days| from + days), &rate.to_string());
+                let covered_before = |day: u32, stands: &[Standing]| {
+                    stands.iter().filter(|s| super::super::covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
+                };
+                let before: Vec<usize> = (0..80).map(|day| covered_before(day, &stands)).collect();
+                if let Ok(plan) = plan(stands.clone(), vec![], &[new]) {
+                    stands.retain(|s| !plan.superseded.iter().any(|(id, _)| *id == s.id));
+                    for draft in plan.rows {
+                        stands.push(Standing { id: PriceId(next_id), draft });
+                        next_id += 1;
+                    }
+                }
+                for day in 0..80 {
+                    let now = covered_before(day, &stands);
+                    prop_assert!(now <= 1);
+                    prop_assert!(now >= before[usize::try_from(day).unwrap()], "publishing never unprices");
+                }
+            }
+        }
+
+        /// Prices published together do not depend on their order.
+        #[test]
+        fn the_order_within_a_publication_does_not_matter(
+            starts in prop::collection::btree_set(0_u32..100, 1..8),
+            seed in any::<u64>(),
+        ) {
+            let ordered: Vec<NewPrice> =
+                starts.iter().map(|start| price(*start, None, &(start + 1).to_string())).collect();
+            let mut shuffled = ordered.clone();
+            let turn = usize::try_from(seed % ordered.len() as u64).unwrap();
+            shuffled.rotate_left(turn);
+            let rows = |prices: &[NewPrice]| intervals(&plan(vec![], vec![], prices).unwrap());
+            prop_assert_eq!(rows(&ordered), rows(&shuffled));
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! A batch of decided messages, and what of it is new to the journal.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::NaiveDate;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::IngestError;
+use super::decide::{Candidate, Decided, Decision};
+use crate::domain::identity::EventKey;
+use crate::domain::ids::{GatewayId, RejectionId};
+use crate::metering::{Message, Reason};
+use crate::store::journal::{self, Existing, Origin, Recorded, Rejection, RejectionPosition};
+use crate::store::replay::{Resolution, Resolved};
+use crate::store::{StoreError, journal::JournalEvent};
+
+/// zstd level of stored payloads: level 1 gives eight to one at about a microsecond an event.
+const PAYLOAD_ZSTD_LEVEL: i32 = 1;
+
+/// Messages decided with one version of the catalog.
+#[derive(Debug)]
+pub struct Batch {
+    /// The version.
+    pub catalog_version: i64,
+    /// The messages, in the order of the stream.
+    pub decided: Vec<Decided>,
+}
+
+/// What a batch comes to, given what the database holds.
+#[derive(Debug, Default)]
+pub struct Sorted<'a> {
+    /// New events.
+    pub events: Vec<&'a Candidate>,
+    /// Events and messages that cannot be recorded.
+    pub rejections: Vec<Rejection>,
+    /// Events that were recorded, or rejected, before.
+    pub duplicates: i32,
+    /// For a replay: what became of each rejection.
+    pub resolutions: Vec<Resolved>,
+}
+
+impl Sorted<'_> {
+    /// How the events ended. A rejection that is rejected again keeps counting in its first batch.
+    pub fn outcome(&self, origin: Origin) -> Recorded {
+        let rejected = if origin == Origin::Replay { 0 } else { count(self.rejections.len()) };
+        Recorded { recorded: count(self.events.len()), duplicates: self.duplicates, rejected }
+    }
+
+    /// Rows the new events add.
+    pub fn rows(&self) -> i32 {
+        count(self.events.iter().map(|candidate| candidate.event.row_count()).sum())
+    }
+
+    /// The gateways' own counts in the new events.
+    pub fn marks(&self) -> HashMap<(GatewayId, &str), Vec<i64>> {
+        let mut marks: HashMap<_, Vec<i64>> = HashMap::new();
+        for candidate in &self.events {
+            if let Some(mark) = &candidate.mark {
+                marks.entry((candidate.event.gateway, mark.epoch.as_str())).or_default().push(mark.number);
+            }
+        }
+        marks
+    }
+}
+
+fn count(number: usize) -> i32 {
+    // Batches are bounded to far below this.
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// What decides over one candidate.
+enum Known {
+    New,
+    Duplicate,
+    Rejected(Reason, String),
+}
+
+impl Batch {
+    fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.decided.iter().flat_map(|decided| &decided.decisions).filter_map(|decision| match decision {
+            Decision::Record(candidate) => Some(candidate.as_ref()),
+            Decision::Reject(_) => None,
+        })
+    }
+
+    /// How many events it holds, whole-message faults counted as one.
+    pub fn event_count(&self) -> usize {
+        self.decided.iter().map(|decided| decided.decisions.len()).sum()
+    }
+
+    /// Stream sequences of its messages; none for a replay, whose sequences were accounted for when they arrived.
+    pub fn sequences(&self, origin: Origin) -> Vec<i64> {
+        if origin == Origin::Replay {
+            return Vec::new();
+        }
+        let mut sequences: Vec<i64> = self.decided.iter().map(|decided| decided.message.sequence).collect();
+        sequences.sort_unstable();
+        sequences.dedup();
+        sequences
+    }
+
+    /// The rejections that it tries again.
+    pub fn replayed(&self) -> Vec<RejectionId> {
+        self.decided.iter().filter_map(|decided| Some(decided.message.replay_of?.rejection)).collect()
+    }
+
+    /// What it received, compressed: for each message its sequence, its length, its (decompressed) bytes.
+    ///
+    /// # Errors
+    /// [`IngestError::Compress`].
+    pub fn payload(&self) -> Result<Vec<u8>, IngestError> {
+        let mut framed = Vec::new();
+        for decided in &self.decided {
+            let body = decided.body.as_ref().map_or(decided.message.payload.as_ref(), Message::body);
+            framed.extend_from_slice(&decided.message.sequence.to_be_bytes());
+            framed.extend_from_slice(&(body.len() as u64).to_be_bytes());
+            framed.extend_from_slice(body);
+        }
+        zstd::bulk::compress(&framed, PAYLOAD_ZSTD_LEVEL).map_err(IngestError::Compress)
+    }
+
+    /// Compares every event with what the database and the batch itself hold.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`].
+    pub async fn sort_out(
+        &self,
+        tx: &mut PgConnection,
+        origin: Origin,
+        horizon: NaiveDate,
+    ) -> Result<Sorted<'_>, IngestError> {
+        let existing = self.existing(tx, horizon).await?;
+        let known_rejections = self.known_rejections(tx, origin).await?;
+        let in_batch: HashMap<EventKey, &JournalEvent> =
+            self.candidates().map(|candidate| (candidate.event.key, &candidate.event)).collect();
+        let mut sorted = Sorted::default();
+        let mut seen: HashMap<EventKey, &JournalEvent> = HashMap::new();
+        for decided in &self.decided {
+            for decision in &decided.decisions {
+                let rejection = match decision {
+                    Decision::Reject(rejection) => rejection.as_ref().clone(),
+                    Decision::Record(candidate) => {
+                        let event = &candidate.event;
+                        match known(tx, event, &existing, &seen, &in_batch).await? {
+                            Known::New => {
+                                seen.insert(event.key, event);
+                                sorted.events.push(candidate);
+                                sorted.resolve(decided, Resolution::Recorded);
+                                continue;
+                            }
+                            Known::Duplicate => {
+                                sorted.duplicates += 1;
+                                sorted.resolve(decided, Resolution::Duplicate);
+                                continue;
+                            }
+                            Known::Rejected(reason, detail) => decided.reject(candidate, reason, detail),
+                        }
+                    }
+                };
+                if known_rejections.contains(&rejection.position) {
+                    sorted.duplicates += 1;
+                } else {
+                    let again =
+                        Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
+                    sorted.resolve(decided, again);
+                    sorted.rejections.push(rejection);
+                }
+            }
+        }
+        Ok(sorted)
+    }
+
+    async fn existing(
+        &self,
+        tx: &mut PgConnection,
+        horizon: NaiveDate,
+    ) -> Result<HashMap<EventKey, Existing>, StoreError> {
+        // Old events may have been recorded long ago: their look-up covers every partition.
+        let old_too = self.candidates().any(|candidate| candidate.backfill) || !self.replayed().is_empty();
+        let horizon = if old_too { NaiveDate::default() } else { horizon };
+        let keys: Vec<Uuid> = self.candidates().map(|candidate| candidate.event.key.0).collect();
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = journal::existing(tx, &keys, horizon).await?;
+        Ok(rows.into_iter().map(|row| (row.key, row)).collect())
+    }
+
+    async fn known_rejections(
+        &self,
+        tx: &mut PgConnection,
+        origin: Origin,
+    ) -> Result<HashSet<RejectionPosition>, StoreError> {
+        let Some(incarnation) = origin.incarnation() else { return Ok(HashSet::new()) };
+        // A candidate can turn out to be a conflict, so its position is looked up as well where that can matter:
+        // where a message comes again, which the stream's sequence shows.
+        let positions: Vec<RejectionPosition> = self
+            .decided
+            .iter()
+            .flat_map(|decided| &decided.decisions)
+            .map(|decision| match decision {
+                Decision::Reject(rejection) => rejection.position,
+                Decision::Record(candidate) => RejectionPosition {
+                    stream_seq: candidate.event.stream_seq,
+                    event_index: candidate.event.event_index,
+                },
+            })
+            .collect();
+        Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())
+    }
+
+    /// Splits a batch whose data the database refuses; a single event becomes a rejection.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`] where even the rejection is refused.
+    pub fn isolate(self, error: StoreError) -> Result<Vec<Self>, IngestError> {
+        let Self { catalog_version, mut decided } = self;
+        if decided.len() > 1 {
+            let second = decided.split_off(decided.len() / 2);
+            return Ok(vec![Self { catalog_version, decided: second }, Self { catalog_version, decided }]);
+        }
+        let Some(message) = decided.pop() else { return Ok(Vec::new()) };
+        let sqlstate = error.sqlstate().unwrap_or_default();
+        let parts = message.halves(|decided, candidate| {
+            let detail = format!(
+                "the database refuses this event (SQLSTATE {sqlstate}); it is kept as it is, please report it"
+            );
+            decided.reject(candidate, Reason::Unstorable, detail)
+        });
+        match parts {
+            Some(parts) => {
+                Ok(parts.into_iter().map(|part| Self { catalog_version, decided: vec![part] }).collect())
+            }
+            None => Err(error.into()),
+        }
+    }
+}
+
+impl Sorted<'_> {
+    fn resolve(&mut self, decided: &Decided, resolution: Resolution) {
+        if let Some(replay) = decided.message.replay_of {
+            self.resolutions.push(Resolved { rejection: replay.rejection, resolution });
+        }
+    }
+}
+
+/// Whether the journal, or the batch itself, holds the event already; and whether what it corrects is there.
+async fn known(
+    tx: &mut PgConnection,
+    event: &JournalEvent,
+    existing: &HashMap<EventKey, Existing>,
+    seen: &HashMap<EventKey, &JournalEvent>,
+    in_batch: &HashMap<EventKey, &JournalEvent>,
+) -> Result<Known, StoreError> {
+    let before = match (existing.get(&event.key), seen.get(&event.key)) {
+        (Some(row), _) => Some(
+            row.content_hash == event.content_hash
+                && row.source == event.identity.source
+                && row.id == event.identity.id,
+        ),
+        (None, Some(earlier)) => {
+            Some(earlier.content_hash == event.content_hash && earlier.identity == event.identity)
+        }
+        (None, None) => None,
+    };
+    match before {
+        Some(true) => return Ok(Known::Duplicate),
+        Some(false) => {
+            let detail = "an event with this source and id is recorded with other content; the first one stands, \
+                          send a correction with `corrects`, or a new id";
+            return Ok(Known::Rejected(Reason::Conflict, detail.to_owned()));
+        }
+        None => {}
+    }
+    let Some(original) = event.corrects else { return Ok(Known::New) };
+    let estimate = match in_batch.get(&original) {
+        Some(earlier) => Some((earlier.estimated, earlier.customer)),
+        None => {
+            journal::correction_target(tx, original).await?.map(|target| (target.estimated, target.customer))
+        }
+    };
+    let refusal = match estimate {
+        Some((true, customer)) if customer == event.customer => return Ok(Known::New),
+        Some((true, _)) => "the estimate that `corrects` names was for another customer",
+        Some((false, _)) => {
+            "the event that `corrects` names was no estimate; only estimates can be corrected by a gateway"
+        }
+        None => "the estimate that `corrects` names is not recorded; this event is tried again once it is",
+    };
+    Ok(Known::Rejected(Reason::UnknownEstimate, refusal.to_owned()))
+}

@@ -1,0 +1,78 @@
+//! The catalog in memory: what events are resolved and rated with, as of one version.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::ids::BookId;
+use crate::rating::PriceBook;
+use crate::store::rating_data::{CustomerEntry, GatewayEntry};
+use crate::store::{Database, Scope, catalog, prices, rating_data};
+
+use super::IngestError;
+
+/// One consistent snapshot of gateways, customers, assignments and prices.
+#[derive(Debug)]
+pub struct Catalog {
+    /// The version it was read at.
+    pub version: i64,
+    gateways: HashMap<String, GatewayEntry>,
+    customers: HashMap<String, CustomerEntry>,
+    books: HashMap<BookId, PriceBook>,
+}
+
+/// The two books that rate a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Books<'a> {
+    /// What it costs us by.
+    pub cost: &'a PriceBook,
+    /// What the customer pays by.
+    pub sell: &'a PriceBook,
+}
+
+impl Catalog {
+    /// Reads the catalog in one snapshot of the database.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`]; [`IngestError::Book`] where a stored book contradicts itself.
+    pub async fn load(database: &Database) -> Result<Self, IngestError> {
+        let mut tx = database.read(Scope::Everything).await?;
+        let version = catalog::version(&mut tx).await?;
+        let gateways = rating_data::gateways(&mut tx).await?;
+        let customers = rating_data::customers(&mut tx).await?;
+        let mut books = HashMap::new();
+        for (info, prices, aliases) in prices::load_books(&mut tx).await? {
+            books.insert(info.id, PriceBook::new(info, prices, aliases)?);
+        }
+        Ok(Self {
+            version,
+            gateways: gateways.into_iter().map(|gateway| (gateway.name.clone(), gateway)).collect(),
+            customers: customers
+                .into_iter()
+                .map(|customer| (customer.external_id.clone(), customer))
+                .collect(),
+            books,
+        })
+    }
+
+    /// A gateway by name.
+    pub fn gateway(&self, name: &str) -> Option<&GatewayEntry> {
+        self.gateways.get(name)
+    }
+
+    /// A customer by external id.
+    pub fn customer(&self, external_id: &str) -> Option<&CustomerEntry> {
+        self.customers.get(external_id)
+    }
+
+    /// The books that rate a customer's call at an instant.
+    pub fn books(&self, customer: &CustomerEntry, at: DateTime<Utc>) -> Option<Books<'_>> {
+        let assignment = customer.assignments.iter().find(|assignment| {
+            assignment.valid_from <= at && assignment.valid_to.is_none_or(|valid_to| at < valid_to)
+        })?;
+        Some(Books {
+            cost: self.books.get(&assignment.cost_book)?,
+            sell: self.books.get(&assignment.sell_book)?,
+        })
+    }
+}

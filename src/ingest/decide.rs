@@ -1,0 +1,313 @@
+//! From the bytes of a message to what is to be recorded: pure, given a catalog and a time.
+//!
+//! Each event of a message ends as rows for the journal or as a rejection; none is dropped, and a bad one never touches
+//! its neighbours.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::catalog::{Books, Catalog};
+use crate::domain::event::{Report, SequenceMark, Usage, UsageEvent, UsagePart, UsageSource};
+use crate::domain::identity::EventIdentity;
+use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
+use crate::metering::{self, Message, Reason, Rejected};
+use crate::store::journal::{JournalEvent, JournalPart, Rejection, RejectionPosition};
+use crate::store::rating_data::GatewayEntry;
+
+/// Index of a rejection that is about the message as a whole.
+const WHOLE_MESSAGE: i32 = -1;
+/// The attribute that rollups and reports know as the project.
+const PROJECT_ATTRIBUTE: &str = "project";
+
+/// One message as received, or one rejected event that is tried again.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Its sequence in the stream.
+    pub sequence: i64,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers as a JSON object, for rejections.
+    pub headers: Option<String>,
+    /// Its `Content-Encoding`.
+    pub encoding: Option<String>,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Set where this is one rejected event, tried again by itself.
+    pub replay_of: Option<ReplayOf>,
+    /// The time its acceptance window is measured from: now, or when it first arrived.
+    pub received_at: DateTime<Utc>,
+    /// Whether finance waived the acceptance window.
+    pub window_waived: bool,
+}
+
+/// The rejection that is tried again.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayOf {
+    /// Its id.
+    pub rejection: RejectionId,
+    /// The event's position in its message.
+    pub event_index: i32,
+}
+
+/// What becomes of one event.
+#[derive(Debug)]
+pub enum Decision {
+    /// It is new usage, unless the journal knows it already.
+    Record(Box<Candidate>),
+    /// It cannot be billed as it is.
+    Reject(Box<Rejection>),
+}
+
+/// An event that can be recorded.
+#[derive(Debug)]
+pub struct Candidate {
+    /// Its rows.
+    pub event: JournalEvent,
+    /// The gateway's own count.
+    pub mark: Option<SequenceMark>,
+    /// Whether its gateway may send old events, so that the look-up covers every partition.
+    pub backfill: bool,
+    /// Its bytes in the message.
+    range: Range<usize>,
+}
+
+/// A message taken apart.
+#[derive(Debug)]
+pub struct Decided {
+    /// The message.
+    pub message: Incoming,
+    /// Its payload, decompressed; `None` where that failed.
+    pub body: Option<Message>,
+    /// One per event, in order.
+    pub decisions: Vec<Decision>,
+}
+
+impl Decided {
+    /// Takes a message apart and decides each of its events.
+    pub fn new(catalog: &Catalog, prefix: &str, message: Incoming) -> Self {
+        let split =
+            catch_unwind(AssertUnwindSafe(|| metering::split(&message.payload, message.encoding.as_deref())));
+        let body = match split.unwrap_or_else(|_| Err(panicked())) {
+            Ok(body) => body,
+            Err(rejected) => {
+                let index = message.replay_of.map_or(WHOLE_MESSAGE, |replay| replay.event_index);
+                let rejection = rejection(&message, &message.payload, index, rejected);
+                return Self { message, body: None, decisions: vec![Decision::Reject(Box::new(rejection))] };
+            }
+        };
+        let gateway = gateway_of(prefix, &message.subject);
+        let mut decisions = Vec::with_capacity(body.ranges().len());
+        for (range, index) in body.ranges().iter().cloned().zip(0_i32..) {
+            let raw = &body.body()[range.clone()];
+            let index = message.replay_of.map_or(index, |replay| replay.event_index);
+            let decided =
+                catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, raw)));
+            decisions.push(match decided.unwrap_or_else(|_| Err(panicked())) {
+                Ok((event, mark, backfill)) => {
+                    Decision::Record(Box::new(Candidate { event, mark, backfill, range }))
+                }
+                Err(rejected) => Decision::Reject(Box::new(rejection(&message, raw, index, rejected))),
+            });
+        }
+        Self { message, body: Some(body), decisions }
+    }
+
+    /// The rejection of an event that could have been recorded, but for what the database knows.
+    pub fn reject(&self, candidate: &Candidate, reason: Reason, detail: String) -> Rejection {
+        let body = self.body.as_ref().map(Message::body).unwrap_or_default();
+        let raw = body.get(candidate.range.clone()).unwrap_or_default();
+        rejection(&self.message, raw, candidate.event.event_index, Rejected { reason, detail })
+    }
+
+    /// Splits the message's events in two; a single one that was to be recorded becomes a rejection, and `None` says
+    /// that a single rejection cannot be split further.
+    pub fn halves(mut self, reject: impl FnOnce(&Self, &Candidate) -> Rejection) -> Option<Vec<Self>> {
+        if self.decisions.len() > 1 {
+            let second = self.decisions.split_off(self.decisions.len() / 2);
+            let second = Self { message: self.message.clone(), body: self.body.clone(), decisions: second };
+            return Some(vec![second, self]);
+        }
+        match self.decisions.pop()? {
+            Decision::Record(candidate) => {
+                let rejection = reject(&self, &candidate);
+                self.decisions.push(Decision::Reject(Box::new(rejection)));
+                Some(vec![self])
+            }
+            Decision::Reject(_) => None,
+        }
+    }
+}
+
+/// The gateway's name: what follows the prefix and a dot in the subject.
+pub fn gateway_of<'a>(prefix: &str, subject: &'a str) -> &'a str {
+    subject.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or_default()
+}
+
+fn panicked() -> Rejected {
+    Rejected {
+        reason: Reason::Panic,
+        detail: "decoding this event failed inside Waybill; it is kept as it is, please report it".to_owned(),
+    }
+}
+
+fn rejection(message: &Incoming, raw: &[u8], event_index: i32, rejected: Rejected) -> Rejection {
+    let hints = catch_unwind(AssertUnwindSafe(|| metering::hints(raw))).unwrap_or_default();
+    Rejection {
+        position: RejectionPosition { stream_seq: message.sequence, event_index },
+        subject: message.subject.clone(),
+        headers: message.headers.clone(),
+        raw: raw.to_vec(),
+        reason: rejected.reason.as_str(),
+        detail: without_nul(rejected.detail),
+        gateway: message.subject.rsplit('.').next().map(str::to_owned),
+        customer: hints.customer.map(without_nul),
+        event_source: hints.source.map(without_nul),
+        event_id: hints.id.map(without_nul),
+        provider: hints.provider.map(without_nul),
+        model: hints.model.map(without_nul),
+    }
+}
+
+/// PostgreSQL's text cannot hold NUL; the raw bytes can and do.
+fn without_nul(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+fn refuse(reason: Reason, detail: String) -> Rejected {
+    Rejected { reason, detail }
+}
+
+/// Parses, admits, resolves and rates one event.
+fn candidate(
+    catalog: &Catalog,
+    gateway: &str,
+    message: &Incoming,
+    event_index: i32,
+    raw: &[u8],
+) -> Result<(JournalEvent, Option<SequenceMark>, bool), Rejected> {
+    let event = metering::parse_event(raw)?;
+    let gateway = catalog.gateway(gateway).ok_or_else(|| {
+        refuse(
+            Reason::UnknownGateway,
+            format!("gateway `{gateway}` is not registered; create it, and this event is tried again"),
+        )
+    })?;
+    let window = if message.window_waived { Some(DateTime::<Utc>::MIN_UTC) } else { gateway.backfill_from };
+    metering::admit(&event, &gateway.name, window, message.received_at)?;
+    let customer = catalog.customer(&event.customer).ok_or_else(|| {
+        refuse(
+            Reason::UnknownCustomer,
+            format!("customer `{}` is not known; create it, and this event is tried again", event.customer),
+        )
+    })?;
+    if !customer.active {
+        let detail = format!(
+            "customer `{}` is suspended; reactivate it, and this event is tried again",
+            event.customer
+        );
+        return Err(refuse(Reason::SuspendedCustomer, detail));
+    }
+    let books = catalog.books(customer, event.occurred_at);
+    let rows = Rows { gateway, customer: customer.id, message, event_index };
+    let backfill = window.is_some();
+    rows.build(event, books).map(|(journal, mark)| (journal, mark, backfill))
+}
+
+/// What the rows of one event have in common.
+struct Rows<'a> {
+    gateway: &'a GatewayEntry,
+    customer: CustomerId,
+    message: &'a Incoming,
+    event_index: i32,
+}
+
+impl Rows<'_> {
+    fn build(
+        &self,
+        event: UsageEvent,
+        books: Option<Books<'_>>,
+    ) -> Result<(JournalEvent, Option<SequenceMark>), Rejected> {
+        let content_hash = Uuid::from_bytes(metering::content_hash(&event));
+        let source = &event.identity.source;
+        let corrects = event.corrects.map(|id| EventIdentity { source: source.clone(), id }.key());
+        let mut journal = JournalEvent {
+            key: event.identity.key(),
+            identity: event.identity,
+            content_hash,
+            stream_seq: self.message.sequence,
+            event_index: self.event_index,
+            customer: self.customer,
+            gateway: GatewayId(self.gateway.id.0),
+            occurred_at: event.occurred_at,
+            corrects,
+            task: None,
+            outcome: None,
+            project: None,
+            attributes: None,
+            status: None,
+            estimated: false,
+            latency_ms: None,
+            parts: Vec::new(),
+        };
+        match event.report {
+            Report::Outcome(ended) => {
+                journal.task = Some(ended.task);
+                journal.outcome = Some(ended.outcome);
+            }
+            Report::Usage(usage) => self.usage(&mut journal, usage, books)?,
+        }
+        Ok((journal, event.sequence))
+    }
+
+    fn usage(
+        &self,
+        journal: &mut JournalEvent,
+        usage: Usage,
+        books: Option<Books<'_>>,
+    ) -> Result<(), Rejected> {
+        let Some(books) = books else {
+            let detail = format!(
+                "no price books are assigned to the customer at {}; assign them, and this event is tried again",
+                journal.occurred_at.to_rfc3339()
+            );
+            return Err(refuse(Reason::Unpriced, detail));
+        };
+        for part in usage.parts {
+            journal.parts.push(rated(part, books, journal.occurred_at)?);
+        }
+        journal.project = usage.attributes.get(PROJECT_ATTRIBUTE).cloned();
+        if !usage.attributes.is_empty() {
+            journal.attributes = serde_json::to_string(&usage.attributes).ok();
+        }
+        journal.task = usage.task;
+        journal.status = usage.status;
+        journal.estimated = usage.usage_source == UsageSource::Estimated;
+        journal.latency_ms = usage.latency_ms;
+        Ok(())
+    }
+}
+
+/// Rates one part twice: what it costs us, and what the customer pays.
+fn rated(part: UsagePart, books: Books<'_>, at: DateTime<Utc>) -> Result<JournalPart, Rejected> {
+    let unpriced = |side: &str, cause: crate::rating::Unpriced| {
+        refuse(Reason::Unpriced, format!("{side}: {cause}; publish the price, and this event is tried again"))
+    };
+    let cost = books.cost.rate(&part, at).map_err(|cause| unpriced("cost", cause))?;
+    let charge = books.sell.rate(&part, at).map_err(|cause| unpriced("charge", cause))?;
+    Ok(JournalPart {
+        provider: part.provider,
+        model: part.model,
+        conditions: part.conditions,
+        tier_input: part.tier_input,
+        quantities: part.quantities,
+        cost_price: cost.price,
+        sell_price: charge.price,
+        cost: cost.amount,
+        charge: charge.amount,
+        stated_cost: part.stated_cost,
+    })
+}

@@ -1,0 +1,58 @@
+//! What can go wrong between the stream and the journal.
+
+use crate::rating::BookError;
+use crate::store::StoreError;
+
+/// Why a message, a batch or the whole loop could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored price book contradicts itself.
+    #[error("a stored price book cannot be used: {0}")]
+    Book(#[from] BookError),
+    /// A stored billing calendar is wrong.
+    #[error("a stored billing calendar cannot be used: {0}")]
+    Calendar(#[from] crate::domain::period::CalendarError),
+    /// The stream or its consumer has other settings than correctness needs.
+    #[error("{object} has settings that would lose or change usage: {}; correct them or let Waybill create it anew", drift.join("; "))]
+    Drift {
+        /// The stream or consumer.
+        object: String,
+        /// Field by field: is, must be.
+        drift: Vec<String>,
+    },
+    /// The stream does not answer or refuses.
+    #[error("{what}: {cause}")]
+    Stream {
+        /// What was tried.
+        what: &'static str,
+        /// What the client library said.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The batch could not be compressed.
+    #[error("the batch could not be compressed: {0}")]
+    Compress(std::io::Error),
+    /// The program is stopping; nothing was recorded, the messages will be delivered again.
+    #[error("stopping")]
+    Stopping,
+}
+
+impl IngestError {
+    /// Wraps an error of the stream's client library.
+    pub fn stream(what: &'static str) -> impl FnOnce(async_nats::Error) -> Self {
+        move |cause| Self::Stream { what, cause }
+    }
+
+    /// Whether the same work may succeed when tried again as a whole.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.retryable(),
+            Self::Stream { .. } => true,
+            Self::Book(_) | Self::Calendar(_) | Self::Drift { .. } | Self::Compress(_) | Self::Stopping => {
+                false
+            }
+        }
+    }
+}

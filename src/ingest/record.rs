@@ -1,0 +1,231 @@
+//! Recording a batch: one transaction, tried again as a whole, split where the data itself is at fault.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use chrono::{Days, NaiveDate};
+use sqlx::PgConnection;
+
+use super::IngestError;
+use super::batch::{Batch, Sorted};
+use super::catalog::Catalog;
+use super::decide::{Decided, Incoming};
+use crate::clock::Clock;
+use crate::shutdown::Shutdown;
+use crate::store::journal::{self, BatchRow, JournalEvent, Origin, Recorded};
+use crate::store::{Database, StoreError, commit, replay};
+
+/// How far back the look-up of identities goes: longer than the acceptance window of 35 days plus the life of a
+/// message in the stream, so that no copy that is still acceptable can lie before it.
+const DEDUP_HORIZON_DAYS: u64 = 62;
+/// First pause before a transaction is tried again; doubles up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause before a transaction is tried again.
+const RETRY_LAST: Duration = Duration::from_secs(5);
+/// SQLSTATE of a unique violation: another writer was faster, the next try sees its row.
+const UNIQUE_VIOLATION: &str = "23505";
+/// SQLSTATE where no partition takes the row: the booking date's partition is missing, which the switch makes.
+const CHECK_VIOLATION: &str = "23514";
+
+/// Records batches of messages; one per process, shared by the consumer, replay and repair.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    database: Database,
+    clock: Clock,
+    prefix: Arc<str>,
+    catalog: Arc<RwLock<Arc<Catalog>>>,
+    shutdown: Shutdown,
+}
+
+/// What one try of the transaction came to.
+enum Attempt {
+    Done(Recorded),
+    /// The catalog is older than the database's: load it, decide again.
+    StaleCatalog,
+    /// No booking date is open, or it is not today's: open it, try again.
+    NoBookingDate,
+}
+
+impl Recorder {
+    /// A recorder with the catalog as it is now; `prefix` is what the stream's subjects start with.
+    ///
+    /// # Errors
+    /// [`IngestError`] where the catalog cannot be read.
+    pub async fn new(
+        database: Database,
+        clock: Clock,
+        prefix: &str,
+        shutdown: Shutdown,
+    ) -> Result<Self, IngestError> {
+        let catalog = Arc::new(RwLock::new(Arc::new(Catalog::load(&database).await?)));
+        Ok(Self { database, clock, prefix: prefix.into(), catalog, shutdown })
+    }
+
+    /// The database it records in.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The clock it reads.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What asks it to stop.
+    pub const fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction.
+    pub fn decide(&self, messages: Vec<Incoming>) -> Batch {
+        let catalog = self.catalog();
+        let decided =
+            messages.into_iter().map(|message| Decided::new(&catalog, &self.prefix, message)).collect();
+        Batch { catalog_version: catalog.version, decided }
+    }
+
+    async fn reload(&self, batch: Batch) -> Result<Batch, IngestError> {
+        let fresh = Arc::new(Catalog::load(&self.database).await?);
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(self.decide(batch.decided.into_iter().map(|decided| decided.message).collect()))
+    }
+
+    /// Records a batch; returns once it is committed, whatever it takes, or when the program stops.
+    ///
+    /// # Errors
+    /// [`IngestError::Stopping`] where nothing was committed because of a stop; other errors only where trying again
+    /// cannot help and the fault is not in an event.
+    pub async fn record(&self, origin: Origin, batch: Batch) -> Result<Recorded, IngestError> {
+        let mut total = Recorded::default();
+        let mut pending = vec![batch];
+        while let Some(batch) = pending.pop() {
+            match self.record_whole(origin, batch).await? {
+                Ok(recorded) => {
+                    total.recorded += recorded.recorded;
+                    total.duplicates += recorded.duplicates;
+                    total.rejected += recorded.rejected;
+                }
+                // The data itself is at fault: isolate it by halves, down to the one event.
+                Err((batch, error)) => pending.extend(batch.isolate(error)?),
+            }
+        }
+        Ok(total)
+    }
+
+    /// Tries until committed; hands the batch back where the database refuses its data.
+    async fn record_whole(
+        &self,
+        origin: Origin,
+        mut batch: Batch,
+    ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
+        let mut pause = RETRY_FIRST;
+        loop {
+            match self.attempt(origin, &batch).await {
+                Ok(Attempt::Done(recorded)) => return Ok(Ok(recorded)),
+                Ok(Attempt::StaleCatalog) => batch = self.reload(batch).await?,
+                Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
+                Err(IngestError::Store(error)) if lost_a_race(&error) => {
+                    tracing::debug!(%error, "another writer was faster; trying the batch again");
+                }
+                Err(IngestError::Store(error)) if !error.retryable() => return Ok(Err((batch, error))),
+                Err(error) if error.retryable() => {
+                    tracing::warn!(%error, "a batch could not be recorded; trying again");
+                    metrics::counter!("waybill_ingest_retries_total").increment(1);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.shutdown.stopped() => return Err(IngestError::Stopping),
+                    }
+                    pause = (pause * 2).min(RETRY_LAST);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn open_booking_date(&self) -> Result<(), IngestError> {
+        let today = self.clock.now().date_naive();
+        let mut tx = self.database.begin_ingest().await?;
+        journal::switch_date(&mut tx, today).await?;
+        commit(tx).await?;
+        Ok(())
+    }
+
+    /// One transaction from begin to commit.
+    async fn attempt(&self, origin: Origin, batch: &Batch) -> Result<Attempt, IngestError> {
+        let mut tx = self.database.begin_ingest().await?;
+        let Some(opening) = journal::open(&mut tx).await? else { return Ok(Attempt::NoBookingDate) };
+        if opening.booked_on < self.clock.now().date_naive() {
+            return Ok(Attempt::NoBookingDate);
+        }
+        if opening.catalog_version != batch.catalog_version {
+            return Ok(Attempt::StaleCatalog);
+        }
+        if origin == Origin::Replay && !replay::still_open(&mut tx, &batch.replayed()).await? {
+            // Another process replays the same rejections.
+            return Ok(Attempt::Done(Recorded::default()));
+        }
+        let horizon =
+            opening.booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN);
+        let sorted = batch.sort_out(&mut tx, origin, horizon).await?;
+        self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
+        commit(tx).await?;
+        Ok(Attempt::Done(sorted.outcome(origin)))
+    }
+
+    /// Writes what was sorted out.
+    async fn write(
+        &self,
+        tx: &mut PgConnection,
+        origin: Origin,
+        batch: &Batch,
+        sorted: &Sorted<'_>,
+        booked_on: NaiveDate,
+    ) -> Result<(), IngestError> {
+        let outcome = sorted.outcome(origin);
+        let row =
+            BatchRow { origin, sequences: batch.sequences(origin), outcome, rows: sorted.rows(), booked_on };
+        let id = if origin == Origin::Replay && outcome == Recorded::default() {
+            None
+        } else {
+            Some(journal::insert_batch(tx, &row).await?)
+        };
+        if let Some(id) = id {
+            let events: Vec<&JournalEvent> = sorted.events.iter().map(|candidate| &candidate.event).collect();
+            if !events.is_empty() {
+                journal::copy_events(tx, id, booked_on, &events).await?;
+            }
+            for event in events.iter().filter(|event| event.corrects.is_some()) {
+                let Some(original) = event.corrects else { continue };
+                // Looked up again: an earlier correction in this batch may stand for the estimate by now.
+                if let Some(target) = journal::correction_target(tx, original).await? {
+                    journal::reverse_estimate(tx, target, event.key, id).await?;
+                }
+            }
+            if let Some(incarnation) = origin.incarnation() {
+                let version = batch.catalog_version;
+                journal::insert_rejections(tx, id, incarnation, version, &sorted.rejections).await?;
+                journal::insert_payload(tx, id, &batch.payload()?).await?;
+            }
+        }
+        if origin == Origin::Replay {
+            replay::resolve(tx, id, batch.catalog_version, &sorted.resolutions).await?;
+        }
+        for ((gateway, epoch), numbers) in sorted.marks() {
+            journal::mark_sequences(tx, gateway, epoch, &numbers).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the failed statement only shows that another writer was faster or that the partition is not there yet.
+fn lost_a_race(error: &StoreError) -> bool {
+    match error.sqlstate().as_deref() {
+        Some(UNIQUE_VIOLATION) => true,
+        Some(CHECK_VIOLATION) => error.constraint().is_none(),
+        _ => false,
+    }
+}

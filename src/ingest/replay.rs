@@ -1,0 +1,96 @@
+//! Rejections tried again: by themselves when the gap they wait for is filled, or when finance asks.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::IngestError;
+use super::decide::{Incoming, ReplayOf};
+use super::posting::Nudge;
+use super::record::Recorder;
+use crate::metering::Reason;
+use crate::store::journal::Origin;
+use crate::store::replay::{self, Replayable};
+use crate::store::{Scope, commit};
+
+/// Rejections of one replay transaction.
+const REPLAY_MAX: i64 = 500;
+/// How often the loop looks.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Tries one batch of due rejections; returns how many it tried.
+///
+/// # Errors
+/// [`IngestError`]; nothing is changed then.
+pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
+    let reasons: Vec<String> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.replayable())
+        .map(|reason| reason.as_str().to_owned())
+        .collect();
+    let mut tx = recorder.database().read(Scope::Everything).await?;
+    let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
+    drop(tx);
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let tried = due.len();
+    let now = recorder.clock().now();
+    let messages = due.into_iter().map(|rejection| incoming(rejection, now)).collect();
+    let batch = recorder.decide(messages);
+    let recorded = recorder.record(Origin::Replay, batch).await?;
+    tracing::info!(
+        tried,
+        recorded = recorded.recorded,
+        duplicates = recorded.duplicates,
+        "rejections tried again"
+    );
+    Ok(tried)
+}
+
+fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incoming {
+    // A window is measured from when the event first arrived: waiting for a price does not make it too old. What came
+    // from the future is measured again from now.
+    let received_at = if rejection.reason == Reason::Future.as_str() { now } else { rejection.rejected_at };
+    Incoming {
+        sequence: rejection.stream_seq,
+        subject: rejection.subject,
+        headers: rejection.headers.as_ref().map(ToString::to_string),
+        // A whole message is kept as it came, an event of one decompressed.
+        encoding: if rejection.event_index < 0 { encoding(rejection.headers.as_ref()) } else { None },
+        payload: Bytes::from(rejection.raw),
+        replay_of: Some(ReplayOf { rejection: rejection.id, event_index: rejection.event_index }),
+        received_at,
+        window_waived: rejection.window_waived,
+    }
+}
+
+fn encoding(headers: Option<&serde_json::Value>) -> Option<String> {
+    Some(headers?.get("Content-Encoding")?.get(0)?.as_str()?.to_owned())
+}
+
+/// Replays until a stop is asked for.
+pub async fn run(recorder: Recorder, nudge: Nudge) {
+    while !recorder.shutdown().stopping() {
+        match pass(&recorder).await {
+            Ok(0) => {}
+            Ok(_) => {
+                nudge.now();
+                continue;
+            }
+            Err(IngestError::Stopping) => return,
+            Err(error) => tracing::warn!(%error, "replay failed; trying again"),
+        }
+        tokio::select! {
+            () = recorder.shutdown().stopped() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
+
+async fn pass(recorder: &Recorder) -> Result<usize, IngestError> {
+    let mut tx = recorder.database().begin_ingest().await?;
+    replay::request_waiting(&mut tx, Reason::UnknownEstimate.as_str()).await?;
+    commit(tx).await?;
+    replay_once(recorder).await
+}

@@ -1,0 +1,237 @@
+//! Closing a period and finalizing its invoices, in one transaction.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use super::InvoicingError;
+use super::lines::Document;
+use super::preview::{compute, period_holding};
+use crate::clock::Clock;
+use crate::domain::ids::{BatchId, CustomerId, InvoiceId};
+use crate::domain::invoice::Invoice;
+use crate::domain::period::Period;
+use crate::store::invoices::{self, SequenceRange};
+use crate::store::periods::{self, BilledCustomer};
+use crate::store::{Database, Scope, audit, commit};
+
+/// How long after its end a period stays open for late usage, where nothing else is configured.
+pub const DEFAULT_GRACE: TimeDelta = TimeDelta::hours(1);
+/// The series that invoices are numbered in.
+const SERIES: &str = "INV";
+/// How rounding is named in the manifest.
+const ROUNDING_RULE: &str =
+    "each line once, half away from zero, to the minor unit; the total is the sum of the rounded lines";
+/// How long a close waits for posting to catch up.
+const POSTING_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks.
+const POSTING_POLL: Duration = Duration::from_millis(50);
+/// Microseconds: what the database keeps of a time.
+const STORED_SUBSECOND_DIGITS: u16 = 6;
+
+/// What to close.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Whose period.
+    pub customer: CustomerId,
+    /// An instant in the period.
+    pub at: DateTime<Utc>,
+    /// How long after its end it must stay open.
+    pub grace: TimeDelta,
+    /// Who asks, for the audit log.
+    pub actor: String,
+}
+
+/// A closed period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// The period.
+    pub period: Period,
+    /// Its invoices, one per currency; none where nothing was used.
+    pub invoices: Vec<InvoiceId>,
+    /// Whether an earlier call had closed it already.
+    pub already: bool,
+}
+
+/// Closes the period and finalizes its invoices; a repeated or concurrent call returns the same invoices.
+///
+/// # Errors
+/// [`InvoicingError`]; where [`InvoicingError::retryable`] says so the same call may be made again, whatever became of
+/// the first.
+pub async fn close_and_finalize(
+    database: &Database,
+    clock: &Clock,
+    request: &Request,
+) -> Result<Closed, InvoicingError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let first_look = check(&mut tx, clock, request).await?;
+    let watermark = periods::newest_unposted(&mut tx).await?;
+    drop(tx);
+    if let Checked::Done(closed) = first_look {
+        return Ok(closed);
+    }
+    wait_until_posted(database, watermark).await?;
+
+    let mut tx = database.begin().await?;
+    // From here to the commit nothing is posted: what the sums say now is what the period holds for ever.
+    periods::lock_closing(&mut tx).await?;
+    // Asked again under the lock: a concurrent call may have closed the period since the first look, and a second
+    // closing would compute the same invoice again and break on its key; a poster may have made an older period exist,
+    // and closing over it would leave that one's usage on no invoice.
+    let (customer, period) = match check(&mut tx, clock, request).await? {
+        Checked::Done(closed) => return Ok(closed),
+        Checked::Due(customer, period) => (customer, period),
+    };
+    ensure_posted(&mut tx, watermark).await?;
+    let documents = compute(&mut tx, customer.id, period).await?;
+    let now = clock.now().trunc_subsecs(STORED_SUBSECOND_DIGITS);
+    periods::ensure(&mut tx, customer.id, period).await?;
+    periods::close(&mut tx, customer.id, period, now).await?;
+    // Made now, so that it starts where this one ends also where the calendar was changed meanwhile.
+    let next = Period { start: period.end, end: customer.calendar()?.period_at(period.end)?.end };
+    periods::ensure(&mut tx, customer.id, next).await?;
+    let coverage = coverage(&mut tx, &documents).await?;
+    let mut ids = Vec::with_capacity(documents.len());
+    for document in documents {
+        ids.push(finalize(&mut tx, &customer, period, document, &coverage, now).await?);
+    }
+    let detail = json!({"period_start": period.start, "period_end": period.end, "invoices": ids});
+    audit::record(&mut tx, &request.actor, "period.close", &customer.external_id, Some(detail)).await?;
+    commit(tx).await?;
+    Ok(Closed { period, invoices: ids, already: false })
+}
+
+/// Where a period stands.
+enum Checked {
+    /// It is closed already.
+    Done(Closed),
+    /// It can be closed.
+    Due(BilledCustomer, Period),
+}
+
+/// Whether the period is closed, can be closed, or why it cannot.
+async fn check(
+    connection: &mut PgConnection,
+    clock: &Clock,
+    request: &Request,
+) -> Result<Checked, InvoicingError> {
+    let customer = periods::customer(connection, request.customer)
+        .await?
+        .ok_or(InvoicingError::UnknownCustomer(request.customer))?;
+    let stored = period_holding(connection, &customer, request.at).await?;
+    let period = stored.period;
+    // A period before the first one ever closed has no invoice: its usage came late and was booked to a later period.
+    if stored.closed_at.is_some() || customer.closed_through.is_some_and(|closed| period.end <= closed) {
+        let invoices = invoices::of_period(connection, customer.id, period.start).await?;
+        return Ok(Checked::Done(Closed { period, invoices, already: true }));
+    }
+    let possible_from = period.end.checked_add_signed(request.grace).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    if clock.now() < possible_from {
+        return Err(InvoicingError::TooEarly { period, possible_from });
+    }
+    match periods::next_to_close(connection, customer.id).await? {
+        Some(next) if next.start != period.start => Err(InvoicingError::OutOfOrder { next }),
+        _ => Ok(Checked::Due(customer, period)),
+    }
+}
+
+/// Waits, within bounds, until everything recorded before the call is in the sums.
+async fn wait_until_posted(database: &Database, watermark: Option<BatchId>) -> Result<(), InvoicingError> {
+    let Some(watermark) = watermark else { return Ok(()) };
+    let posted = async {
+        loop {
+            let mut tx = database.read(Scope::Everything).await?;
+            if periods::unposted_up_to(&mut tx, watermark).await? == 0 {
+                return Ok(());
+            }
+            drop(tx);
+            tokio::time::sleep(POSTING_POLL).await;
+        }
+    };
+    if let Ok(outcome) = tokio::time::timeout(POSTING_WAIT, posted).await {
+        return outcome;
+    }
+    let mut tx = database.read(Scope::Everything).await?;
+    ensure_posted(&mut tx, Some(watermark)).await
+}
+
+async fn ensure_posted(
+    connection: &mut PgConnection,
+    watermark: Option<BatchId>,
+) -> Result<(), InvoicingError> {
+    let Some(watermark) = watermark else { return Ok(()) };
+    match periods::unposted_up_to(connection, watermark).await? {
+        0 => Ok(()),
+        batches => Err(InvoicingError::NotPosted { batches }),
+    }
+}
+
+/// Which stream sequences the sums hold, for the manifest; not looked up where there is nothing to invoice.
+async fn coverage(connection: &mut PgConnection, documents: &[Document]) -> Result<Value, InvoicingError> {
+    if documents.is_empty() {
+        return Ok(Value::Null);
+    }
+    let covered = invoices::sequences_covered(connection, true).await?;
+    let gaps = invoices::gaps(&covered);
+    let mut incarnations: Vec<Uuid> = covered.iter().map(|range| range.incarnation).collect();
+    incarnations.dedup();
+    let of = |ranges: &[SequenceRange], incarnation| -> Vec<[i64; 2]> {
+        ranges
+            .iter()
+            .filter(|range| range.incarnation == incarnation)
+            .map(|range| [range.from, range.to])
+            .collect()
+    };
+    let streams: Vec<Value> = incarnations
+        .into_iter()
+        .map(|incarnation| {
+            json!({"incarnation": incarnation, "covered": of(&covered, incarnation), "gaps": of(&gaps, incarnation)})
+        })
+        .collect();
+    Ok(Value::Array(streams))
+}
+
+/// Numbers, seals and writes one invoice. Its number is taken here, after everything that can take long or fail.
+async fn finalize(
+    connection: &mut PgConnection,
+    customer: &BilledCustomer,
+    period: Period,
+    document: Document,
+    coverage: &Value,
+    now: DateTime<Utc>,
+) -> Result<InvoiceId, InvoicingError> {
+    let manifest = json!({
+        "events": document.events,
+        "prices": document.prices,
+        "rounding": ROUNDING_RULE,
+        "streams": coverage,
+    });
+    let (number, previous_hash) = invoices::take_number(connection, SERIES).await?;
+    let invoice = Invoice {
+        id: InvoiceId(new_id(now)),
+        customer: customer.id,
+        series: SERIES.to_owned(),
+        number,
+        period,
+        currency: document.currency,
+        total: document.total,
+        exact_total: document.exact_total,
+        finalized_at: now,
+        customer_name: customer.name.clone(),
+        time_zone: customer.time_zone.clone(),
+        manifest,
+        previous_hash,
+        lines: document.lines,
+    };
+    invoices::insert(connection, &invoice).await?;
+    Ok(invoice.id)
+}
+
+/// A UUIDv7, so that ids sort by time.
+fn new_id(now: DateTime<Utc>) -> Uuid {
+    let seconds = u64::try_from(now.timestamp()).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, now.timestamp_subsec_nanos()))
+}

@@ -1,0 +1,321 @@
+//! One price book, indexed for rating.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::event::{CallConditions, UsagePart};
+use crate::domain::ids::PriceId;
+use crate::domain::money::Amount;
+use crate::domain::price::conditions::{
+    ConditionFault, Specificity, WeekWindows, is_standard, minute_of_week,
+};
+use crate::domain::price::{BookInfo, ModelAlias, Price, covers, intervals_meet};
+use crate::domain::tokens::TokenClass;
+
+/// What a usage part costs in one book.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rated {
+    /// The price that applied.
+    pub price: PriceId,
+    /// The exact amount, in the book's currency.
+    pub amount: Amount,
+}
+
+/// Why a usage part has no amount: a state with a name, never zero.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unpriced {
+    /// The book has neither a price nor an alias of this name.
+    #[error(
+        "price book `{book}` knows no model `{model}` of provider `{provider}`; publish a price or an alias for it"
+    )]
+    UnknownModel {
+        /// The book's name.
+        book: String,
+        /// The provider of the call.
+        provider: String,
+        /// The model of the call.
+        model: String,
+    },
+    /// The model is known, but no price is valid at that time.
+    #[error(
+        "price book `{book}` has no price of `{provider}` `{model}` at {at}; publish one that is valid then"
+    )]
+    NoPriceAt {
+        /// The book's name.
+        book: String,
+        /// The provider of the call.
+        provider: String,
+        /// The model of the call.
+        model: String,
+        /// When the call happened.
+        at: DateTime<Utc>,
+    },
+    /// Prices are valid at that time, but none is for such a call.
+    #[error(
+        "price book `{book}` has prices of `{provider}` `{model}` at {at}, but none for {conditions}; publish one: \
+         another tier's price is not taken in its place"
+    )]
+    NoPriceFor {
+        /// The book's name.
+        book: String,
+        /// The provider of the call.
+        provider: String,
+        /// The model of the call.
+        model: String,
+        /// When the call happened.
+        at: DateTime<Utc>,
+        /// What the call was like.
+        conditions: String,
+    },
+    /// The price that applies has no rate for something the call used.
+    #[error("price {price} of `{model}` has no rate for {quantity} {class}; publish a price that has one")]
+    NoRate {
+        /// The price that applied.
+        price: PriceId,
+        /// Its model.
+        model: String,
+        /// The class without a rate.
+        class: TokenClass,
+        /// How much of it was used.
+        quantity: i64,
+    },
+    /// The amount does not fit.
+    #[error("the amount at price {price} is out of range")]
+    Overflow {
+        /// The price that applied.
+        price: PriceId,
+    },
+}
+
+/// Why prices make no book.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BookError {
+    /// A price's conditions cannot be read.
+    #[error("price {price} has conditions that cannot be read: {fault}")]
+    Conditions {
+        /// The price.
+        price: PriceId,
+        /// What is wrong with it.
+        fault: ConditionFault,
+    },
+    /// One call could match both, and neither is more specific.
+    #[error("prices {0} and {1} could both apply to one call")]
+    Ambiguous(PriceId, PriceId),
+}
+
+/// A price with its conditions made ready to compare.
+#[derive(Debug, Clone)]
+struct Entry {
+    price: Price,
+    windows: Option<WeekWindows>,
+    specificity: Specificity,
+}
+
+#[derive(Debug, Clone, Default)]
+struct ProviderPrices {
+    /// By model, most specific first; of equal ones the explicit before the derived.
+    models: HashMap<String, Vec<Entry>>,
+    /// By alias, the book's own before inherited ones.
+    aliases: HashMap<String, Vec<ModelAlias>>,
+}
+
+/// The prices of one book, ready to rate with.
+#[derive(Debug, Clone)]
+pub struct PriceBook {
+    info: BookInfo,
+    providers: HashMap<String, ProviderPrices>,
+}
+
+/// What of a call a price is compared with.
+struct Call<'a> {
+    at: DateTime<Utc>,
+    minute_of_week: u16,
+    tier_input: i64,
+    conditions: &'a CallConditions,
+}
+
+impl PriceBook {
+    /// Indexes a book's standing prices and aliases; their order does not matter.
+    ///
+    /// # Errors
+    /// [`BookError`] where a price cannot be read, or two of them could apply to one call alike.
+    pub fn new(info: BookInfo, prices: Vec<Price>, aliases: Vec<ModelAlias>) -> Result<Self, BookError> {
+        let mut providers: HashMap<String, ProviderPrices> = HashMap::new();
+        for price in prices {
+            let unreadable = |fault| BookError::Conditions { price: price.id, fault };
+            let windows = price.conditions.windows().map_err(unreadable)?;
+            let specificity = price.conditions.specificity().map_err(unreadable)?;
+            let models = &mut providers.entry(price.provider.clone()).or_default().models;
+            models.entry(price.model.clone()).or_default().push(Entry { price, windows, specificity });
+        }
+        for alias in aliases {
+            let known = &mut providers.entry(alias.provider.clone()).or_default().aliases;
+            known.entry(alias.alias.clone()).or_default().push(alias);
+        }
+        for provider in providers.values_mut() {
+            for entries in provider.models.values_mut() {
+                entries.sort_by_key(|entry| {
+                    (Reverse(entry.specificity), entry.price.derived, entry.price.valid_from, entry.price.id)
+                });
+                refuse_ambiguity(entries)?;
+            }
+            for meanings in provider.aliases.values_mut() {
+                meanings.sort_by_key(|alias| (alias.inherited, alias.valid_from));
+            }
+        }
+        Ok(Self { info, providers })
+    }
+
+    /// The book's name, kind and currency.
+    pub const fn info(&self) -> &BookInfo {
+        &self.info
+    }
+
+    /// The exact amount of a usage part at its own time.
+    ///
+    /// # Errors
+    /// [`Unpriced`].
+    pub fn rate(&self, part: &UsagePart, at: DateTime<Utc>) -> Result<Rated, Unpriced> {
+        let price = self.choose(part, at)?;
+        let mut sum = Amount::ZERO;
+        for (class, quantity) in part.quantities.non_zero() {
+            let Some(rate) = price.rate(class) else {
+                return Err(Unpriced::NoRate {
+                    price: price.id,
+                    model: price.model.clone(),
+                    class,
+                    quantity,
+                });
+            };
+            sum = rate
+                .times(quantity)
+                .and_then(|amount| sum.checked_add(amount))
+                .ok_or(Unpriced::Overflow { price: price.id })?;
+        }
+        Ok(Rated { price: price.id, amount: sum })
+    }
+
+    /// The one price that applies to a usage part at a time: of the model by its own name, or else by the alias that
+    /// is valid then; the most specific of those that match the call.
+    ///
+    /// # Errors
+    /// [`Unpriced`], except for what the quantities may still bring.
+    pub fn choose(&self, part: &UsagePart, at: DateTime<Utc>) -> Result<&Price, Unpriced> {
+        let known = self.providers.get(part.provider.as_str());
+        let by_name = known.and_then(|provider| provider.models.get(part.model.as_str()));
+        let by_alias = || known.and_then(|provider| provider.by_alias(&part.model, at));
+        let entries = match by_name {
+            Some(entries) if entries.iter().any(|entry| entry.valid_at(at)) => entries,
+            Some(entries) => by_alias().unwrap_or(entries),
+            None => by_alias().ok_or_else(|| self.unknown(part, at))?,
+        };
+        let call = Call {
+            at,
+            minute_of_week: minute_of_week(at),
+            tier_input: part.tier_input,
+            conditions: &part.conditions,
+        };
+        let chosen = entries.iter().find(|entry| entry.matches(&call)).map(|entry| &entry.price);
+        chosen.ok_or_else(|| self.no_price(part, at, entries))
+    }
+
+    fn unknown(&self, part: &UsagePart, at: DateTime<Utc>) -> Unpriced {
+        let provider = self.providers.get(part.provider.as_str());
+        let (book, model) = (self.info.name.clone(), part.model.clone());
+        if provider.is_some_and(|known| known.aliases.contains_key(part.model.as_str())) {
+            return Unpriced::NoPriceAt { book, provider: part.provider.clone(), model, at };
+        }
+        Unpriced::UnknownModel { book, provider: part.provider.clone(), model }
+    }
+
+    fn no_price(&self, part: &UsagePart, at: DateTime<Utc>, entries: &[Entry]) -> Unpriced {
+        let (book, provider, model) = (self.info.name.clone(), part.provider.clone(), part.model.clone());
+        if entries.iter().any(|entry| entry.valid_at(at)) {
+            let conditions = describe(part);
+            return Unpriced::NoPriceFor { book, provider, model, at, conditions };
+        }
+        Unpriced::NoPriceAt { book, provider, model, at }
+    }
+}
+
+impl ProviderPrices {
+    fn by_alias(&self, name: &str, at: DateTime<Utc>) -> Option<&Vec<Entry>> {
+        let meanings = self.aliases.get(name)?;
+        let meaning = meanings.iter().find(|alias| covers(alias.valid_from, alias.valid_to, at))?;
+        self.models.get(&meaning.model)
+    }
+}
+
+impl Entry {
+    fn valid_at(&self, at: DateTime<Utc>) -> bool {
+        covers(self.price.valid_from, self.price.valid_to, at)
+    }
+
+    fn matches(&self, call: &Call<'_>) -> bool {
+        let (asked, made) = (&self.price.conditions, call.conditions);
+        self.valid_at(call.at)
+            && allows(asked.platform.as_deref(), made.platform.as_deref())
+            && allows(asked.region.as_deref(), made.region.as_deref())
+            && equals(asked.service_tier.as_deref(), made.service_tier.as_deref())
+            && equals(asked.processing.as_deref(), made.processing.as_deref())
+            && equals(asked.speed.as_deref(), made.speed.as_deref())
+            && asked.context_above.is_none_or(|above| {
+                call.tier_input > above || (asked.context_inclusive && call.tier_input == above)
+            })
+            && self.windows.as_ref().is_none_or(|windows| windows.contains(call.minute_of_week))
+    }
+}
+
+/// A platform or region that the price does not name is any.
+fn allows(asked: Option<&str>, made: Option<&str>) -> bool {
+    asked.is_none_or(|asked| made.is_some_and(|made| asked.eq_ignore_ascii_case(made)))
+}
+
+/// A tier, processing or speed that the price does not name is the standard one.
+fn equals(asked: Option<&str>, made: Option<&str>) -> bool {
+    let asked = asked.filter(|name| !is_standard(name));
+    let made = made.filter(|name| !is_standard(name));
+    match (asked, made) {
+        (None, None) => true,
+        (Some(asked), Some(made)) => asked.eq_ignore_ascii_case(made),
+        _ => false,
+    }
+}
+
+fn refuse_ambiguity(entries: &[Entry]) -> Result<(), BookError> {
+    for (index, left) in entries.iter().enumerate() {
+        for right in &entries[index + 1..] {
+            let (a, b) = (&left.price, &right.price);
+            let meet = a.derived == b.derived
+                && intervals_meet((a.valid_from, a.valid_to), (b.valid_from, b.valid_to));
+            let unreadable = |fault| BookError::Conditions { price: a.id, fault };
+            if meet && a.conditions.ambiguous_with(&b.conditions).map_err(unreadable)? {
+                return Err(BookError::Ambiguous(a.id, b.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The conditions of a call in words, for a message.
+fn describe(part: &UsagePart) -> String {
+    let made = &part.conditions;
+    let names = [
+        ("platform", &made.platform),
+        ("region", &made.region),
+        ("service_tier", &made.service_tier),
+        ("processing", &made.processing),
+        ("speed", &made.speed),
+    ];
+    let mut words: Vec<String> = names
+        .iter()
+        .filter_map(|(field, name)| name.as_ref().map(|name| format!("{field} `{name}`")))
+        .collect();
+    words.push(format!("a prompt of {} tokens", part.tier_input));
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

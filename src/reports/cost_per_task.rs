@@ -1,0 +1,319 @@
+//! Cost per task: what a finished piece of work costs, with its distribution.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::ReportError;
+use super::figures::{Figures, Ratio};
+use crate::domain::event::Outcome;
+use crate::domain::money::{Amount, Currency};
+use crate::store::reports::{TaskScope, TaskTotals, task_totals};
+use crate::store::usage::{Grouping, UsageFilter, sums};
+use crate::store::{Database, Scope, periods};
+
+/// How totals of single tasks are distributed. Percentiles are exact totals of actual tasks: nearest rank, see
+/// [`percentile`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Distribution {
+    /// Sum of all.
+    pub total: Amount,
+    /// Sum divided by the number of tasks, rounded to 15 places.
+    pub mean: Amount,
+    /// The median.
+    pub p50: Amount,
+    /// The 90th percentile.
+    pub p90: Amount,
+    /// The 99th percentile.
+    pub p99: Amount,
+    /// The dearest task.
+    pub max: Amount,
+}
+
+/// Tasks of one type that ended in one way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskGroup {
+    /// The type; `None` for tasks that name none.
+    pub task_type: Option<String>,
+    /// How they ended; `None` for open ones.
+    pub outcome: Option<String>,
+    /// Tasks.
+    pub tasks: i64,
+    /// Their model calls.
+    pub calls: i64,
+    /// The currency of the charge.
+    pub currency: Currency,
+    /// What customers pay.
+    pub charge: Distribution,
+    /// What providers charge us, with its currency; `None` in a customer's scope.
+    pub cost: Option<(Distribution, Currency)>,
+}
+
+/// All tasks of one type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeSummary {
+    /// The type; `None` for tasks that name none.
+    pub task_type: Option<String>,
+    /// Tasks.
+    pub tasks: i64,
+    /// Tasks without an outcome yet.
+    pub open: i64,
+    /// Tasks that ended with success.
+    pub successes: i64,
+    /// Successes among the ended tasks; `None` where none has ended.
+    pub success_rate: Option<Ratio>,
+    /// Sums over all tasks, open ones included.
+    pub figures: Figures,
+    /// Sums over ended tasks without success: paid, and nothing to show for it.
+    pub wasted: Figures,
+    /// Charge of all ended tasks per success; `None` without a success.
+    pub charge_per_success: Option<Amount>,
+    /// Cost of all ended tasks per success; `None` without a success or in a customer's scope.
+    pub cost_per_success: Option<Amount>,
+}
+
+/// Usage in the interval's hours that names no task type: calls of no task, or of tasks without a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unattributed {
+    /// Calls.
+    pub events: i64,
+    /// The money.
+    pub figures: Figures,
+}
+
+/// The report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CostPerTask {
+    /// By type and outcome.
+    pub groups: Vec<TaskGroup>,
+    /// By type.
+    pub types: Vec<TypeSummary>,
+    /// Per currency.
+    pub unattributed: Vec<Unattributed>,
+    /// Everything recorded up to then is in it.
+    pub as_of: DateTime<Utc>,
+}
+
+/// Reports on the tasks whose last event lies in the interval, in one snapshot and in the caller's scope.
+///
+/// # Errors
+/// [`ReportError`].
+pub async fn cost_per_task(
+    database: &Database,
+    scope: Scope,
+    tasks: &TaskScope,
+    now: DateTime<Utc>,
+) -> Result<CostPerTask, ReportError> {
+    let tasks = TaskScope { customer: scope.customer().or(tasks.customer), ..tasks.clone() };
+    let mut tx = database.read(scope).await?;
+    let as_of = periods::posted_through(&mut tx, now).await?;
+    let totals = task_totals(&mut tx, &tasks).await?;
+    let untyped = UsageFilter {
+        customer: tasks.customer,
+        from: tasks.from,
+        to: tasks.to,
+        task_type: Some(String::new()),
+        ..UsageFilter::default()
+    };
+    let untyped = sums(&mut tx, &untyped, Grouping::default()).await?;
+    let shows_cost = scope.customer().is_none();
+    let unattributed = untyped.into_iter().map(|sums| Unattributed {
+        events: sums.events,
+        figures: Figures {
+            charge: sums.charge,
+            currency: sums.currency,
+            cost: sums.cost_currency.filter(|_| shows_cost).map(|currency| (sums.cost, currency)),
+        },
+    });
+    Ok(CostPerTask {
+        unattributed: unattributed.collect(),
+        types: summaries(&totals, shows_cost)?,
+        groups: totals.iter().map(|totals| group(totals, shows_cost)).collect::<Result<_, _>>()?,
+        as_of,
+    })
+}
+
+/// The smallest total that at least `percent` of the tasks do not exceed (nearest rank): the value at position
+/// `ceil(percent x n / 100)`, counted from 1, of the ascending totals. `None` of no tasks.
+pub fn percentile(ascending: &[Amount], percent: usize) -> Option<Amount> {
+    let rank = ascending.len().checked_mul(percent)?.div_ceil(100).max(1);
+    ascending.get(rank - 1).copied()
+}
+
+/// The distribution of ascending totals; `None` of no tasks.
+///
+/// # Errors
+/// [`ReportError::Overflow`].
+pub fn distribution(ascending: &[Amount]) -> Result<Option<Distribution>, ReportError> {
+    let (Some(p50), Some(p90), Some(p99), Some(max)) = (
+        percentile(ascending, 50),
+        percentile(ascending, 90),
+        percentile(ascending, 99),
+        ascending.last().copied(),
+    ) else {
+        return Ok(None);
+    };
+    let total = total(ascending)?;
+    let mean = total.mean_of(count(ascending)).ok_or(ReportError::Overflow)?;
+    Ok(Some(Distribution { total, mean, p50, p90, p99, max }))
+}
+
+fn total(amounts: &[Amount]) -> Result<Amount, ReportError> {
+    Amount::checked_sum(amounts.iter().copied()).ok_or(ReportError::Overflow)
+}
+
+fn count(amounts: &[Amount]) -> i64 {
+    i64::try_from(amounts.len()).unwrap_or(i64::MAX)
+}
+
+fn group(totals: &TaskTotals, shows_cost: bool) -> Result<TaskGroup, ReportError> {
+    // The database makes no group without a task.
+    let charge = distribution(&totals.charges)?.ok_or(ReportError::Overflow)?;
+    let cost = match totals.cost_currency.filter(|_| shows_cost) {
+        Some(currency) => distribution(&totals.costs)?.map(|cost| (cost, currency)),
+        None => None,
+    };
+    Ok(TaskGroup {
+        task_type: totals.task_type.clone(),
+        outcome: totals.outcome.clone(),
+        tasks: count(&totals.charges),
+        calls: totals.calls,
+        currency: totals.currency,
+        charge,
+        cost,
+    })
+}
+
+/// Folds the outcomes of each type (and currency) together.
+fn summaries(totals: &[TaskTotals], shows_cost: bool) -> Result<Vec<TypeSummary>, ReportError> {
+    let mut types: BTreeMap<_, (TypeSummary, Figures)> = BTreeMap::new();
+    for group in totals {
+        let cost_currency = group.cost_currency.filter(|_| shows_cost);
+        let nothing = Figures {
+            charge: Amount::ZERO,
+            currency: group.currency,
+            cost: cost_currency.map(|currency| (Amount::ZERO, currency)),
+        };
+        let figures = Figures {
+            charge: total(&group.charges)?,
+            currency: group.currency,
+            cost: cost_currency
+                .map(|currency| Ok::<_, ReportError>((total(&group.costs)?, currency)))
+                .transpose()?,
+        };
+        // Types in the alphabet, tasks without one last.
+        let key = (group.task_type.is_none(), &group.task_type, group.currency, group.cost_currency);
+        let (summary, ended) = types.entry(key).or_insert_with(|| {
+            let summary = TypeSummary {
+                task_type: group.task_type.clone(),
+                tasks: 0,
+                open: 0,
+                successes: 0,
+                success_rate: None,
+                figures: nothing,
+                wasted: nothing,
+                charge_per_success: None,
+                cost_per_success: None,
+            };
+            (summary, nothing)
+        });
+        let tasks = count(&group.charges);
+        summary.tasks += tasks;
+        summary.figures.add(&figures)?;
+        match group.outcome.as_deref() {
+            None => summary.open += tasks,
+            Some(outcome) => {
+                ended.add(&figures)?;
+                if outcome == Outcome::Success.as_str() {
+                    summary.successes += tasks;
+                } else {
+                    summary.wasted.add(&figures)?;
+                }
+            }
+        }
+    }
+    Ok(types.into_values().map(|(summary, ended)| finished(summary, &ended)).collect())
+}
+
+/// Adds what is known only when all outcomes are in.
+fn finished(summary: TypeSummary, ended: &Figures) -> TypeSummary {
+    let successes = summary.successes;
+    TypeSummary {
+        success_rate: Ratio::of(i128::from(successes), i128::from(summary.tasks - summary.open)),
+        charge_per_success: ended.charge.mean_of(successes),
+        cost_per_success: ended.cost.and_then(|(cost, _)| cost.mean_of(successes)),
+        ..summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn amounts(femtos: &[i128]) -> Vec<Amount> {
+        femtos.iter().copied().map(Amount::from_femtos).collect()
+    }
+
+    #[test]
+    fn percentiles_are_nearest_rank() {
+        let ten = amounts(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        for (percent, expected) in
+            [(0, 1), (1, 1), (10, 1), (11, 2), (50, 5), (51, 6), (90, 9), (91, 10), (99, 10), (100, 10)]
+        {
+            assert_eq!(percentile(&ten, percent), Some(Amount::from_femtos(expected)), "p{percent}");
+        }
+        // Of one hundred the 99th percentile is not the maximum.
+        let hundred: Vec<Amount> = (1..=100).map(Amount::from_femtos).collect();
+        assert_eq!(percentile(&hundred, 99), Some(Amount::from_femtos(99)));
+        assert_eq!(percentile(&[], 50), None);
+        assert_eq!(distribution(&[]).unwrap(), None);
+    }
+
+    fn totals(outcome: Option<&str>, femtos: &[i128]) -> TaskTotals {
+        TaskTotals {
+            task_type: Some("refund".to_owned()),
+            outcome: outcome.map(str::to_owned),
+            cost_currency: Some(Currency::USD),
+            currency: Currency::USD,
+            calls: 1,
+            costs: amounts(femtos),
+            charges: femtos.iter().map(|femtos| Amount::from_femtos(femtos * 2)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_success_carries_the_cost_of_the_failures_but_not_of_open_tasks() {
+        let all = [totals(Some("failure"), &[3]), totals(Some("success"), &[1, 2]), totals(None, &[100])];
+        let by_type = summaries(&all, true).unwrap();
+        let [summary] = by_type.as_slice() else { panic!("one type") };
+        assert_eq!((summary.tasks, summary.open, summary.successes), (4, 1, 2));
+        assert_eq!(summary.success_rate.unwrap().to_string(), "0.6667");
+        assert_eq!(summary.cost_per_success, Some(Amount::from_femtos(3)));
+        assert_eq!(summary.charge_per_success, Some(Amount::from_femtos(6)));
+        assert_eq!(summary.figures.charge, Amount::from_femtos(212));
+        assert_eq!(summary.wasted.cost, Some((Amount::from_femtos(3), Currency::USD)));
+        let never = summaries(&all[..1], false).unwrap();
+        assert_eq!(
+            (never[0].charge_per_success, never[0].cost_per_success, never[0].figures.cost),
+            (None, None, None)
+        );
+        assert_eq!(never[0].success_rate.unwrap().to_string(), "0.0000");
+    }
+
+    proptest! {
+        #[test]
+        fn a_percentile_is_the_smallest_total_that_covers_its_share(
+            mut totals in proptest::collection::vec(-50_i128..50, 1..200),
+            percent in 1_usize..=100,
+        ) {
+            totals.sort_unstable();
+            let value = percentile(&amounts(&totals), percent).unwrap().femtos();
+            let covered = |limit: i128| totals.iter().filter(|total| **total <= limit).count() * 100;
+            prop_assert!(covered(value) >= percent * totals.len());
+            prop_assert!(totals.contains(&value));
+            prop_assert!(covered(value - 1) < percent * totals.len());
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The other rows of a recording transaction: its batch, its rejections, corrections and sequence marks.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::{StoreError, ensure_affected};
+use crate::domain::identity::EventKey;
+use crate::domain::ids::{BatchId, CustomerId, GatewayId};
+
+/// Where the events of a batch came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Messages delivered by the stream, in the given life of it.
+    Stream(Uuid),
+    /// Sequences read again from the stream, in the given life of it.
+    Repair(Uuid),
+    /// Rejections tried again.
+    Replay,
+}
+
+impl Origin {
+    /// The name in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream(_) => "stream",
+            Self::Repair(_) => "repair",
+            Self::Replay => "replay",
+        }
+    }
+
+    /// The life of the stream that sequences count in.
+    pub const fn incarnation(self) -> Option<Uuid> {
+        match self {
+            Self::Stream(incarnation) | Self::Repair(incarnation) => Some(incarnation),
+            Self::Replay => None,
+        }
+    }
+}
+
+/// How the events of a batch ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Newly in the journal.
+    pub recorded: i32,
+    /// Known already, with the same content (or rejected already).
+    pub duplicates: i32,
+    /// Stored as rejections.
+    pub rejected: i32,
+}
+
+/// The row of one recording transaction.
+#[derive(Debug, Clone)]
+pub struct BatchRow {
+    /// Where its events came from.
+    pub origin: Origin,
+    /// Stream sequences of its messages, sorted, without repeats.
+    pub sequences: Vec<i64>,
+    /// How its events ended.
+    pub outcome: Recorded,
+    /// Rows it adds to the journal, reversals of estimates aside.
+    pub rows: i32,
+    /// The date it is booked on.
+    pub booked_on: NaiveDate,
+}
+
+/// Writes the batch row.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Result<BatchId, StoreError> {
+    let Recorded { recorded, duplicates, rejected } = batch.outcome;
+    let id = sqlx::query_scalar!(
+        r#"INSERT INTO ingest_batches
+               (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
+           SELECT $1, $2, COALESCE(range_agg(int8range(sequence, sequence, '[]')), '{}'), $4, $5, $6, $7, $8, $9, $10
+           FROM unnest($3::bigint[]) AS sequence
+           RETURNING id AS "id: BatchId""#,
+        batch.origin.as_str(),
+        batch.origin.incarnation(),
+        &batch.sequences,
+        i32::try_from(batch.sequences.len()).unwrap_or(i32::MAX),
+        recorded + duplicates + rejected,
+        recorded,
+        duplicates,
+        rejected,
+        batch.rows,
+        batch.booked_on,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(id)
+}
+
+/// Keeps what the batch received, compressed.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn insert_payload(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    body: &[u8],
+) -> Result<(), StoreError> {
+    let result =
+        sqlx::query!("INSERT INTO batch_payloads (batch_id, body) VALUES ($1, $2)", batch as BatchId, body)
+            .execute(connection)
+            .await?;
+    ensure_affected("the payload of a batch", &result, 1)
+}
+
+/// Where a rejected event stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RejectionPosition {
+    /// Sequence of its message.
+    pub stream_seq: i64,
+    /// Its position in the message, or -1 for the message as a whole.
+    pub event_index: i32,
+}
+
+/// An event, or a whole message, that could not be recorded.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    /// Where it stood.
+    pub position: RejectionPosition,
+    /// The subject of its message.
+    pub subject: String,
+    /// The headers of its message as a JSON object.
+    pub headers: Option<String>,
+    /// Its bytes as received.
+    pub raw: Vec<u8>,
+    /// Stable reason code.
+    pub reason: &'static str,
+    /// One sentence for people.
+    pub detail: String,
+    /// The gateway of the subject.
+    pub gateway: Option<String>,
+    /// Best knowledge of the customer.
+    pub customer: Option<String>,
+    /// Best knowledge of the event's source.
+    pub event_source: Option<String>,
+    /// Best knowledge of the event's id.
+    pub event_id: Option<String>,
+    /// Best knowledge of the provider.
+    pub provider: Option<String>,
+    /// Best knowledge of the model.
+    pub model: Option<String>,
+}
+
+/// Which of the positions are rejections already.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn known_rejections(
+    connection: &mut PgConnection,
+    incarnation: Uuid,
+    positions: &[RejectionPosition],
+) -> Result<Vec<RejectionPosition>, StoreError> {
+    let sequences: Vec<i64> = positions.iter().map(|position| position.stream_seq).collect();
+    let indexes: Vec<i32> = positions.iter().map(|position| position.event_index).collect();
+    let known = sqlx::query_as!(
+        RejectionPosition,
+        "SELECT stream_seq, event_index FROM rejections
+         WHERE incarnation = $1 AND (stream_seq, event_index) IN (SELECT * FROM unnest($2::bigint[], $3::int[]))",
+        incarnation,
+        &sequences,
+        &indexes
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(known)
+}
+
+/// Stores rejections of a batch.
+///
+/// # Errors
+/// [`StoreError::Database`]; a unique violation means that another consumer rejected one of them in the meantime.
+pub async fn insert_rejections(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    incarnation: Uuid,
+    catalog_version: i64,
+    rejections: &[Rejection],
+) -> Result<(), StoreError> {
+    for rejection in rejections {
+        let headers = rejection.headers.as_deref().and_then(|headers| serde_json::from_str(headers).ok());
+        sqlx::query!(
+            "INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, headers, raw, reason,
+                                     detail, gateway, customer, event_source, event_id, provider, model, catalog_version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            batch as BatchId,
+            incarnation,
+            rejection.position.stream_seq,
+            rejection.position.event_index,
+            rejection.subject,
+            headers as Option<serde_json::Value>,
+            rejection.raw,
+            rejection.reason,
+            rejection.detail,
+            rejection.gateway,
+            rejection.customer,
+            rejection.event_source,
+            rejection.event_id,
+            rejection.provider,
+            rejection.model,
+            catalog_version
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Adds positions of a gateway's own count to what was seen of it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn mark_sequences(
+    connection: &mut PgConnection,
+    gateway: GatewayId,
+    epoch: &str,
+    numbers: &[i64],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO gateway_sequences (gateway_id, epoch, seen)
+         SELECT $1, $2, range_agg(int8range(number, number, '[]')) FROM unnest($3::bigint[]) AS number
+         ON CONFLICT (gateway_id, epoch) DO UPDATE SET seen = gateway_sequences.seen + EXCLUDED.seen",
+        gateway as GatewayId,
+        epoch,
+        numbers
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The estimate that a correction is for, as the journal holds it now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CorrectionTarget {
+    /// The estimate's key.
+    pub original: EventKey,
+    /// Its customer.
+    pub customer: CustomerId,
+    /// Whether it was an estimate.
+    pub estimated: bool,
+    /// The event that stands for it: itself, or the latest correction.
+    pub standing: EventKey,
+    /// How many corrections it has had.
+    pub corrections: i32,
+    /// When it happened.
+    pub occurred_at: DateTime<Utc>,
+}
+
+/// Looks up an estimate by key, in every partition.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn correction_target(
+    connection: &mut PgConnection,
+    original: EventKey,
+) -> Result<Option<CorrectionTarget>, StoreError> {
+    let target = sqlx::query_as!(
+        CorrectionTarget,
+        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated,
+                  COALESCE(latest.correcting_key, e.event_key) AS "standing!: EventKey",
+                  COALESCE(latest.number, 0) AS "corrections!", e.occurred_at
+           FROM usage_events e
+           LEFT JOIN LATERAL (SELECT number, correcting_key FROM corrections
+                              WHERE original_key = e.event_key ORDER BY number DESC LIMIT 1) AS latest ON true
+           WHERE e.event_key = $1 AND e.part = 0"#,
+        original as EventKey
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(target)
+}
+
+/// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it; returns the
+/// number of rows.
+///
+/// # Errors
+/// [`StoreError::Database`]; a unique violation means that another correction of the same estimate came in between.
+pub async fn reverse_estimate(
+    connection: &mut PgConnection,
+    target: CorrectionTarget,
+    correcting: EventKey,
+    batch: BatchId,
+) -> Result<u64, StoreError> {
+    sqlx::query!(
+        "INSERT INTO corrections (original_key, number, correcting_key) VALUES ($1, $2, $3)",
+        target.original as EventKey,
+        target.corrections + 1,
+        correcting as EventKey
+    )
+    .execute(&mut *connection)
+    .await?;
+    let reversed = sqlx::query!(
+        "INSERT INTO usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id,
+             gateway_id, occurred_at, source, id, content_hash, corrects_key, provider, model, platform, region,
+             service_tier, processing, speed, task_id, task_type, task_parent, project, attributes, status, estimated,
+             tier_input, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost_price_id,
+             sell_price_id, cost, charge)
+         SELECT n.booked_on, n.event_key, (1000 + o.part)::smallint, 'reversal', n.batch_id, n.stream_seq, n.event_index,
+             o.customer_id, n.gateway_id, o.occurred_at, n.source, n.id, n.content_hash, $1, o.provider, o.model,
+             o.platform, o.region, o.service_tier, o.processing, o.speed, o.task_id, o.task_type, o.task_parent,
+             o.project, o.attributes, o.status, o.estimated, o.tier_input, -o.input, -o.cache_read, -o.cache_write_5m,
+             -o.cache_write_1h, -o.output, -o.reasoning,
+             (SELECT jsonb_object_agg(key, -value::numeric) FROM jsonb_each_text(o.rare)),
+             o.cost_price_id, o.sell_price_id, -o.cost, -o.charge
+         FROM usage_events n, usage_events o
+         WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.kind = 'usage'",
+        target.original as EventKey,
+        correcting as EventKey,
+        batch as BatchId,
+        target.standing as EventKey
+    )
+    .execute(connection)
+    .await?;
+    Ok(reversed.rows_affected())
+}

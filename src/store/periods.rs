@@ -1,0 +1,250 @@
+//! Billing periods: kept once computed, closed in order.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::{StoreError, ensure_affected};
+use crate::domain::ids::{BatchId, CustomerId};
+use crate::domain::period::{BillingCalendar, Period};
+
+/// Advisory lock between posting (shared) and closing (exclusive): which period usage is booked to is decided by the
+/// poster, so no period may close while a batch is half-way into it.
+pub const CLOSE_LOCK: i64 = 0x77_61_79_02;
+
+/// A customer as billing needs it.
+#[derive(Debug, Clone)]
+pub struct BilledCustomer {
+    /// Its key.
+    pub id: CustomerId,
+    /// How others know it.
+    pub external_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub time_zone: String,
+    /// The day its periods start on.
+    pub anchor_day: i16,
+    /// End of its last closed period.
+    pub closed_through: Option<DateTime<Utc>>,
+}
+
+impl BilledCustomer {
+    /// Its calendar.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`] where the stored zone or day is none.
+    pub fn calendar(&self) -> Result<BillingCalendar, StoreError> {
+        BillingCalendar::new(&self.time_zone, self.anchor_day).map_err(|error| StoreError::Inconsistent {
+            table: "customers",
+            column: "time_zone",
+            detail: error.to_string(),
+        })
+    }
+}
+
+/// A period that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPeriod {
+    /// From when to when.
+    pub period: Period,
+    /// When it was closed; `None` is open.
+    pub closed_at: Option<DateTime<Utc>>,
+}
+
+/// The customer, or `None` where the scope has none of that key.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn customer(
+    connection: &mut PgConnection,
+    id: CustomerId,
+) -> Result<Option<BilledCustomer>, StoreError> {
+    let customer = sqlx::query_as!(
+        BilledCustomer,
+        r#"SELECT id AS "id: CustomerId", external_id, name, time_zone, anchor_day, closed_through
+           FROM customers WHERE id = $1"#,
+        id.0
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(customer)
+}
+
+/// All periods of a customer, oldest first.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn list(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+) -> Result<Vec<StoredPeriod>, StoreError> {
+    let rows = sqlx::query!(
+        "SELECT start_at, end_at, closed_at FROM billing_periods WHERE customer_id = $1 ORDER BY start_at",
+        customer.0
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| stored(row.start_at, row.end_at, row.closed_at)).collect())
+}
+
+/// The period that holds an instant, if it exists already.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn holding(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    at: DateTime<Utc>,
+) -> Result<Option<StoredPeriod>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT start_at, end_at, closed_at FROM billing_periods
+         WHERE customer_id = $1 AND start_at <= $2 AND $2 < end_at",
+        customer.0,
+        at
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| stored(row.start_at, row.end_at, row.closed_at)))
+}
+
+/// The customer's period to close next, if any exists: the oldest open one that is not before the closed time (late
+/// usage makes periods exist that lie before it; they stay without an invoice).
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn next_to_close(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+) -> Result<Option<Period>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT start_at, end_at FROM billing_periods p JOIN customers c ON c.id = p.customer_id
+         WHERE p.customer_id = $1 AND p.state = 'open' AND p.start_at >= COALESCE(c.closed_through, p.start_at)
+         ORDER BY start_at LIMIT 1",
+        customer.0
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| Period { start: row.start_at, end: row.end_at }))
+}
+
+/// Customers whose next period to close ended at or before `ended_by`, with that period.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn due(
+    connection: &mut PgConnection,
+    ended_by: DateTime<Utc>,
+) -> Result<Vec<(CustomerId, Period)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT DISTINCT ON (customer_id) customer_id AS "customer: CustomerId", start_at, end_at
+           FROM billing_periods p JOIN customers c ON c.id = p.customer_id
+           WHERE p.state = 'open' AND end_at <= $1 AND p.start_at >= COALESCE(c.closed_through, p.start_at)
+           ORDER BY customer_id, start_at"#,
+        ended_by
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.customer, Period { start: row.start_at, end: row.end_at })).collect())
+}
+
+/// Makes the period exist; does nothing where it does already, or where another one holds part of it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn ensure(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    period: Period,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO billing_periods (customer_id, start_at, end_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        customer.0,
+        period.start,
+        period.end
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Waits until no poster works, and keeps all out until the transaction ends.
+///
+/// # Errors
+/// [`StoreError::Database`], retryable where posters held the lock for too long.
+pub async fn lock_closing(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", CLOSE_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
+/// Closes an open period and moves the customer's closed time to its end. The caller holds the close lock.
+///
+/// # Errors
+/// [`StoreError::RowsAffected`] where the period is not open.
+pub async fn close(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    period: Period,
+    at: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let closed = sqlx::query!(
+        "UPDATE billing_periods SET state = 'closed', closed_at = $3
+         WHERE customer_id = $1 AND start_at = $2 AND state = 'open'",
+        customer.0,
+        period.start,
+        at
+    )
+    .execute(&mut *connection)
+    .await?;
+    ensure_affected("closing a billing period", &closed, 1)?;
+    let moved = sqlx::query!(
+        "UPDATE customers SET closed_through = $2 WHERE id = $1 AND (closed_through IS NULL OR closed_through < $2)",
+        customer.0,
+        period.end
+    )
+    .execute(connection)
+    .await?;
+    ensure_affected("moving a customer's closed time", &moved, 1)
+}
+
+/// The newest batch that is recorded and not posted; `None` where everything is posted.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn newest_unposted(connection: &mut PgConnection) -> Result<Option<BatchId>, StoreError> {
+    let id = sqlx::query_scalar!("SELECT max(id) FROM ingest_batches WHERE posted_at IS NULL")
+        .fetch_one(connection)
+        .await?;
+    Ok(id.map(BatchId))
+}
+
+/// How many batches up to and including this one are not posted.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn unposted_up_to(connection: &mut PgConnection, batch: BatchId) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM ingest_batches WHERE posted_at IS NULL AND id <= $1"#,
+        batch.0
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(count)
+}
+
+/// The instant up to which everything recorded is in the sums: when the oldest unposted batch was recorded, else `now`.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn posted_through(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>, StoreError> {
+    let oldest = sqlx::query_scalar!("SELECT min(recorded_at) FROM ingest_batches WHERE posted_at IS NULL")
+        .fetch_one(connection)
+        .await?;
+    Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+}
+
+const fn stored(start: DateTime<Utc>, end: DateTime<Utc>, closed_at: Option<DateTime<Utc>>) -> StoredPeriod {
+    StoredPeriod { period: Period { start, end }, closed_at }
+}

@@ -1,0 +1,204 @@
+//! Posting: folding recorded batches into rollups and tasks, each batch exactly once.
+//!
+//! A batch is marked posted in the transaction that folds it, so a crash anywhere leaves it either folded or not.
+//! Posters hold the close lock shared: a period is never closed while a batch is half-way into it.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::PgConnection;
+
+use super::periods::CLOSE_LOCK;
+use super::{StoreError, ensure_affected};
+use crate::domain::ids::{BatchId, CustomerId};
+
+
+/// Batches that one posting transaction folds together.
+#[derive(Debug, Clone, Default)]
+pub struct Slice {
+    /// The batches, in order.
+    pub batches: Vec<BatchId>,
+    /// Their booking dates: limits the fold to the partitions that hold them.
+    pub dates: Vec<NaiveDate>,
+    /// Rows they added to the journal.
+    pub rows: i64,
+}
+
+/// Takes the close lock shared and locks the next batches to post, up to about `rows_max` rows; batches that another
+/// poster holds are passed over. Empty where there is nothing to do.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Slice, StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: BatchId", rows, booked_on FROM ingest_batches
+           WHERE posted_at IS NULL ORDER BY id LIMIT 2000 FOR UPDATE SKIP LOCKED"#
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut slice = Slice::default();
+    for row in rows {
+        if slice.rows > 0 && slice.rows + i64::from(row.rows) > rows_max {
+            break;
+        }
+        slice.rows += i64::from(row.rows);
+        slice.batches.push(row.id);
+        if !slice.dates.contains(&row.booked_on) {
+            slice.dates.push(row.booked_on);
+        }
+    }
+    Ok(slice)
+}
+
+/// A customer's day with usage that lies in no billing period yet.
+#[derive(Debug, Clone)]
+pub struct MissingPeriod {
+    /// The customer.
+    pub customer: CustomerId,
+    /// The customer's zone.
+    pub time_zone: String,
+    /// The day its periods start on.
+    pub anchor_day: i16,
+    /// An instant that no period holds.
+    pub at: DateTime<Utc>,
+}
+
+/// Usage in the slice that lies in no billing period yet: one instant per customer and UTC hour.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn missing_periods(
+    connection: &mut PgConnection,
+    slice: &Slice,
+) -> Result<Vec<MissingPeriod>, StoreError> {
+    let rows = sqlx::query_as!(
+        MissingPeriod,
+        r#"SELECT e.customer_id AS "customer: CustomerId", c.time_zone, c.anchor_day, min(e.occurred_at) AS "at!"
+           FROM usage_events e
+           JOIN customers c ON c.id = e.customer_id
+           WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2)
+             AND NOT EXISTS (SELECT 1 FROM billing_periods p
+                             WHERE p.customer_id = e.customer_id
+                               AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at)
+           GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at)"#,
+        &ids(slice),
+        &slice.dates
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Folds the slice into the hourly rollups. Keys are taken in order, so that posters never wait for each other in a
+/// circle.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "INSERT INTO usage_rollups AS r
+             (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
+              events, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost, charge)
+         SELECT e.customer_id,
+                -- Usage of a period that is closed already is late: it is billed in the first open one.
+                GREATEST(p.start_at, COALESCE(c.closed_through, p.start_at)),
+                p.start_at,
+                -- Aligned to the customer's zone, so that a period starts between two hours in every zone.
+                date_trunc('hour', e.occurred_at, c.time_zone),
+                e.cost_price_id, e.sell_price_id, COALESCE(e.project, ''), COALESCE(e.task_type, ''), 'usage',
+                -- A call counts once however many parts it has; 1000 reverses the first part of an estimate.
+                SUM(CASE e.part WHEN 0 THEN 1 WHEN 1000 THEN -1 ELSE 0 END),
+                SUM(e.input), SUM(e.cache_read), SUM(e.cache_write_5m), SUM(e.cache_write_1h), SUM(e.output),
+                SUM(e.reasoning), rare_sum(e.rare), SUM(e.cost), SUM(e.charge)
+         FROM usage_events e
+         JOIN customers c ON c.id = e.customer_id
+         JOIN billing_periods p ON p.customer_id = e.customer_id
+                               AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at
+         WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.kind <> 'outcome'
+         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+         ORDER BY 1, 2, 4, 5, 6, 7, 8, 3
+         ON CONFLICT (customer_id, booked_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
+                      service_period)
+         DO UPDATE SET events = r.events + EXCLUDED.events, input = r.input + EXCLUDED.input,
+             cache_read = r.cache_read + EXCLUDED.cache_read,
+             cache_write_5m = r.cache_write_5m + EXCLUDED.cache_write_5m,
+             cache_write_1h = r.cache_write_1h + EXCLUDED.cache_write_1h,
+             output = r.output + EXCLUDED.output, reasoning = r.reasoning + EXCLUDED.reasoning,
+             rare = rare_add(r.rare, EXCLUDED.rare), cost = r.cost + EXCLUDED.cost,
+             charge = r.charge + EXCLUDED.charge",
+        &ids(slice),
+        &slice.dates
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// Folds the slice into the task totals, outcomes included.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn fold_tasks(connection: &mut PgConnection, slice: &Slice) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "INSERT INTO tasks AS t
+             (customer_id, task_id, task_type, parent, first_event_at, last_event_at, calls, input, cache_read,
+              cache_write_5m, cache_write_1h, output, reasoning, rare, cost, charge, models, outcome, ended_at,
+              first_batch, last_batch, first_booked_on, last_booked_on)
+         SELECT e.customer_id, e.task_id, MIN(e.task_type), MIN(e.task_parent), MIN(e.occurred_at), MAX(e.occurred_at),
+                SUM(CASE WHEN e.kind = 'outcome' THEN 0 WHEN e.part = 0 THEN 1 WHEN e.part = 1000 THEN -1 ELSE 0 END),
+                SUM(e.input), SUM(e.cache_read), SUM(e.cache_write_5m), SUM(e.cache_write_1h), SUM(e.output),
+                SUM(e.reasoning), rare_sum(e.rare), SUM(e.cost), SUM(e.charge),
+                COALESCE(ARRAY_AGG(DISTINCT e.model) FILTER (WHERE e.kind = 'usage'), '{}'),
+                -- The latest outcome stands; of two at one instant the first in the alphabet, whatever came first.
+                (ARRAY_AGG(e.outcome ORDER BY e.occurred_at DESC, e.outcome) FILTER (WHERE e.kind = 'outcome'))[1],
+                MAX(e.occurred_at) FILTER (WHERE e.kind = 'outcome'),
+                MIN(e.batch_id), MAX(e.batch_id), MIN(e.booked_on), MAX(e.booked_on)
+         FROM usage_events e
+         WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.task_id IS NOT NULL
+         GROUP BY e.customer_id, e.task_id
+         ORDER BY e.customer_id, e.task_id
+         ON CONFLICT (customer_id, task_id)
+         DO UPDATE SET task_type = LEAST(t.task_type, EXCLUDED.task_type), parent = LEAST(t.parent, EXCLUDED.parent),
+             first_event_at = LEAST(t.first_event_at, EXCLUDED.first_event_at),
+             last_event_at = GREATEST(t.last_event_at, EXCLUDED.last_event_at),
+             calls = t.calls + EXCLUDED.calls, input = t.input + EXCLUDED.input,
+             cache_read = t.cache_read + EXCLUDED.cache_read,
+             cache_write_5m = t.cache_write_5m + EXCLUDED.cache_write_5m,
+             cache_write_1h = t.cache_write_1h + EXCLUDED.cache_write_1h,
+             output = t.output + EXCLUDED.output, reasoning = t.reasoning + EXCLUDED.reasoning,
+             rare = rare_add(t.rare, EXCLUDED.rare), cost = t.cost + EXCLUDED.cost,
+             charge = t.charge + EXCLUDED.charge,
+             models = ARRAY(SELECT DISTINCT unnest(t.models || EXCLUDED.models) ORDER BY 1),
+             outcome = CASE WHEN EXCLUDED.ended_at > t.ended_at OR t.ended_at IS NULL
+                            THEN COALESCE(EXCLUDED.outcome, t.outcome)
+                            WHEN EXCLUDED.ended_at = t.ended_at THEN LEAST(t.outcome, EXCLUDED.outcome)
+                            ELSE t.outcome END,
+             ended_at = GREATEST(t.ended_at, EXCLUDED.ended_at),
+             first_batch = LEAST(t.first_batch, EXCLUDED.first_batch),
+             last_batch = GREATEST(t.last_batch, EXCLUDED.last_batch),
+             first_booked_on = LEAST(t.first_booked_on, EXCLUDED.first_booked_on),
+             last_booked_on = GREATEST(t.last_booked_on, EXCLUDED.last_booked_on)",
+        &ids(slice),
+        &slice.dates
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// Marks the slice posted.
+///
+/// # Errors
+/// [`StoreError::RowsAffected`] where one of its batches was posted already, which the locks make impossible.
+pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result<(), StoreError> {
+    let result = sqlx::query!(
+        "UPDATE ingest_batches SET posted_at = now() WHERE id = ANY($1) AND posted_at IS NULL",
+        &ids(slice)
+    )
+    .execute(connection)
+    .await?;
+    ensure_affected("marking batches as posted", &result, slice.batches.len() as u64)
+}
+
+fn ids(slice: &Slice) -> Vec<i64> {
+    slice.batches.iter().map(|batch| batch.0).collect()
+}

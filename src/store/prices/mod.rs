@@ -1,0 +1,61 @@
+//! Price books, prices and model aliases.
+//!
+//! Owns: their tables; publishing in one transaction, down to the prices that markup books derive; reading them as of any
+//! date.
+//! Does not own: what a price must look like and what publishing does to others (`domain::price`), rating.
+//! Invariants: rows are added or superseded, never changed; every change bumps the catalog and leaves an audit row; a
+//! derived price stands exactly as long as the cost price it was made from.
+
+mod books;
+mod publish;
+mod read;
+
+pub use books::{Book, NewBook, books, create_book, find_book, load_books};
+pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish};
+pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};
+
+use super::StoreError;
+use crate::domain::ids::PriceId;
+use crate::domain::price::quotation::PriceFault;
+
+/// Why a price book or a price was not changed; nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PricesError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Prices that are wrong in themselves or collide with others.
+    #[error("{} of the prices cannot be published: {}", .0.len(), .0.iter().map(PriceFault::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<PriceFault>),
+    /// A field of a price book or of a request about a price.
+    #[error("{field}: {detail}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+    /// No book of this name.
+    #[error("there is no price book `{0}`")]
+    UnknownBook(String),
+    /// A book of this name is there already.
+    #[error("there is a price book `{0}` already")]
+    BookExists(String),
+    /// No price of this id.
+    #[error("there is no price {0}")]
+    UnknownPrice(PriceId),
+    /// The price cannot be closed like that.
+    #[error("price {id} {detail}")]
+    NotClosable {
+        /// The price.
+        id: PriceId,
+        /// Why not.
+        detail: String,
+    },
+}
+
+impl From<sqlx::Error> for PricesError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}

@@ -1,0 +1,20 @@
+//! Quantities as the sums hold them: six columns and a document of the rare classes.
+
+use std::collections::BTreeMap;
+
+use sqlx::types::Json;
+
+use crate::domain::tokens::{CLASS_COUNT, MAIN_CLASS_COUNT, Quantities, TokenClass};
+
+/// Rare classes by name, as stored: `{"web_search": 2}`.
+pub(super) type Rare = Json<BTreeMap<TokenClass, i64>>;
+
+/// The six main classes in the order of [`TokenClass::ALL`], and the rare ones.
+pub(super) fn joined(main: [i64; MAIN_CLASS_COUNT], rare: Option<Rare>) -> Quantities {
+    let mut raw = [0; CLASS_COUNT];
+    raw[..MAIN_CLASS_COUNT].copy_from_slice(&main);
+    for (class, quantity) in rare.map(|Json(rare)| rare).unwrap_or_default() {
+        raw[class.index()] = quantity;
+    }
+    Quantities::from_raw(raw)
+}

@@ -1,0 +1,62 @@
+//! Prices by id, as invoices and reports multiply with them.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::domain::ids::PriceId;
+use crate::domain::invoice::PriceTerms;
+use crate::domain::money::{Currency, Rate};
+use crate::domain::price::resolve_parents;
+use crate::domain::tokens::TokenClass;
+
+/// The terms of these prices, superseded ones included; one that does not exist, or that the scope hides, is missing
+/// from the answer.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn by_price(
+    connection: &mut PgConnection,
+    prices: &[PriceId],
+) -> Result<BTreeMap<PriceId, PriceTerms>, StoreError> {
+    let ids: Vec<i64> = prices.iter().map(|price| price.0).collect();
+    let rows = sqlx::query!(
+        r#"SELECT p.id AS "id!: PriceId", p.provider AS "provider!", p.model AS "model!", b.currency AS "currency!",
+                  r.class AS "class?", r.rate AS "rate?: Rate"
+           FROM prices p
+           JOIN price_books b ON b.id = p.book_id
+           LEFT JOIN price_rates r ON r.price_id = p.id
+           WHERE p.id = ANY($1)"#,
+        &ids
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut own: BTreeMap<PriceId, (String, String, String, BTreeMap<TokenClass, Rate>)> = BTreeMap::new();
+    for row in rows {
+        let price =
+            own.entry(row.id).or_insert_with(|| (row.provider, row.model, row.currency, BTreeMap::new()));
+        if let (Some(class), Some(rate)) = (row.class, row.rate) {
+            let class = class.parse().map_err(|error| inconsistent("class", &error))?;
+            price.3.insert(class, rate);
+        }
+    }
+    own.into_iter()
+        .map(|(id, (provider, model, currency, rates))| {
+            let currency = self::currency(&currency)?;
+            Ok((id, PriceTerms { provider, model, currency, rates: resolve_parents(&rates) }))
+        })
+        .collect()
+}
+
+/// A stored currency code.
+///
+/// # Errors
+/// [`StoreError::Inconsistent`] where the code is not known here.
+pub(super) fn currency(code: &str) -> Result<Currency, StoreError> {
+    code.parse().map_err(|error| inconsistent("currency", &error))
+}
+
+fn inconsistent(column: &'static str, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Inconsistent { table: "price_rates", column, detail: error.to_string() }
+}

@@ -1,0 +1,151 @@
+//! Rejections that are tried again.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::domain::ids::{BatchId, RejectionId};
+
+/// A rejection to be tried again.
+#[derive(Debug, Clone)]
+pub struct Replayable {
+    /// Its id.
+    pub id: RejectionId,
+    /// Sequence of its message.
+    pub stream_seq: i64,
+    /// Its position in the message, or -1 for the message as a whole.
+    pub event_index: i32,
+    /// The subject of its message.
+    pub subject: String,
+    /// The headers of its message.
+    pub headers: Option<serde_json::Value>,
+    /// Its bytes.
+    pub raw: Vec<u8>,
+    /// Why it was rejected.
+    pub reason: String,
+    /// When it first arrived.
+    pub rejected_at: DateTime<Utc>,
+    /// Whether finance waived the acceptance window.
+    pub window_waived: bool,
+}
+
+/// What became of a rejection that was tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// It is in the journal now.
+    Recorded,
+    /// It was in the journal already.
+    Duplicate,
+    /// It is rejected still, maybe for another reason.
+    Rejected {
+        /// Stable reason code.
+        reason: &'static str,
+        /// One sentence for people.
+        detail: String,
+    },
+}
+
+/// A rejection and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The rejection.
+    pub rejection: RejectionId,
+    /// What became of it.
+    pub resolution: Resolution,
+}
+
+/// The next open rejections that somebody asked to try again, or whose reason is among `reasons` and that have not been
+/// tried with the current catalog, or that wait for an estimate that is there by now.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn due(
+    connection: &mut PgConnection,
+    reasons: &[String],
+    limit: i64,
+) -> Result<Vec<Replayable>, StoreError> {
+    let rows = sqlx::query_as!(
+        Replayable,
+        r#"SELECT id AS "id: RejectionId", stream_seq, event_index, subject, headers, raw, reason, rejected_at,
+                  window_waived
+           FROM rejections
+           WHERE resolved_at IS NULL
+             AND (replay_requested
+                  OR (reason = ANY($1) AND catalog_version < (SELECT version FROM catalog_version)))
+           ORDER BY id
+           LIMIT $2"#,
+        reasons,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Asks for another try of the open rejections that wait for something the journal may hold by now.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn request_waiting(connection: &mut PgConnection, reason: &str) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "UPDATE rejections r SET replay_requested = true
+         WHERE resolved_at IS NULL AND reason = $1 AND NOT replay_requested
+           AND EXISTS (SELECT 1 FROM ingest_batches b WHERE b.id > COALESCE(r.tried_after_batch, r.batch_id))",
+        reason
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// Locks the rejections; `false` where one of them was resolved in the meantime.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn still_open(connection: &mut PgConnection, ids: &[RejectionId]) -> Result<bool, StoreError> {
+    let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+    let open = sqlx::query_scalar!(
+        "SELECT id FROM rejections WHERE id = ANY($1) AND resolved_at IS NULL ORDER BY id FOR UPDATE",
+        &ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(open.len() == ids.len())
+}
+
+/// Notes what became of rejections that were tried again with a catalog.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn resolve(
+    connection: &mut PgConnection,
+    batch: Option<BatchId>,
+    catalog_version: i64,
+    resolved: &[Resolved],
+) -> Result<(), StoreError> {
+    for Resolved { rejection, resolution } in resolved {
+        let (resolution, reason, detail) = match resolution {
+            Resolution::Recorded => (Some("recorded"), None, None),
+            Resolution::Duplicate => (Some("duplicate"), None, None),
+            Resolution::Rejected { reason, detail } => (None, Some(*reason), Some(detail.as_str())),
+        };
+        sqlx::query!(
+            "UPDATE rejections
+             SET attempts = attempts + 1, catalog_version = $2, replay_requested = false, resolution = $3,
+                 resolved_at = CASE WHEN $3::text IS NULL THEN NULL ELSE now() END,
+                 resolved_batch_id = CASE WHEN $3::text IS NULL THEN NULL ELSE $4::bigint END,
+                 reason = COALESCE($5, reason), detail = COALESCE($6, detail),
+                 tried_after_batch = (SELECT max(id) FROM ingest_batches)
+             WHERE id = $1",
+            *rejection as RejectionId,
+            catalog_version,
+            resolution,
+            batch as Option<BatchId>,
+            reason,
+            detail
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What the cost-per-task report is computed from.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+use super::rates::currency;
+use crate::domain::ids::CustomerId;
+use crate::domain::money::{Amount, Currency};
+
+/// Which tasks to report on.
+#[derive(Debug, Clone, Default)]
+pub struct TaskScope {
+    /// Of this customer only.
+    pub customer: Option<CustomerId>,
+    /// Last event at or after.
+    pub from: DateTime<Utc>,
+    /// Last event before.
+    pub to: DateTime<Utc>,
+    /// Of this type only.
+    pub task_type: Option<String>,
+    /// Whether a task stands for itself and everything under it, and tasks under another are not listed.
+    pub nested: bool,
+}
+
+/// All tasks of one type and outcome in one currency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskTotals {
+    /// The type; `None` for tasks that name none.
+    pub task_type: Option<String>,
+    /// How they ended; `None` for open ones.
+    pub outcome: Option<String>,
+    /// Currency of the cost; `None` where the scope hides cost books.
+    pub cost_currency: Option<Currency>,
+    /// Currency of the charge.
+    pub currency: Currency,
+    /// Model calls of them all.
+    pub calls: i64,
+    /// The exact total cost of each, ascending.
+    pub costs: Vec<Amount>,
+    /// The exact total charge of each, ascending.
+    pub charges: Vec<Amount>,
+}
+
+/// Exact totals of every task whose last event lies in the interval, by type and outcome.
+///
+/// Nested, a task under another is counted with its root; a task whose parent was never seen is a root, and tasks whose
+/// parents form a circle stand each for itself, so that nothing is counted twice or dropped.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn task_totals(
+    connection: &mut PgConnection,
+    scope: &TaskScope,
+) -> Result<Vec<TaskTotals>, StoreError> {
+    let rows = sqlx::query!(
+        r#"WITH RECURSIVE chosen AS (
+               SELECT t.customer_id, t.task_id, t.task_type, t.parent, t.outcome, p.task_id IS NOT NULL AS has_parent
+               FROM tasks t
+               LEFT JOIN tasks p ON $5 AND p.customer_id = t.customer_id AND p.task_id = t.parent
+               WHERE ($1::bigint IS NULL OR t.customer_id = $1) AND t.last_event_at >= $2 AND t.last_event_at < $3
+                 AND ($4::text IS NULL OR t.task_type = $4)
+           ), up AS (
+               -- UNION, not UNION ALL: a circle of parents comes to its end.
+               SELECT customer_id, task_id AS start, task_id, parent FROM chosen WHERE has_parent
+               UNION
+               SELECT p.customer_id, up.start, p.task_id, p.parent
+               FROM up JOIN tasks p ON p.customer_id = up.customer_id AND p.task_id = up.parent
+           ), under_root AS (
+               SELECT DISTINCT up.customer_id, up.start AS task_id
+               FROM up LEFT JOIN tasks p ON p.customer_id = up.customer_id AND p.task_id = up.parent
+               WHERE up.task_id <> up.start AND p.task_id IS NULL
+           ), counted AS (
+               SELECT c.* FROM chosen c LEFT JOIN under_root u USING (customer_id, task_id) WHERE u.task_id IS NULL
+           ), down AS (
+               SELECT customer_id, task_id AS root, task_id, NOT has_parent AS descends FROM counted
+               UNION
+               SELECT t.customer_id, down.root, t.task_id, true
+               FROM down JOIN tasks t ON t.customer_id = down.customer_id AND t.parent = down.task_id
+               WHERE $5 AND down.descends
+           ), totals AS (
+               SELECT d.customer_id, d.root, sum(t.calls) AS calls, sum(t.cost) AS cost, sum(t.charge) AS charge
+               FROM down d JOIN tasks t ON t.customer_id = d.customer_id AND t.task_id = d.task_id
+               GROUP BY d.customer_id, d.root
+           ), currencies AS (
+               SELECT DISTINCT ON (a.customer_id) a.customer_id, s.currency, c.currency AS cost_currency
+               FROM book_assignments a
+               JOIN price_books s ON s.id = a.sell_book_id
+               LEFT JOIN price_books c ON c.id = a.cost_book_id
+               ORDER BY a.customer_id, (a.valid_from < $3) DESC, a.valid_from DESC
+           )
+           SELECT c.task_type, c.outcome, x.cost_currency AS "cost_currency?", x.currency AS "currency!",
+                  sum(totals.calls)::bigint AS "calls!",
+                  array_agg(totals.cost ORDER BY totals.cost) AS "costs!: Vec<Amount>",
+                  array_agg(totals.charge ORDER BY totals.charge) AS "charges!: Vec<Amount>"
+           FROM counted c
+           JOIN totals ON totals.customer_id = c.customer_id AND totals.root = c.task_id
+           JOIN currencies x ON x.customer_id = c.customer_id
+           GROUP BY 1, 2, 3, 4
+           ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4"#,
+        scope.customer.map(|customer| customer.0),
+        scope.from,
+        scope.to,
+        scope.task_type,
+        scope.nested
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(TaskTotals {
+                task_type: row.task_type,
+                outcome: row.outcome,
+                cost_currency: row.cost_currency.as_deref().map(currency).transpose()?,
+                currency: currency(&row.currency)?,
+                calls: row.calls,
+                costs: row.costs,
+                charges: row.charges,
+            })
+        })
+        .collect()
+}

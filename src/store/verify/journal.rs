@@ -1,0 +1,267 @@
+//! The journal against its batches and against its prices.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use super::Difference;
+use crate::domain::ids::PriceId;
+use crate::domain::invoice::PriceTerms;
+use crate::domain::money::Rate;
+use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
+use crate::store::StoreError;
+
+/// Batches whose counts do not add up, or are not what the journal holds of them; journal rows of no batch.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn batch_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH journal AS (
+               SELECT batch_id, count(*) FILTER (WHERE kind <> 'reversal') AS rows,
+                      count(DISTINCT event_key) AS identities
+               FROM usage_events GROUP BY batch_id
+           )
+           SELECT format('batch %s', COALESCE(b.id, j.batch_id)) AS "subject!",
+                  CASE WHEN b.id IS NULL THEN 'no such batch'
+                       ELSE format('%s events = %s recorded + %s duplicates + %s rejected; %s rows', b.events,
+                                   b.recorded, b.duplicates, b.rejected, b.rows) END AS "expected!",
+                  format('%s identities in %s rows', COALESCE(j.identities, 0), COALESCE(j.rows, 0)) AS "actual!"
+           FROM ingest_batches b
+           FULL JOIN journal j ON j.batch_id = b.id
+           WHERE b.id IS NULL OR b.events <> b.recorded + b.duplicates + b.rejected
+              OR b.rows <> COALESCE(j.rows, 0) OR b.recorded <> COALESCE(j.identities, 0)
+           ORDER BY COALESCE(b.id, j.batch_id) LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Batches that rejected events of which no rejection is kept, or have more rejections than they counted.
+///
+/// A redelivered message is rejected again but kept once, under the first batch; so a batch's rejections are looked for
+/// by its sequences.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn rejection_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH own AS (
+               SELECT batch_id, count(*) AS kept FROM rejections GROUP BY batch_id
+           ), by_sequence AS (
+               SELECT b.id, count(r.id) AS kept
+               FROM (SELECT id, incarnation, unnest(sequences) AS range FROM ingest_batches
+                     WHERE rejected > 0 AND origin <> 'replay') AS b
+               JOIN rejections r ON r.incarnation = b.incarnation
+                                AND r.stream_seq >= lower(b.range) AND r.stream_seq < upper(b.range)
+               GROUP BY b.id
+           )
+           SELECT format('batch %s', b.id) AS "subject!", format('%s rejected', b.rejected) AS "expected!",
+                  format('%s rejections kept under it, %s in its sequences', COALESCE(o.kept, 0),
+                         COALESCE(s.kept, 0)) AS "actual!"
+           FROM ingest_batches b
+           LEFT JOIN own o ON o.batch_id = b.id
+           LEFT JOIN by_sequence s ON s.id = b.id
+           WHERE COALESCE(o.kept, 0) > b.rejected OR (b.origin <> 'replay' AND COALESCE(s.kept, 0) < b.rejected)
+           ORDER BY b.id LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Journal rows whose booking date or stream sequence is not their batch's.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn booking_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"SELECT format('event %s part %s', e.event_key, e.part) AS "subject!",
+                  format('batch %s booked on %s with sequences %s', b.id, b.booked_on, b.sequences) AS "expected!",
+                  format('booked on %s with sequence %s', e.booked_on, e.stream_seq) AS "actual!"
+           FROM usage_events e
+           JOIN ingest_batches b ON b.id = e.batch_id
+           WHERE e.booked_on <> b.booked_on OR (b.origin <> 'replay' AND NOT e.stream_seq <@ b.sequences)
+           ORDER BY e.event_key, e.part LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Identities recorded more than once, in whatever partition.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn duplicate_identities(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"SELECT format('event %s', event_key) AS "subject!", 'recorded once' AS "expected!",
+                  format('recorded in batches %s to %s', min(batch_id), max(batch_id)) AS "actual!"
+           FROM usage_events GROUP BY event_key HAVING min(batch_id) <> max(batch_id)
+           ORDER BY event_key LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Every price stamped on a row of the journal or on a rollup.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn prices_used(connection: &mut PgConnection) -> Result<Vec<PriceId>, StoreError> {
+    let prices = sqlx::query_scalar!(
+        r#"SELECT price AS "price!: PriceId" FROM (
+               SELECT cost_price_id AS price FROM usage_events UNION SELECT sell_price_id FROM usage_events
+               UNION SELECT cost_price_id FROM usage_rollups UNION SELECT sell_price_id FROM usage_rollups
+           ) AS used WHERE price IS NOT NULL ORDER BY price"#
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(prices)
+}
+
+/// Journal rows whose cost or charge is not the sum of quantity times rate of the prices they are stamped with; a
+/// quantity without a rate differs from everything.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn amount_differences(
+    connection: &mut PgConnection,
+    terms: &BTreeMap<PriceId, PriceTerms>,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let prices: Vec<i64> = terms.keys().map(|price| price.0).collect();
+    let main = |class: TokenClass| -> Vec<Option<Rate>> {
+        terms.values().map(|terms| terms.rates[class.index()]).collect()
+    };
+    let (rare_prices, rare_classes, rare_rates) = rare_rates(terms);
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH main AS (
+               SELECT * FROM UNNEST($1::bigint[], $2::numeric[], $3::numeric[], $4::numeric[], $5::numeric[],
+                                    $6::numeric[], $7::numeric[])
+                    AS p (id, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning)
+           ), rare AS (
+               SELECT * FROM UNNEST($8::bigint[], $9::text[], $10::numeric[]) AS p (id, class, rate)
+           ), computed AS (
+               SELECT e.event_key, e.part, e.cost, e.charge, e.cost_price_id, e.sell_price_id,
+                      -- Without the CASE an absent rate would make a class that was not used unknown.
+                      CASE WHEN e.input = 0 THEN 0 ELSE e.input * c.input END
+                      + CASE WHEN e.cache_read = 0 THEN 0 ELSE e.cache_read * c.cache_read END
+                      + CASE WHEN e.cache_write_5m = 0 THEN 0 ELSE e.cache_write_5m * c.cache_write_5m END
+                      + CASE WHEN e.cache_write_1h = 0 THEN 0 ELSE e.cache_write_1h * c.cache_write_1h END
+                      + CASE WHEN e.output = 0 THEN 0 ELSE e.output * c.output END
+                      + CASE WHEN e.reasoning = 0 THEN 0 ELSE e.reasoning * c.reasoning END
+                      + CASE WHEN e.rare IS NULL THEN 0 ELSE (
+                            SELECT CASE WHEN count(*) = count(r.rate) THEN COALESCE(sum(q.value::numeric * r.rate), 0) END
+                            FROM jsonb_each_text(e.rare) q
+                            LEFT JOIN rare r ON r.id = e.cost_price_id AND r.class = q.key) END AS cost_computed,
+                      CASE WHEN e.input = 0 THEN 0 ELSE e.input * s.input END
+                      + CASE WHEN e.cache_read = 0 THEN 0 ELSE e.cache_read * s.cache_read END
+                      + CASE WHEN e.cache_write_5m = 0 THEN 0 ELSE e.cache_write_5m * s.cache_write_5m END
+                      + CASE WHEN e.cache_write_1h = 0 THEN 0 ELSE e.cache_write_1h * s.cache_write_1h END
+                      + CASE WHEN e.output = 0 THEN 0 ELSE e.output * s.output END
+                      + CASE WHEN e.reasoning = 0 THEN 0 ELSE e.reasoning * s.reasoning END
+                      + CASE WHEN e.rare IS NULL THEN 0 ELSE (
+                            SELECT CASE WHEN count(*) = count(r.rate) THEN COALESCE(sum(q.value::numeric * r.rate), 0) END
+                            FROM jsonb_each_text(e.rare) q
+                            LEFT JOIN rare r ON r.id = e.sell_price_id AND r.class = q.key) END AS charge_computed
+               FROM usage_events e
+               LEFT JOIN main c ON c.id = e.cost_price_id
+               LEFT JOIN main s ON s.id = e.sell_price_id
+               WHERE e.kind <> 'outcome'
+           )
+           SELECT format('event %s part %s, cost price %s, sell price %s', event_key, part, cost_price_id,
+                         sell_price_id) AS "subject!",
+                  format('cost %s, charge %s', COALESCE(trim_scale(cost_computed)::text, 'no rate'),
+                         COALESCE(trim_scale(charge_computed)::text, 'no rate')) AS "expected!",
+                  format('cost %s, charge %s', trim_scale(cost), trim_scale(charge)) AS "actual!"
+           FROM computed
+           WHERE cost IS DISTINCT FROM cost_computed OR charge IS DISTINCT FROM charge_computed
+           ORDER BY event_key, part LIMIT $11"#,
+        &prices,
+        &main(TokenClass::Input) as _,
+        &main(TokenClass::CacheRead) as _,
+        &main(TokenClass::CacheWrite5m) as _,
+        &main(TokenClass::CacheWrite1h) as _,
+        &main(TokenClass::Output) as _,
+        &main(TokenClass::Reasoning) as _,
+        &rare_prices,
+        &rare_classes as _,
+        &rare_rates as _,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// The rates of the classes without a column, one entry per price and class.
+fn rare_rates(terms: &BTreeMap<PriceId, PriceTerms>) -> (Vec<i64>, Vec<&'static str>, Vec<Rate>) {
+    let mut rates = (Vec::new(), Vec::new(), Vec::new());
+    for (price, terms) in terms {
+        for class in &TokenClass::ALL[MAIN_CLASS_COUNT..] {
+            if let Some(rate) = terms.rates[class.index()] {
+                rates.0.push(price.0);
+                rates.1.push(class.name());
+                rates.2.push(rate);
+            }
+        }
+    }
+    rates
+}
+
+/// Usage stamped with a price that was not valid when it happened, or is of the wrong side.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn validity_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH stamped AS (
+               SELECT p.id, b.kind, p.valid_from, COALESCE(p.valid_to, 'infinity') AS valid_to
+               FROM prices p JOIN price_books b ON b.id = p.book_id
+           )
+           SELECT format('event %s part %s of %s', e.event_key, e.part, e.occurred_at) AS "subject!",
+                  'a cost price and a sell price valid at that time' AS "expected!",
+                  format('cost price %s (%s, [%s, %s)), sell price %s (%s, [%s, %s))', e.cost_price_id, c.kind,
+                         c.valid_from, c.valid_to, e.sell_price_id, s.kind, s.valid_from, s.valid_to) AS "actual!"
+           FROM usage_events e
+           LEFT JOIN stamped c ON c.id = e.cost_price_id
+           LEFT JOIN stamped s ON s.id = e.sell_price_id
+           -- A reversal takes back what the estimate was charged, by the prices of the estimate's own time.
+           WHERE e.kind = 'usage'
+             AND (c.kind = 'cost' AND c.valid_from <= e.occurred_at AND e.occurred_at < c.valid_to
+                  AND s.kind = 'sell' AND s.valid_from <= e.occurred_at AND e.occurred_at < s.valid_to) IS NOT TRUE
+           ORDER BY e.event_key, e.part LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}

@@ -1,0 +1,151 @@
+//! The rollups and the task totals against the journal of posted batches.
+
+use sqlx::PgConnection;
+
+use super::Difference;
+use crate::store::StoreError;
+
+/// Rollups of usage that are not the sum of the journal, per customer, cost price and sell price.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn rollup_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH journal AS (
+               SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
+                      ARRAY[sum(e.input), sum(e.cache_read), sum(e.cache_write_5m), sum(e.cache_write_1h),
+                            sum(e.output), sum(e.reasoning), sum(e.cost), sum(e.charge)] AS figures
+               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+               WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+               GROUP BY 1, 2, 3
+           ), rolled AS (
+               SELECT customer_id, cost_price_id, sell_price_id,
+                      ARRAY[sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+                            sum(output), sum(reasoning), sum(cost), sum(charge)] AS figures
+               FROM usage_rollups WHERE kind = 'usage'
+               GROUP BY 1, 2, 3
+           )
+           SELECT format('customer %s, cost price %s, sell price %s: input, cache_read, cache_write_5m, '
+                         || 'cache_write_1h, output, reasoning, cost, charge', customer_id, cost_price_id,
+                         sell_price_id) AS "subject!",
+                  format('journal %s', COALESCE(j.figures::text, 'nothing')) AS "expected!",
+                  format('rollups %s', COALESCE(r.figures::text, 'nothing')) AS "actual!"
+           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id)
+           WHERE j.figures IS DISTINCT FROM r.figures
+           ORDER BY customer_id, cost_price_id, sell_price_id LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// As [`rollup_differences`], for the classes without a column.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn rare_rollup_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH journal AS (
+               SELECT e.customer_id, e.cost_price_id, e.sell_price_id, q.key AS class,
+                      sum(q.value::numeric) AS quantity
+               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
+               WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+               GROUP BY 1, 2, 3, 4
+           ), rolled AS (
+               SELECT r.customer_id, r.cost_price_id, r.sell_price_id, q.key AS class,
+                      sum(q.value::numeric) AS quantity
+               FROM usage_rollups r, jsonb_each_text(r.rare) q
+               WHERE r.kind = 'usage'
+               GROUP BY 1, 2, 3, 4
+           )
+           SELECT format('customer %s, cost price %s, sell price %s: %s', customer_id, cost_price_id, sell_price_id,
+                         class) AS "subject!",
+                  format('journal %s', COALESCE(j.quantity, 0)) AS "expected!",
+                  format('rollups %s', COALESCE(r.quantity, 0)) AS "actual!"
+           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id, class)
+           WHERE COALESCE(j.quantity, 0) <> COALESCE(r.quantity, 0)
+           ORDER BY customer_id, cost_price_id, sell_price_id, class LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Tasks whose totals are not the sum of the journal.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn task_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH journal AS (
+               SELECT e.customer_id, e.task_id, sum(e.input) AS input, sum(e.cache_read) AS cache_read,
+                      sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
+                      sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
+                      sum(e.charge) AS charge
+               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+               WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+               GROUP BY 1, 2
+           )
+           SELECT format('customer %s, task %s: input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, '
+                         || 'cost, charge', customer_id, task_id) AS "subject!",
+                  format('journal %s', ARRAY[j.input, j.cache_read, j.cache_write_5m, j.cache_write_1h, j.output,
+                                             j.reasoning, j.cost, j.charge]) AS "expected!",
+                  format('task %s', ARRAY[t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h, t.output,
+                                          t.reasoning, t.cost, t.charge]) AS "actual!"
+           FROM journal j FULL JOIN tasks t USING (customer_id, task_id)
+           WHERE (j.input, j.cache_read, j.cache_write_5m, j.cache_write_1h, j.output, j.reasoning, j.cost, j.charge)
+                 IS DISTINCT FROM
+                 (t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h, t.output, t.reasoning, t.cost, t.charge)
+           ORDER BY customer_id, task_id LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// As [`task_differences`], for the classes without a column.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn rare_task_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH journal AS (
+               SELECT e.customer_id, e.task_id, q.key AS class, sum(q.value::numeric) AS quantity
+               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
+               WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+               GROUP BY 1, 2, 3
+           ), summed AS (
+               SELECT t.customer_id, t.task_id, q.key AS class, q.value::numeric AS quantity
+               FROM tasks t, jsonb_each_text(t.rare) q
+           )
+           SELECT format('customer %s, task %s: %s', customer_id, task_id, class) AS "subject!",
+                  format('journal %s', COALESCE(j.quantity, 0)) AS "expected!",
+                  format('task %s', COALESCE(s.quantity, 0)) AS "actual!"
+           FROM journal j FULL JOIN summed s USING (customer_id, task_id, class)
+           WHERE COALESCE(j.quantity, 0) <> COALESCE(s.quantity, 0)
+           ORDER BY customer_id, task_id, class LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}

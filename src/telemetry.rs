@@ -1,0 +1,75 @@
+//! Logs and metrics.
+//!
+//! Logs are structured: JSON lines on stderr where stderr is no terminal, readable lines where it is. Metrics are
+//! Prometheus text on a listener of their own, so that they are never exposed with the API.
+
+use std::io::IsTerminal;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Bounds of duration histograms, in seconds.
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Bounds of batch size histograms, in events.
+const EVENTS: &[f64] = &[1.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0, 10000.0, 50000.0];
+
+/// Starts logging; `filter` is in the syntax of `RUST_LOG` (`info`, `waybill=debug`).
+pub fn init_logs(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    // A second start in one process (tests) keeps the first logger.
+    let started = if std::io::stderr().is_terminal() {
+        registry
+            .with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr))
+            .try_init()
+    } else {
+        registry
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .try_init()
+    };
+    if started.is_err() {
+        tracing::debug!("logging was started before");
+    }
+}
+
+/// Installs the metrics recorder; the handle renders the Prometheus text.
+///
+/// # Errors
+/// Where a recorder is installed already or the bounds are refused.
+pub fn init_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), EVENTS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_counter!(
+        "waybill_events_total",
+        Unit::Count,
+        "Events by outcome: recorded, duplicate, rejected"
+    );
+    describe_counter!("waybill_messages_total", Unit::Count, "Messages recorded and acknowledged");
+    describe_counter!("waybill_ingest_retries_total", Unit::Count, "Recording transactions tried again");
+    describe_counter!("waybill_posted_rows_total", Unit::Count, "Journal rows folded into rollups and tasks");
+    describe_histogram!("waybill_batch_events", Unit::Count, "Events per recorded batch");
+    describe_histogram!(
+        "waybill_record_seconds",
+        Unit::Seconds,
+        "Time of a recording transaction with its acks"
+    );
+    describe_histogram!("waybill_post_seconds", Unit::Seconds, "Time of a posting transaction");
+    describe_gauge!("waybill_stream_lag_messages", Unit::Count, "Messages in the stream not yet delivered");
+    describe_gauge!(
+        "waybill_stream_unacked_messages",
+        Unit::Count,
+        "Messages delivered and not yet acknowledged"
+    );
+    describe_gauge!("waybill_unposted_batches", Unit::Count, "Recorded batches not yet folded into the sums");
+    describe_gauge!("waybill_rejections_open", Unit::Count, "Open rejections by reason");
+}

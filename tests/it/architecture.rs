@@ -1,0 +1,190 @@
+//! The import table of the design: data flows one way through the modules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Module, and what of ours it may use besides itself.
+const TABLE: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("clock", &[]),
+    ("config", &[]),
+    ("telemetry", &[]),
+    ("shutdown", &[]),
+    ("health", &[]),
+    ("metering", &["domain"]),
+    ("rating", &["domain"]),
+    ("store", &["domain"]),
+    ("ingest", &["domain", "metering", "rating", "store", "clock", "shutdown", "health"]),
+    ("invoicing", &["domain", "metering", "rating", "store", "clock", "shutdown"]),
+    ("reports", &["domain", "rating", "store"]),
+    // Of ingest, http is given the publisher and its errors, nothing else: see PARTIAL.
+    ("http", &["domain", "metering", "store", "invoicing", "reports", "clock", "health", "ingest"]),
+    ("ui", &["domain", "metering", "store", "invoicing", "reports", "clock", "http"]),
+    (
+        "dev",
+        &[
+            "domain", "clock", "config", "telemetry", "shutdown", "health", "metering", "rating", "store", "ingest",
+            "invoicing", "reports",
+        ],
+    ),
+];
+
+/// Modules of which another may use some names only.
+const PARTIAL: &[(&str, &str, &[&str])] =
+    &[("http", "ingest", &["Publisher", "PublishError", "Published"]), ("ui", "http", &["auth"])];
+
+/// External crates, and the modules that may name them.
+const EXTERNAL: &[(&str, &[&str])] = &[
+    ("async_nats", &["ingest", "dev", "app"]),
+    ("axum", &["http", "ui", "app"]),
+    ("utoipa_axum", &["http", "ui", "app"]),
+    ("clap", &["config", "main"]),
+];
+
+/// Words that have no place in the pure core.
+const PURE: &[&str] = &["domain", "metering", "rating"];
+const IMPURE_WORDS: &[&str] =
+    &["sqlx::query", "tokio", "async fn", "async_nats", "axum", "Utc::now", "SystemTime", "Instant::now", "std::fs", "std::net"];
+
+/// Modules that may hold SQL statements.
+const SQL: &[&str] = &["store"];
+
+struct Source {
+    module: String,
+    path: PathBuf,
+    code: Vec<(usize, String)>,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&root).unwrap();
+            let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+            let module = first.strip_suffix(".rs").unwrap_or(first).to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim_start().starts_with("//"))
+                .map(|(number, line)| (number + 1, line.to_owned()))
+                .collect();
+            Source { module, path: relative.to_owned(), code }
+        })
+        .collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The names that follow `crate::` in a line: `crate::store::journal` gives (`store`, `journal`); a group gives each.
+fn uses(line: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (at, _) in line.match_indices("crate::") {
+        let rest = &line[at + "crate::".len()..];
+        if rest.starts_with('{') {
+            for item in rest.trim_start_matches('{').split([',', '}']) {
+                let mut path = item.trim().split("::");
+                found.push((path.next().unwrap_or_default().to_owned(), path.next().unwrap_or_default().to_owned()));
+            }
+            continue;
+        }
+        let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let module = name(rest);
+        let after = rest[module.len()..].trim_start_matches("::");
+        if after.starts_with('{') {
+            for item in after.trim_start_matches('{').split([',', '}']) {
+                found.push((module.clone(), name(item.trim())));
+            }
+        } else {
+            found.push((module, name(after)));
+        }
+    }
+    found.retain(|(module, _)| !module.is_empty());
+    found
+}
+
+/// Every breach of the rules in some sources, as sentences.
+fn breaches(sources: &[Source]) -> Vec<String> {
+    let table: BTreeMap<_, BTreeSet<_>> =
+        TABLE.iter().map(|(module, may)| (*module, may.iter().copied().collect())).collect();
+    let mut breaches = Vec::new();
+    for source in sources {
+        let module = source.module.as_str();
+        // app wires everything, main and lib only name modules.
+        let free = ["app", "main", "lib"].contains(&module);
+        let Some(may) = table.get(module).cloned().or(free.then(BTreeSet::new)) else {
+            breaches.push(format!("src/{}: module `{module}` is not in the table", source.path.display()));
+            continue;
+        };
+        for (number, line) in &source.code {
+            let mut report = |what: String| breaches.push(format!("src/{}:{number}: {what}", source.path.display()));
+            for (used, name) in uses(line) {
+                let known = table.contains_key(used.as_str()) || used == "app";
+                if free || !known || used == module {
+                    continue;
+                }
+                if !may.contains(used.as_str()) {
+                    report(format!("`{module}` may not use `{used}`"));
+                }
+                for (_, _, names) in PARTIAL.iter().filter(|(who, whom, _)| *who == module && *whom == used) {
+                    if !names.contains(&name.as_str()) {
+                        report(format!("`{module}` may use only {names:?} of `{used}`, not `{name}`"));
+                    }
+                }
+            }
+            for (external, modules) in EXTERNAL {
+                if line.contains(&format!("{external}::")) && !modules.contains(&module) {
+                    report(format!("`{module}` may not name `{external}`"));
+                }
+            }
+            if PURE.contains(&module) {
+                for word in IMPURE_WORDS.iter().filter(|word| line.contains(**word)) {
+                    report(format!("`{module}` is pure and may not name `{word}`"));
+                }
+            }
+            if !SQL.contains(&module) && line.contains("sqlx::query") {
+                report(format!("SQL belongs in `store`, not in `{module}`"));
+            }
+        }
+    }
+    breaches
+}
+
+#[test]
+fn imports_follow_the_table() {
+    let breaches = breaches(&sources());
+    assert!(breaches.is_empty(), "{}", breaches.join("\n"));
+}
+
+#[test]
+fn a_breach_is_found() {
+    let source = |module: &str, line: &str| Source {
+        module: module.to_owned(),
+        path: PathBuf::from(format!("{module}/x.rs")),
+        code: vec![(1, line.to_owned())],
+    };
+    for (module, line) in [
+        ("domain", "use crate::store::Database;"),
+        ("store", "use crate::{domain::ids, ingest::Recorder};"),
+        ("http", "use crate::ingest::{Publisher, Recorder};"),
+        ("rating", "let now = chrono::Utc::now();"),
+        ("reports", "sqlx::query!(\"SELECT 1\")"),
+        ("store", "use async_nats::Client;"),
+        ("shop", "fn main() {}"),
+    ] {
+        assert_eq!(breaches(&[source(module, line)]).len(), 1, "{module}: {line}");
+    }
+    assert_eq!(breaches(&[source("ingest", "use crate::store::{Database, commit};")]), Vec::<String>::new());
+}

@@ -1,0 +1,105 @@
+//! What a test over real servers stands on: a database and stream names of its own, and waiting for conditions.
+
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::Instant;
+use uuid::Uuid;
+use waybill::store::Database;
+
+/// How long a condition may take to hold.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Pause between two looks at it.
+const POLL: Duration = Duration::from_millis(20);
+
+/// One test's part of the servers; removed when dropped.
+pub struct TestBed {
+    /// The test's own migrated, empty database.
+    pub database_url: String,
+    /// Connected to it.
+    pub database: Database,
+    /// The NATS server that all tests share.
+    pub nats_url: String,
+    /// Connected to that.
+    pub nats: async_nats::Client,
+    /// The name of the test's own stream, which it has yet to make.
+    pub stream: String,
+    /// What the subjects of that stream begin with, instead of `usage.v1`.
+    pub subject_prefix: String,
+    admin_url: String,
+    database_name: String,
+}
+
+impl TestBed {
+    /// A fresh one.
+    pub async fn new() -> Self {
+        let template_url = address("WAYBILL_TEST_DATABASE_URL");
+        let nats_url = address("WAYBILL_TEST_NATS_URL");
+        let (server, template) = template_url.rsplit_once('/').expect("the URL ends with a database");
+        let id = Uuid::new_v4().simple();
+        let database_name = format!("test_{id}");
+        let (admin_url, database_url) = (format!("{server}/postgres"), format!("{server}/{database_name}"));
+        administer(&admin_url, format!("CREATE DATABASE {database_name} TEMPLATE {template}")).await;
+        Self {
+            database: Database::connect(&database_url).await.expect("the test's database answers"),
+            nats: waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("NATS answers"),
+            stream: format!("TEST_{id}"),
+            subject_prefix: format!("test.{id}.usage.v1"),
+            database_url,
+            nats_url,
+            admin_url,
+            database_name,
+        }
+    }
+}
+
+impl Drop for TestBed {
+    fn drop(&mut self) {
+        let (admin_url, nats_url) = (self.admin_url.clone(), self.nats_url.clone());
+        let (database_name, stream) = (self.database_name.clone(), self.stream.clone());
+        let remove = async move {
+            administer(&admin_url, format!("DROP DATABASE IF EXISTS {database_name} WITH (FORCE)")).await;
+            if let Ok(client) = waybill::ingest::connect(&nats_url, ConnectOptions::new()).await {
+                // A test that made no stream has none to delete.
+                jetstream::new(client).delete_stream(stream).await.ok();
+            }
+        };
+        // The runtime of the test may be ending; this one is its own.
+        let thread = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(remove);
+        });
+        let removed = thread.join().is_ok() || std::thread::panicking();
+        assert!(removed, "the test's database could not be removed");
+    }
+}
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// Where it has not within the deadline.
+pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The address of a server.
+fn address(variable: &str) -> String {
+    let value = std::env::var_os(variable).and_then(|value| value.into_string().ok());
+    value.unwrap_or_else(|| {
+        panic!("{variable} is not set: run `make test`, or `cargo run -- dev exec -- cargo test`")
+    })
+}
+
+async fn administer(url: &str, statement: String) {
+    let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("the statement is done");
+}

@@ -1,0 +1,7 @@
+//! Tests over real servers: one binary. Run them with `make test`, or `cargo run -- dev exec -- cargo test`.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test says what it needs by failing")]
+
+mod harness;
+mod servers;
+mod setup;

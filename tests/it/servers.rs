@@ -1,0 +1,167 @@
+//! The private servers: what they keep, whom they let in, and that they end.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream::{self, stream};
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+use waybill::dev::DevError;
+use waybill::dev::servers::{Keep, Options, Servers};
+use waybill::store::{Database, Scope};
+
+use crate::harness::{TestBed, wait_until};
+
+/// A folder that is removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("waybill-home-{}", Uuid::new_v4().simple())))
+    }
+
+    fn options(&self) -> Options {
+        Options { home: self.0.clone(), keep: Keep::Durable, database_url: None, nats_url: None }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn port(url: &str) -> u16 {
+    let (_, rest) = url.rsplit_once(':').expect("a port");
+    rest.split('/').next().expect("a port").parse().expect("a port")
+}
+
+fn listens(url: &str) -> bool {
+    TcpStream::connect(("127.0.0.1", port(url))).is_ok()
+}
+
+#[tokio::test]
+async fn a_home_keeps_its_data_and_addresses() {
+    let folder = Folder::new();
+    let servers = Servers::start(folder.options()).await.expect("starts in an empty folder");
+    let (database_url, nats_url) = (servers.database_url().to_owned(), servers.nats_url().to_owned());
+    let database = Database::connect(&database_url).await.expect("lets the owner in");
+    database.migrate().await.expect("the owner, who is no superuser, can migrate");
+    database.close().await;
+    let client = waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("lets us in");
+    let config =
+        stream::Config { name: "KEPT".to_owned(), subjects: vec!["kept".to_owned()], ..Default::default() };
+    let context = jetstream::new(client);
+    context.create_stream(config).await.expect("has a store");
+    context.publish("kept", "1".into()).await.expect("sent").await.expect("stored");
+
+    let second = Servers::start(folder.options()).await.expect_err("one process per home");
+    assert!(matches!(second, DevError::Busy { .. }), "{second}");
+
+    servers.stop().await.expect("ends");
+    assert!(!listens(&database_url) && !listens(&nats_url), "both have ended when stop returns");
+
+    let servers = Servers::start(folder.options()).await.expect("starts again");
+    assert_eq!((servers.database_url(), servers.nats_url()), (&*database_url, &*nats_url));
+    let database = Database::connect(&database_url).await.expect("the same password");
+    drop(database.read(Scope::Everything).await.expect("the schema is there"));
+    database.close().await;
+    let client = waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("the same password");
+    let mut kept = jetstream::new(client).get_stream("KEPT").await.expect("the stream is there");
+    assert_eq!(kept.info().await.expect("answers").state.messages, 1);
+    servers.stop().await.expect("ends");
+}
+
+#[tokio::test]
+async fn servers_that_are_dropped_end_as_well() {
+    let folder = Folder::new();
+    let servers = Servers::start(folder.options()).await.expect("starts");
+    let (database_url, nats_url) = (servers.database_url().to_owned(), servers.nats_url().to_owned());
+    drop(servers);
+    wait_until("both have ended", async || (!listens(&database_url) && !listens(&nats_url)).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn killed_with_force_nothing_stays_behind() {
+    let mut waybill = Command::new(env!("CARGO_BIN_EXE_waybill"))
+        .args([
+            "dev",
+            "exec",
+            "--",
+            "sh",
+            "-c",
+            "echo $WAYBILL_TEST_DATABASE_URL; echo $WAYBILL_TEST_NATS_URL; cat",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("runs");
+    let mut lines = BufReader::new(waybill.stdout.take().expect("piped")).lines();
+    let database_url = lines.next().expect("a line").expect("text");
+    let nats_url = lines.next().expect("a line").expect("text");
+    assert!(listens(&database_url) && listens(&nats_url));
+    waybill.kill().expect("is killed");
+    waybill.wait().expect("has ended");
+    wait_until("both have ended", async || (!listens(&database_url) && !listens(&nats_url)).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_command_gets_its_exit_code_and_signals_through() {
+    let exec = |script: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
+        command.args(["dev", "exec", "--", "sh", "-c", script]).stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    assert_eq!(exec("exit 3").status().expect("runs").code(), Some(3));
+    // The command's parent is waybill: asked to end, it passes that on.
+    let output =
+        exec("trap 'echo told; exit 4' TERM; kill -TERM $PPID; while :; do sleep 0.1; done").output();
+    let output = output.expect("runs");
+    assert_eq!((output.status.code(), &*output.stdout), (Some(4), &b"told\n"[..]));
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_the_password() {
+    let bed = TestBed::new().await;
+    let (scheme, rest) = bed.nats_url.split_once("://").expect("a URL");
+    let (_, host) = rest.split_once('@').expect("a password");
+    assert!(waybill::ingest::connect(&format!("{scheme}://{host}"), ConnectOptions::new()).await.is_err());
+    assert!(
+        waybill::ingest::connect(&format!("nats://waybill:wrong@{host}"), ConnectOptions::new())
+            .await
+            .is_err()
+    );
+    let (_, database) = bed.database_url.rsplit_once('@').expect("a password");
+    for user in ["waybill", "waybill:wrong", "postgres", "postgres:postgres"] {
+        assert!(PgConnection::connect(&format!("postgres://{user}@{database}")).await.is_err(), "{user}");
+    }
+}
+
+#[tokio::test]
+async fn every_test_has_a_database_and_a_stream_of_its_own() {
+    let (one, two) = (TestBed::new().await, TestBed::new().await);
+    let mut connection = PgConnection::connect(&one.database_url).await.expect("answers");
+    sqlx::raw_sql("CREATE TABLE only_here ()").execute(&mut connection).await.expect("made");
+    let mut connection = PgConnection::connect(&two.database_url).await.expect("answers");
+    assert!(sqlx::raw_sql("SELECT FROM only_here").execute(&mut connection).await.is_err());
+    two.database.ping().await.expect("answers");
+
+    let mut streams = Vec::new();
+    for bed in [&one, &two] {
+        let (name, subjects) = (bed.stream.clone(), vec![format!("{}.*", bed.subject_prefix)]);
+        let config = stream::Config { name, subjects, ..Default::default() };
+        let context = jetstream::new(bed.nats.clone());
+        streams.push(context.create_stream(config).await.expect("made"));
+    }
+    let sent =
+        jetstream::new(one.nats.clone()).publish(format!("{}.gw", one.subject_prefix), "1".into()).await;
+    sent.expect("sent").await.expect("stored");
+    assert_eq!(streams[0].info().await.expect("answers").state.messages, 1);
+    assert_eq!(streams[1].info().await.expect("answers").state.messages, 0);
+}
