@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::response::Response;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -25,6 +25,9 @@ use crate::store::prices::{self, Book};
 
 /// The cost book where neither the request nor the sell book names one: the one that ships with the program.
 const DEFAULT_COST_BOOK: &str = "provider-cost";
+
+/// Years that an assignment may start and end in; the others cannot be written as RFC 3339, or are mistakes.
+const YEARS: std::ops::RangeInclusive<i32> = 2000..=9999;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -289,8 +292,11 @@ async fn create_assignment(
     Write { mut work, body, .. }: Write<Finance, NewAssignmentBody>,
 ) -> Result<Response, Problem> {
     let NewAssignmentBody { sell_book, cost_book, valid_from, valid_to } = body;
-    if valid_to.is_some_and(|to| to <= valid_from) {
-        return Err(Problem::invalid("valid_to", "must be after valid_from"));
+    if !YEARS.contains(&valid_from.year()) {
+        return Err(Problem::invalid("valid_from", "must be between the years 2000 and 9999"));
+    }
+    if valid_to.is_some_and(|to| to <= valid_from || !YEARS.contains(&to.year())) {
+        return Err(Problem::invalid("valid_to", "must be after valid_from, and before the year 10000"));
     }
     let customer = find(&mut work, &external_id).await?;
     let sell = book(&mut work, "sell_book", BookKind::Sell, &sell_book).await?;
