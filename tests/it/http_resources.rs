@@ -284,6 +284,7 @@ async fn rejections_are_listed_and_shown_whole() {
     assert_eq!(count("reason=unpriced").await, 2);
     assert_eq!(count("reason=unpriced&customer=globex&gateway=gw-1").await, 1);
     assert_eq!(count("open=false").await, 0);
+    expect(&api.get(finance, "/v1/rejections?reason=unprised").await, (400, "invalid_request"));
     let list = api.get(finance, "/v1/rejections?limit=1").await.json();
     assert_eq!(list["data"][0]["reason"], "too_old");
     let id = api.get(finance, "/v1/rejections?reason=utf8").await.json()["data"][0]["id"].as_i64().unwrap();

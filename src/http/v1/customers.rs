@@ -265,6 +265,7 @@ async fn update_customer(
 
 /// Price books to be assigned.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewAssignment)]
 #[serde(deny_unknown_fields)]
 struct NewAssignmentBody {
     /// What the customer pays by.
