@@ -10,6 +10,10 @@
 mod architecture;
 mod bad_inputs;
 mod harness;
+mod http_access;
+mod http_bed;
+mod http_resources;
+mod http_writes;
 mod real_data;
 mod recording;
 mod servers;

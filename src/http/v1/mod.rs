@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod customers;
+mod events;
 mod gateways;
 mod rejections;
 
@@ -12,6 +13,7 @@ use super::AppState;
 /// All resources.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
+        .merge(events::routes())
         .merge(customers::routes())
         .merge(gateways::routes())
         .merge(api_keys::routes())
