@@ -100,6 +100,22 @@ fn v24_missing_usage_is_unmetered() {
 }
 
 #[test]
+fn a_payload_under_another_format_is_not_read_wrong() {
+    let anthropic = json!({"input_tokens": 10, "cache_read_input_tokens": 90, "output_tokens": 5});
+    let responses =
+        json!({"input_tokens": 100, "input_tokens_details": {"cached_tokens": 90}, "output_tokens": 5});
+    let portkey = json!({"prompt_tokens": 10, "completion_tokens": 5, "cache_creation_input_tokens": 90});
+    assert_eq!(refused("openai.responses", &anthropic), Reason::Ambiguous);
+    assert_eq!(refused("openai.realtime", &anthropic), Reason::Ambiguous);
+    assert_eq!(refused("anthropic.messages", &responses), Reason::Ambiguous);
+    for format in ["openai.chat", "deepseek.chat", "xai.chat", "mistral.chat", "openrouter.chat"] {
+        assert_eq!(refused(format, &portkey), Reason::Ambiguous, "{format}");
+        assert_eq!(refused(format, &anthropic), Reason::Unmetered, "{format}");
+    }
+    assert_eq!(refused("anthropic.messages", &portkey), Reason::Ambiguous);
+}
+
+#[test]
 fn counts_in_payloads_are_integers() {
     for value in [json!(1.0), json!("10"), json!(true), json!(-1), json!(1_000_000_000_001_i64)] {
         let expected = match &value {
