@@ -3,6 +3,7 @@
 mod captures;
 mod payloads;
 mod properties;
+mod schema;
 mod vectors;
 mod wire;
 

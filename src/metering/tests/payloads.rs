@@ -34,7 +34,7 @@ fn refused(format: &str, body: &Value) -> Reason {
 }
 
 /// The least usage object of each format that stands alone in its body.
-fn bare_usage() -> Vec<(&'static str, &'static str, Value)> {
+pub(super) fn bare_usage() -> Vec<(&'static str, &'static str, Value)> {
     let chat = json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15});
     let tokens = json!({"input_tokens": 10, "output_tokens": 5});
     vec![

@@ -7,8 +7,8 @@ use crate::domain::event::{Outcome, Report, UsageSource};
 use crate::domain::tokens::{QUANTITY_MAX, TokenClass};
 use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, split};
 
-/// The plain event with one field set, by JSON pointer; `Value::Null` as `remove` takes it away.
-fn with(pointer: &str, value: Value) -> Value {
+/// The plain event with one field set, by JSON pointer.
+pub(super) fn with(pointer: &str, value: Value) -> Value {
     let mut event = plain_event();
     let (parent, key) = pointer.rsplit_once('/').unwrap();
     event.pointer_mut(parent).unwrap().as_object_mut().unwrap().insert(key.to_owned(), value);
@@ -223,9 +223,9 @@ fn b16_zero_is_usage_and_nothing_is_not() {
     assert_eq!(reason(&both), Err(Reason::Ambiguous));
 }
 
-#[test]
-fn b19_to_b41_texts() {
-    for (pointer, value, expected) in [
+/// Fields of the plain event that make it refused: where, what, why.
+pub(super) fn refused_fields() -> Vec<(&'static str, Value, Reason)> {
+    vec![
         ("/id", Value::Null, Reason::NoId),
         ("/id", json!(""), Reason::NoId),
         ("/id", json!(" "), Reason::NoId),
@@ -271,7 +271,12 @@ fn b19_to_b41_texts() {
         ("/sequence", json!("1.5"), Reason::Type),
         ("/sequence", json!("+1"), Reason::Type),
         ("/sequence", json!(i64::MAX), Reason::Range),
-    ] {
+    ]
+}
+
+#[test]
+fn b19_to_b41_texts() {
+    for (pointer, value, expected) in refused_fields() {
         assert_eq!(reason(&with(pointer, value.clone())), Err(expected), "{pointer} {value}");
     }
     assert_eq!(reason(&without("/id")), Err(Reason::NoId));
