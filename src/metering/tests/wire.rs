@@ -348,6 +348,16 @@ fn the_hash_covers_what_is_billed_and_nothing_else() {
     ] {
         assert_eq!(hash(&with(pointer, value.clone())), plain, "{pointer} {value}");
     }
+    let named = |provider: &str, model: &str| {
+        hash(&event_with(&json!({"provider": provider, "model": model, "usage": {"input": 1}})))
+    };
+    assert_ne!(named("ab", "c"), named("a", "bc"));
+    let seen = |tokens: i64| {
+        let body = json!({"billed_units": {"input_tokens": 5}, "tokens": {"input_tokens": tokens}});
+        hash(&event_with(&json!({"provider": "cohere", "model": "m",
+            "provider_usage": {"format": "cohere.v2", "body": body}})))
+    };
+    assert_ne!(seen(300_000), seen(300_001), "the prompt that chooses the context tier");
     let task = |task: Value| hash(&with("/data/task", task));
     assert_ne!(task(json!({"id": "ab", "type": "c"})), task(json!({"id": "a", "type": "bc"})));
     assert_ne!(task(json!({"id": "a", "type": "b"})), task(json!({"id": "a", "parent": "b"})));

@@ -37,6 +37,7 @@ fn anthropic_caches_tiers_and_geography() {
     for (usage, expected) in [
         (json!({"input_tokens": 1}), Reason::MissingField),
         (json!({"output_tokens": 1}), Reason::MissingField),
+        (json!({"input_tokens": 9, "output_tokens": 1, "total_tokens": 11}), Reason::Inconsistent),
         (json!({"input_tokens": 1, "output_tokens": 1, "prompt_tokens": 1}), Reason::Ambiguous),
         (
             json!({"input_tokens": 9, "output_tokens": 1, "cache_read_input_tokens": 5, "total_tokens": 10}),
@@ -69,6 +70,11 @@ fn anthropic_refusals_before_any_output_are_free() {
         "without content one token decides"
     );
     assert_eq!(classes(&part("anthropic.messages", &body(Value::Null, 2))), "input=100 output=2");
+    let attempts =
+        [attempt("message", None, 100, 1), attempt("fallback_message", Some("claude-small"), 90, 0)];
+    let all_declined = json!({"model": "claude", "stop_reason": "refusal", "content": [],
+        "usage": {"input_tokens": 90, "output_tokens": 0, "iterations": attempts}});
+    assert_eq!(classes(&part("anthropic.messages", &all_declined)), "", "the fallback declined as well");
 }
 
 /// An attempt of a call.

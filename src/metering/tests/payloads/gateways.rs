@@ -42,6 +42,8 @@ fn portkey_is_told_apart_by_its_total() {
     assert_eq!(part("portkey.anthropic", &usage(40, json!(75))).tier_input, 70);
     assert_eq!(refused("portkey.anthropic", &usage(40, json!(60))), Reason::Inconsistent);
     assert_eq!(refused("portkey.anthropic", &usage(40, Value::Null)), Reason::Ambiguous);
+    let uncached = json!({"prompt_tokens": 40, "completion_tokens": 5});
+    assert_eq!(classes(&part("portkey.anthropic", &uncached)), "input=40 output=5", "nothing to tell apart");
     let below = part("portkey.anthropic", &usage(6, Value::Null));
     assert_eq!(
         classes(&below),
@@ -102,6 +104,8 @@ fn otel_inclusive_exclusive_and_what_is_no_call() {
         "input=40 cache_read=30 output=5",
         "the total says exclusive"
     );
+    let all_cached = span(json!({"gen_ai.usage.cache_creation.input_tokens": 10}));
+    assert_eq!(classes(&part("otel.gen_ai", &all_cached)), "cache_read=30 cache_write_5m=10 output=5");
     let below = span(json!({"gen_ai.usage.cache_creation.input_tokens": 20}));
     assert_eq!(classes(&part("otel.gen_ai", &below)), "input=40 cache_read=30 cache_write_5m=20 output=5");
     assert_eq!(part("otel.gen_ai", &below).tier_input, 90);
