@@ -102,15 +102,29 @@ struct ProviderUsage<'a> {
 /// # Errors
 /// [`Rejected`] with the reason; the first fault found decides.
 pub fn parse_event(raw: &[u8]) -> Result<UsageEvent, Rejected> {
+    let text = checked_text(raw)?;
+    match read::<Envelope<'_, Object<Data<'_>>>>(text) {
+        Ok(envelope) => envelope.into_event(),
+        Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
+    }
+}
+
+/// Reads the `data` of a usage event alone, for a quote of what such a call costs.
+///
+/// # Errors
+/// [`Rejected`] as the whole event would be.
+pub fn parse_usage(data: &[u8]) -> Result<Usage, Rejected> {
+    read::<Data<'_>>(checked_text(data)?)?.into_usage()
+}
+
+/// The bytes as text that is safe to read.
+fn checked_text(raw: &[u8]) -> Result<&str, Rejected> {
     let text = std::str::from_utf8(raw)
         .map_err(|_| Rejected::new(Reason::Utf8, "the event holds bytes that are not UTF-8; send UTF-8"))?;
     if too_deep(raw) {
         return Err(Rejected::new(Reason::Json, "the event nests deeper than 128 levels; send it flatter"));
     }
-    match read::<Envelope<'_, Object<Data<'_>>>>(text) {
-        Ok(envelope) => envelope.into_event(),
-        Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
-    }
+    Ok(text)
 }
 
 /// Why an event whose data cannot be read would have been refused before that: another version may shape its data

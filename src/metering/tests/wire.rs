@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{event_with, parse, plain_event, reason, usage};
 use crate::domain::event::{Outcome, Report, UsageSource};
 use crate::domain::tokens::{QUANTITY_MAX, TokenClass};
-use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, split};
+use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, parse_usage, split};
 
 /// The plain event with one field set, by JSON pointer.
 pub(super) fn with(pointer: &str, value: Value) -> Value {
@@ -86,6 +86,16 @@ fn a_task_outcome_is_read() {
         event["data"] = data.clone();
         assert_eq!(reason(&event), Err(expected), "{data}");
     }
+}
+
+#[test]
+fn the_data_alone_reads_as_in_its_event() {
+    let event = plain_event();
+    let alone = parse_usage(event["data"].to_string().as_bytes()).unwrap();
+    assert_eq!(&alone, usage(&parse(&event).unwrap()));
+    assert_eq!(parse_usage(b"{}").unwrap_err().reason, Reason::Unmetered);
+    assert_eq!(parse_usage(b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::Utf8);
+    assert_eq!(parse_usage("[".repeat(200).as_bytes()).unwrap_err().reason, Reason::Json);
 }
 
 #[test]
