@@ -27,11 +27,13 @@ mod message;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit};
-pub use event::{ATTRIBUTES_MAX, PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event};
+pub use event::{PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_usage};
 pub use formats::Format;
 pub use hash::content_hash;
 pub use hints::{Hints, hints};
 pub use message::{MESSAGE_MAX_BYTES, MESSAGE_MAX_EVENTS, Message, split};
 pub use reason::{Reason, Rejected, UnknownReason};
+pub use values::ATTRIBUTES_MAX;
