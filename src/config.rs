@@ -1,8 +1,11 @@
 //! Configuration: flags and `WAYBILL_*` environment variables, checked at start.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
+
+use crate::domain::access::Role;
 
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
@@ -34,6 +37,7 @@ pub struct NatsArgs {
 
 /// What `waybill serve` runs, and where it listens.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct ServeArgs {
     /// The database.
     #[command(flatten)]
@@ -67,6 +71,90 @@ pub struct ListenArgs {
     /// Address of the Prometheus metrics; port 0 takes a free one
     #[arg(long, env = "WAYBILL_METRICS_ADDR", default_value = "127.0.0.1:9464")]
     pub metrics_addr: SocketAddr,
+}
+
+/// What `waybill dev` starts.
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Folder for data, logs and keys of the private servers
+    #[arg(long, env = "WAYBILL_HOME", default_value = ".waybill")]
+    pub home: PathBuf,
+    /// Load the demo: 1 loads it into an empty ledger, 0 starts empty
+    #[arg(long, env = "WAYBILL_DEMO", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub demo: u8,
+    /// An existing PostgreSQL database to use instead of a private server
+    #[arg(long, env = "WAYBILL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// An existing NATS server to use instead of a private one
+    #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
+    pub nats_url: Option<String>,
+    /// Address of the REST API and the pages
+    #[arg(long, env = "WAYBILL_HTTP_ADDR", default_value = "127.0.0.1:8080")]
+    pub http_addr: SocketAddr,
+    /// Address of the Prometheus metrics; port 0 takes a free one
+    #[arg(long, env = "WAYBILL_METRICS_ADDR", default_value = "127.0.0.1:0")]
+    pub metrics_addr: SocketAddr,
+}
+
+/// A key to be made.
+#[derive(Debug, Clone, Args)]
+pub struct KeyArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// What its holder may do: gateway, customer, finance or admin
+    #[arg(long)]
+    pub role: Role,
+    /// What it is for, shown in lists
+    #[arg(long)]
+    pub name: String,
+    /// The gateway that a gateway key speaks for
+    #[arg(long)]
+    pub gateway: Option<String>,
+    /// The external id of the customer that a customer key speaks for
+    #[arg(long)]
+    pub customer: Option<String>,
+}
+
+/// A key to be revoked.
+#[derive(Debug, Clone, Args)]
+pub struct RevokeArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Its public id: the twelve characters after `wb_`
+    pub public_id: String,
+}
+
+/// A proof to be made.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+}
+
+/// Traffic to be published.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateArgs {
+    /// The stream.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+    /// How many events
+    #[arg(long, default_value_t = 10_000)]
+    pub events: usize,
+    /// The same seed gives the same events
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Events per message, 1 to 100
+    #[arg(long, default_value_t = 100)]
+    pub per_message: usize,
+    /// Events per second; without it as fast as the stream takes them
+    #[arg(long)]
+    pub rate: Option<u32>,
+    /// Tasks start within this many days before now, at most 30
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=30))]
+    pub days: u16,
 }
 
 /// The roles of one process.

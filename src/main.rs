@@ -4,42 +4,93 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use waybill::dev;
+use waybill::app::{self, commands};
+use waybill::config::{
+    DatabaseArgs, DevArgs, KeyArgs, NatsArgs, RevokeArgs, ServeArgs, SimulateArgs, VerifyArgs,
+};
+use waybill::{dev, http, telemetry};
 
-/// Meters, prices and bills AI tokens.
+/// Meters, prices and bills AI tokens: usage events from NATS JetStream, exact invoices and cost per task.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
+    /// What to log, in the syntax of `RUST_LOG`: info, or waybill=debug,info
+    #[arg(long, env = "WAYBILL_LOG", default_value = "info", global = true)]
+    log: String,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Private servers for development and tests.
+    /// Run the service: the API, the consumer and the jobs, or some of them
+    Serve(ServeArgs),
+    /// Run everything on private servers, with demo data; `dev exec` runs a command with fresh servers
+    #[command(args_conflicts_with_subcommands = true)]
+    Dev {
+        #[command(flatten)]
+        args: DevArgs,
+        #[command(subcommand)]
+        command: Option<Dev>,
+    },
+    /// Bring the schema up to date
+    Migrate(DatabaseArgs),
+    /// Print the OpenAPI document of the API
+    Openapi,
+    /// Prove on the live database that nothing is lost, nothing is counted twice, and all sums agree to the last digit
+    Verify(VerifyArgs),
+    /// Read sequences again from the stream that were acknowledged but are not in the ledger
+    Repair {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        #[command(flatten)]
+        nats: NatsArgs,
+    },
+    /// Publish seeded, real-looking traffic to the stream
+    Simulate(SimulateArgs),
+    /// Make and revoke API keys
     #[command(subcommand)]
-    Dev(Dev),
+    Keys(Keys),
 }
 
 #[derive(Debug, Subcommand)]
 enum Dev {
-    /// Runs a command with fresh servers; their addresses are in `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` and
-    /// `WAYBILL_TEST_NATS_URL`.
+    /// Run a command with fresh servers; their addresses are in `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` and
+    /// `WAYBILL_TEST_NATS_URL`
     Exec {
-        /// The command and its arguments.
+        /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// Make a key and print its token, once
+    Create(KeyArgs),
+    /// Revoke a key by the twelve characters after `wb_`
+    Revoke(RevokeArgs),
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    match Cli::parse().command {
-        Command::Dev(Dev::Exec { command }) => {
+    let Cli { log, command } = Cli::parse();
+    telemetry::init_logs(&log);
+    match command {
+        Command::Serve(args) => app::start(&args).await?.until_stopped().await?,
+        Command::Dev { args: _, command: None } => {}
+        Command::Dev { command: Some(Dev::Exec { command }), .. } => {
             let mut words = command.into_iter();
             let program = words.next().unwrap_or_default();
-            Ok(dev::exec::exec(program, words.collect()).await?)
+            return Ok(dev::exec::exec(program, words.collect()).await?);
         }
+        Command::Migrate(args) => commands::migrate(&args).await?,
+        Command::Openapi => println!("{}", http::openapi::openapi_json()?),
+        Command::Verify(args) => return commands::verify(&args).await,
+        Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
+        Command::Simulate(args) => commands::simulate(&args).await?,
+        Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
+        Command::Keys(Keys::Revoke(args)) => commands::revoke_key(&args).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }

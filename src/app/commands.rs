@@ -1,18 +1,28 @@
 //! What the subcommands other than `serve` and `dev` do.
 
-use anyhow::Context;
+use std::process::ExitCode;
 
-use crate::config::{DatabaseArgs, KeyArgs, NatsArgs};
+use anyhow::{Context, ensure};
+use chrono::TimeDelta;
+
+use crate::clock::Clock;
+use crate::config::{DatabaseArgs, KeyArgs, NatsArgs, RevokeArgs, SimulateArgs, VerifyArgs};
+use crate::dev::simulate::{Plan, simulate as run_plan};
 use crate::domain::access::Role;
+use crate::ingest::{self, Publisher, Recorder};
+use crate::reports::verify::{self, Verification};
+use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
-use crate::store::{Database, commit, customers, gateways};
+use crate::store::{Database, audit, commit, customers, gateways};
+
+/// Who acts, for the audit log.
+const ACTOR: &str = "command line";
 
 /// Connects to the ledger of a one-off command.
-///
-/// # Errors
-/// A sentence that says which setting to check.
-pub async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
-    Database::connect(&args.database_url).await.context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")
+async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
+    Database::connect(&args.database_url)
+        .await
+        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")
 }
 
 /// Brings the schema up to date.
@@ -37,17 +47,101 @@ pub async fn create_key(args: &KeyArgs) -> anyhow::Result<()> {
         Role::Finance => NewHolder::Finance,
         Role::Gateway => {
             let name = args.gateway.as_deref().context("a gateway key needs --gateway NAME")?;
-            let gateway = gateways::by_name(&mut tx, name).await?;
-            NewHolder::Gateway(gateway.with_context(|| format!("there is no gateway `{name}`"))?.id)
+            let id = gateways::id_of(&mut tx, name).await?;
+            NewHolder::Gateway(id.with_context(|| format!("there is no gateway `{name}`"))?)
         }
         Role::Customer => {
-            let external_id = args.customer.as_deref().context("a customer key needs --customer EXTERNAL_ID")?;
+            let external_id =
+                args.customer.as_deref().context("a customer key needs --customer EXTERNAL_ID")?;
             let customer = customers::by_external_id(&mut tx, external_id).await?;
             NewHolder::Customer(customer.with_context(|| format!("there is no customer `{external_id}`"))?.id)
         }
     };
     let key = api_keys::create(&mut tx, holder, &args.name, None).await?;
+    audit::record(&mut tx, ACTOR, "api_key.create", &key.public_id, None).await?;
     commit(tx).await?;
     println!("{}", key.token);
+    Ok(())
+}
+
+/// Revokes an API key.
+///
+/// # Errors
+/// Where there is none with this public id.
+pub async fn revoke_key(args: &RevokeArgs) -> anyhow::Result<()> {
+    let database = database(&args.database).await?;
+    let mut tx = database.begin().await?;
+    let known = api_keys::revoke(&mut tx, &args.public_id, Clock::System.now()).await?;
+    ensure!(known, "there is no key `{}`; give the twelve characters after `wb_`", args.public_id);
+    audit::record(&mut tx, ACTOR, "api_key.revoke", &args.public_id, None).await?;
+    commit(tx).await?;
+    println!("Key {} no longer works.", args.public_id);
+    Ok(())
+}
+
+/// Proves the ledger, prints what differs, and says by its exit code whether anything does.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let database = database(&args.database).await?;
+    let Verification { extent, as_of, checks, findings } =
+        verify::verify(&database, Clock::System.now()).await?;
+    for check in &checks {
+        let count = findings.iter().filter(|finding| finding.check == *check).count();
+        let verdict = if count == 0 { "holds".to_owned() } else { format!("{count} DIFFER") };
+        println!("{:<16} {verdict}", check.as_str());
+    }
+    println!("{extent:?}, as of {as_of}");
+    for finding in &findings {
+        println!(
+            "{}: {}: expected {}, is {}",
+            finding.check.as_str(),
+            finding.subject,
+            finding.expected,
+            finding.actual
+        );
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Reads acknowledged sequences again that the ledger does not account for, and posts them.
+///
+/// # Errors
+/// Where stream or database do not answer.
+pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Result<()> {
+    let database = database(database_args).await?;
+    let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
+    let stream = ingest::stream::open(&context, &super::names(nats), super::limits(nats)).await?;
+    let recorder =
+        Recorder::new(database.clone(), Clock::System, &stream.names.prefix, Shutdown::new()).await?;
+    let repaired = ingest::repair::repair(&stream, &recorder).await?;
+    ingest::posting::post_all(&database).await?;
+    println!(
+        "{} sequences were unaccounted for: {} read again and recorded, {} no longer in the stream.",
+        repaired.unaccounted, repaired.repaired, repaired.gone
+    );
+    Ok(())
+}
+
+/// Publishes seeded traffic.
+///
+/// # Errors
+/// Where the stream does not take it.
+pub async fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
+    let context = ingest::jetstream(&args.nats.nats_url, "waybill-simulate").await?;
+    let names = super::names(&args.nats);
+    ingest::stream::open(&context, &names, super::limits(&args.nats)).await?;
+    let now = Clock::System.now();
+    let plan = Plan {
+        events: args.events,
+        seed: args.seed,
+        from: now - TimeDelta::days(args.days.into()),
+        to: now,
+        per_message: args.per_message,
+        rate: args.rate,
+    };
+    let sent = run_plan(&Publisher::new(context, &names.prefix), &plan).await?;
+    println!("{} events in {} messages within {:.1?}.", sent.events, sent.messages, sent.elapsed);
     Ok(())
 }

@@ -5,6 +5,9 @@
 //! Invariants: a process that stops finishes what it has begun (soft), within the grace time (hard); it exits with
 //! failure when a part, not a signal, ended it.
 
+pub mod commands;
+pub mod dev;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{ListenArgs, NatsArgs, Roles, ServeArgs};
 use crate::health::Health;
 use crate::http::{self, AppState};
-use crate::ingest::{self, IngestError, Nudge, Publisher, Recorder, StreamLimits, StreamNames, UsageStream};
+use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames, UsageStream};
 use crate::shutdown::Shutdown;
 use crate::store::{Database, Scope, gauges};
 use crate::telemetry;
@@ -140,7 +143,12 @@ impl Parts {
     async fn listen_http(&self, listen: ListenArgs, health: Health) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.http_addr, "WAYBILL_HTTP_ADDR").await?;
         let address = listener.local_addr()?;
-        let state = AppState::new(self.database.clone(), self.clock.clone(), self.publisher.clone(), health);
+        let state = AppState {
+            db: self.database.clone(),
+            clock: self.clock.clone(),
+            publisher: self.publisher.clone(),
+            health,
+        };
         let (router, _) = http::router(state);
         self.serve(listener, router);
         Ok(address)
@@ -255,18 +263,4 @@ async fn signalled() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
-}
-
-/// Reads acknowledged sequences again that the ledger does not account for.
-///
-/// # Errors
-/// [`IngestError`].
-pub async fn repair(database: Database, nats: &NatsArgs) -> Result<ingest::repair::Repaired, IngestError> {
-    let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
-    let names = names(nats);
-    let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
-    let recorder = Recorder::new(database.clone(), Clock::System, &names.prefix, Shutdown::new()).await?;
-    let repaired = ingest::repair::repair(&stream, &recorder).await?;
-    ingest::posting::post_all(&database).await?;
-    Ok(repaired)
 }

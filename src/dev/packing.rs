@@ -16,7 +16,9 @@ pub fn pack(events: impl Iterator<Item = Value>, per_message: usize) -> impl Ite
         body.insert(0, '[');
         let mut count = 1;
         while count < per_message {
-            let Some(next) = events.next_if(|next| body.len() + next.len() < MESSAGE_BYTES_MAX) else { break };
+            let Some(next) = events.next_if(|next| body.len() + next.len() < MESSAGE_BYTES_MAX) else {
+                break;
+            };
             body.push(',');
             body.push_str(&next);
             count += 1;

@@ -91,7 +91,13 @@ impl Traffic {
     /// Traffic whose tasks start in `[from, to)`.
     pub fn new(seed: u64, from: DateTime<Utc>, to: DateTime<Utc>) -> Self {
         let span = (to - from).max(TimeDelta::seconds(1));
-        Self { random: StdRng::seed_from_u64(seed), from, span, task_number: 0, queue: std::collections::VecDeque::new() }
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            from,
+            span,
+            task_number: 0,
+            queue: std::collections::VecDeque::new(),
+        }
     }
 
     /// One task: its calls in order, and its outcome unless it is still open.
@@ -99,7 +105,8 @@ impl Traffic {
         self.task_number += 1;
         let customer = CUSTOMERS[self.random.random_range(0..CUSTOMERS.len())];
         let work = &WORKS[self.random.random_range(0..WORKS.len())];
-        let offset = TimeDelta::milliseconds(self.random.random_range(0..self.span.num_milliseconds().max(1)));
+        let offset =
+            TimeDelta::milliseconds(self.random.random_range(0..self.span.num_milliseconds().max(1)));
         let mut at = self.from + offset;
         let task = json!({"id": format!("{}-{}", work.task_type, self.task_number), "type": work.task_type});
         let steps = self.random.random_range(work.steps.clone());
@@ -111,15 +118,20 @@ impl Traffic {
             let output = self.random.random_range(40..1_400);
             let (provider, model, usage) = self.payload(route.model, context, cached, output);
             let latency_ms = 250 + output * 9;
-            let event = self.event(customer, at, "llm.usage.v1", json!({
-                "provider": provider,
-                "model": model,
-                "task": task,
-                "provider_usage": usage,
-                "attributes": {"project": work.project, "agent": route.agent},
-                "status": "ok",
-                "latency_ms": latency_ms,
-            }));
+            let event = self.event(
+                customer,
+                at,
+                "llm.usage.v1",
+                &json!({
+                    "provider": provider,
+                    "model": model,
+                    "task": task,
+                    "provider_usage": usage,
+                    "attributes": {"project": work.project, "agent": route.agent},
+                    "status": "ok",
+                    "latency_ms": latency_ms,
+                }),
+            );
             self.queue.push_back(event);
             cached = context;
             context += output + self.random.random_range(60..900);
@@ -128,14 +140,15 @@ impl Traffic {
         let fate = self.random.random_range(0..100);
         if fate < 100 - OPEN_PERCENT {
             let outcome = if fate < SUCCESS_PERCENT { "success" } else { "failure" };
-            let event = self.event(customer, at, "llm.task.v1", json!({"task": task, "outcome": outcome}));
+            let event = self.event(customer, at, "llm.task.v1", &json!({"task": task, "outcome": outcome}));
             self.queue.push_back(event);
         }
     }
 
-    fn event(&mut self, customer: &str, at: DateTime<Utc>, kind: &str, data: Value) -> Value {
+    fn event(&mut self, customer: &str, at: DateTime<Utc>, kind: &str, data: &Value) -> Value {
         let millis = u64::try_from(at.timestamp_millis()).unwrap_or_default();
-        let id = uuid::Builder::from_unix_timestamp_millis(millis, &self.random.random::<[u8; 10]>()).into_uuid();
+        let id =
+            uuid::Builder::from_unix_timestamp_millis(millis, &self.random.random::<[u8; 10]>()).into_uuid();
         json!({
             "specversion": "1.0",
             "id": Uuid::hyphenated(id).to_string(),
@@ -148,15 +161,25 @@ impl Traffic {
     }
 
     /// What the provider of a model returns for a call.
-    fn payload(&mut self, model: Model, context: i64, cached: i64, output: i64) -> (&'static str, &'static str, Value) {
+    fn payload(
+        &mut self,
+        model: Model,
+        context: i64,
+        cached: i64,
+        output: i64,
+    ) -> (&'static str, &'static str, Value) {
         let reasoning = output * self.random.random_range(20..70) / 100;
         let cached = cached.min(context) / 128 * 128;
         match model {
             Model::Gpt5 => ("openai", "gpt-5", openai_chat(context, cached, output, reasoning)),
-            Model::Gpt56Luna => ("openai", "gpt-5.6-luna", openai_responses(context, cached, output, reasoning)),
+            Model::Gpt56Luna => {
+                ("openai", "gpt-5.6-luna", openai_responses(context, cached, output, reasoning))
+            }
             Model::ClaudeSonnet45 => ("anthropic", "claude-sonnet-4-5", anthropic(context, cached, output)),
             Model::ClaudeHaiku45 => ("anthropic", "claude-haiku-4-5", anthropic(context, cached, output)),
-            Model::Gemini25Flash => ("google", "gemini-2.5-flash", gemini(context, cached, output, reasoning)),
+            Model::Gemini25Flash => {
+                ("google", "gemini-2.5-flash", gemini(context, cached, output, reasoning))
+            }
             Model::DeepseekV4Flash => ("deepseek", "deepseek-v4-flash", deepseek(context, cached, output)),
         }
     }

@@ -213,8 +213,8 @@ async fn record_all(
     while let Some(Fetched { batch, ackers }) = receiver.recv().await {
         let started = Instant::now();
         let events = batch.event_count();
-        let recorded = match recorder.record(origin, batch).await {
-            Ok(recorded) => recorded,
+        let outcome = match recorder.record(origin, batch).await {
+            Ok(outcome) => outcome,
             Err(IngestError::Stopping) => return,
             Err(error) => {
                 // Not acknowledged: the messages are delivered again after the ack wait.
@@ -232,12 +232,12 @@ async fn record_all(
             }
         }
         let elapsed = started.elapsed();
-        super::meters::recorded(recorded, ackers.len(), events, elapsed);
+        super::meters::recorded(outcome, ackers.len(), events, elapsed);
         tracing::debug!(
             messages = ackers.len(),
-            recorded = recorded.recorded,
-            duplicates = recorded.duplicates,
-            rejected = recorded.rejected,
+            recorded = outcome.recorded,
+            duplicates = outcome.duplicates,
+            rejected = outcome.rejected,
             elapsed_ms = elapsed.as_millis(),
             "batch recorded"
         );

@@ -258,37 +258,33 @@ impl Rows<'_> {
                 journal.task = Some(ended.task);
                 journal.outcome = Some(ended.outcome);
             }
-            Report::Usage(usage) => self.usage(&mut journal, usage, books)?,
+            Report::Usage(usage) => add_usage(&mut journal, usage, books)?,
         }
         Ok((journal, event.sequence))
     }
+}
 
-    fn usage(
-        &self,
-        journal: &mut JournalEvent,
-        usage: Usage,
-        books: Option<Books<'_>>,
-    ) -> Result<(), Rejected> {
-        let Some(books) = books else {
-            let detail = format!(
-                "no price books are assigned to the customer at {}; assign them, and this event is tried again",
-                journal.occurred_at.to_rfc3339()
-            );
-            return Err(refuse(Reason::Unpriced, detail));
-        };
-        for part in usage.parts {
-            journal.parts.push(rated(part, books, journal.occurred_at)?);
-        }
-        journal.project = usage.attributes.get(PROJECT_ATTRIBUTE).cloned();
-        if !usage.attributes.is_empty() {
-            journal.attributes = serde_json::to_string(&usage.attributes).ok();
-        }
-        journal.task = usage.task;
-        journal.status = usage.status;
-        journal.estimated = usage.usage_source == UsageSource::Estimated;
-        journal.latency_ms = usage.latency_ms;
-        Ok(())
+/// Rates the usage and fills in what the journal keeps of it.
+fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>) -> Result<(), Rejected> {
+    let Some(books) = books else {
+        let detail = format!(
+            "no price books are assigned to the customer at {}; assign them, and this event is tried again",
+            journal.occurred_at.to_rfc3339()
+        );
+        return Err(refuse(Reason::Unpriced, detail));
+    };
+    for part in usage.parts {
+        journal.parts.push(rated(part, books, journal.occurred_at)?);
     }
+    journal.project = usage.attributes.get(PROJECT_ATTRIBUTE).cloned();
+    if !usage.attributes.is_empty() {
+        journal.attributes = serde_json::to_string(&usage.attributes).ok();
+    }
+    journal.task = usage.task;
+    journal.status = usage.status;
+    journal.estimated = usage.usage_source == UsageSource::Estimated;
+    journal.latency_ms = usage.latency_ms;
+    Ok(())
 }
 
 /// Rates one part twice: what it costs us, and what the customer pays.

@@ -18,16 +18,16 @@ const REPLAY_MAX: i64 = 500;
 /// How often the loop looks.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Reasons that a newer catalog may have done away with: these are tried again by themselves.
+const CATALOG_REASONS: [Reason; 4] =
+    [Reason::UnknownGateway, Reason::UnknownCustomer, Reason::SuspendedCustomer, Reason::Unpriced];
+
 /// Tries one batch of due rejections; returns how many it tried.
 ///
 /// # Errors
 /// [`IngestError`]; nothing is changed then.
 pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
-    let reasons: Vec<String> = Reason::ALL
-        .iter()
-        .filter(|reason| reason.replayable())
-        .map(|reason| reason.as_str().to_owned())
-        .collect();
+    let reasons: Vec<String> = CATALOG_REASONS.iter().map(ToString::to_string).collect();
     let mut tx = recorder.database().read(Scope::Everything).await?;
     let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
     drop(tx);
@@ -38,11 +38,11 @@ pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
     let now = recorder.clock().now();
     let messages = due.into_iter().map(|rejection| incoming(rejection, now)).collect();
     let batch = recorder.decide(messages);
-    let recorded = recorder.record(Origin::Replay, batch).await?;
+    let outcome = recorder.record(Origin::Replay, batch).await?;
     tracing::info!(
         tried,
-        recorded = recorded.recorded,
-        duplicates = recorded.duplicates,
+        recorded = outcome.recorded,
+        duplicates = outcome.duplicates,
         "rejections tried again"
     );
     Ok(tried)

@@ -10,7 +10,6 @@ use super::periods::CLOSE_LOCK;
 use super::{StoreError, ensure_affected};
 use crate::domain::ids::{BatchId, CustomerId};
 
-
 /// Batches that one posting transaction folds together.
 #[derive(Debug, Clone, Default)]
 pub struct Slice {

@@ -72,9 +72,22 @@ fn envelope_cases() -> Vec<Case> {
         case("B04 too deep", too_deep, rejected("json")),
         case("B04 brackets only", "[".repeat(10_000), rejected("json")),
         case("B06 too many events", many, rejected("too_many")),
-        Case { name: "B07 one bad of 100", body: json!(neighbours).to_string().into_bytes(), headers: None, expected },
-        case("B08 duplicate key", text("b08", "\"input\":100", "\"input\":1,\"input\":999"), rejected("duplicate_key")),
-        case("B08 duplicate id", text("b08b", "\"id\":\"b08b\"", "\"id\":\"b08b\",\"id\":\"other\""), rejected("duplicate_key")),
+        Case {
+            name: "B07 one bad of 100",
+            body: json!(neighbours).to_string().into_bytes(),
+            headers: None,
+            expected,
+        },
+        case(
+            "B08 duplicate key",
+            text("b08", "\"input\":100", "\"input\":1,\"input\":999"),
+            rejected("duplicate_key"),
+        ),
+        case(
+            "B08 duplicate id",
+            text("b08b", "\"id\":\"b08b\"", "\"id\":\"b08b\",\"id\":\"other\""),
+            rejected("duplicate_key"),
+        ),
         case("B09 unknown fields", with("b09", |e| e["data"]["mood"] = json!("fine")), Outcome::Recorded),
         case("B09 unknown version", with("b09b", |e| e["type"] = json!("llm.usage.v2")), rejected("version")),
         Case {
@@ -115,16 +128,23 @@ fn number_cases() -> Vec<Case> {
         case("B13 0x10", input("b13g", "0x10"), rejected("json")),
         case("B13 1_000", input("b13h", "1_000"), rejected("json")),
         case("B14 absurd", input("b14", "1000000000001"), rejected("limit")),
-        case("B16 all zero", with("b16", |e| e["data"]["usage"] = json!({"input": 0, "output": 0})), Outcome::Recorded),
+        case(
+            "B16 all zero",
+            with("b16", |e| e["data"]["usage"] = json!({"input": 0, "output": 0})),
+            Outcome::Recorded,
+        ),
         case("B16 no class", with("b16b", |e| e["data"]["usage"] = json!({})), rejected("unmetered")),
         case(
             "B17 cached above prompt",
             with("b17", |e| {
                 let data = e["data"].as_object_mut().unwrap();
                 data.remove("usage");
-                data.insert("provider_usage".to_owned(), json!({"format": "openai.chat", "body": {
+                data.insert(
+                    "provider_usage".to_owned(),
+                    json!({"format": "openai.chat", "body": {
                     "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
-                    "prompt_tokens_details": {"cached_tokens": 11}}}));
+                    "prompt_tokens_details": {"cached_tokens": 11}}}),
+                );
             }),
             rejected("inconsistent"),
         ),
@@ -146,28 +166,74 @@ fn identity_cases() -> Vec<Case> {
         case("B19 blank id", with("b19c", |e| e["id"] = json!(" ")), rejected("bad_id")),
         case("B19 null id", with("b19d", |e| e["id"] = json!(null)), rejected("no_id")),
         // Ids are free texts by design: these are other ids, not other spellings of one.
-        case("B20 nil UUID", usage_event("00000000-0000-0000-0000-000000000000").to_string(), Outcome::Recorded),
+        case(
+            "B20 nil UUID",
+            usage_event("00000000-0000-0000-0000-000000000000").to_string(),
+            Outcome::Recorded,
+        ),
         case("B20 no UUID", usage_event("call:7.of_9").to_string(), Outcome::Recorded),
-        case("B21 upper case", usage_event("0198C3A2-0000-7000-8000-000000000001").to_string(), Outcome::Recorded),
-        case("B21 lower case is another id", usage_event("0198c3a2-0000-7000-8000-000000000001").to_string(), Outcome::Recorded),
-        case("B21 braces", usage_event("{0198c3a2-0000-7000-8000-000000000001}").to_string(), rejected("bad_id")),
+        case(
+            "B21 upper case",
+            usage_event("0198C3A2-0000-7000-8000-000000000001").to_string(),
+            Outcome::Recorded,
+        ),
+        case(
+            "B21 lower case is another id",
+            usage_event("0198c3a2-0000-7000-8000-000000000001").to_string(),
+            Outcome::Recorded,
+        ),
+        case(
+            "B21 braces",
+            usage_event("{0198c3a2-0000-7000-8000-000000000001}").to_string(),
+            rejected("bad_id"),
+        ),
         case("B39 id of 129", usage_event(&"x".repeat(129)).to_string(), rejected("length")),
         case("B40 id with a zero-width space", usage_event("a\u{200b}b").to_string(), rejected("bad_id")),
         case("B41 id with a line feed", usage_event("a\nb").to_string(), rejected("bad_id")),
-        case("B33 unknown customer", with("b33", |e| e["subject"] = json!("nobody")), rejected("unknown_customer")),
-        case("B34 another gateway's source", with("b34", |e| e["source"] = json!("gw-2")), rejected("not_allowed")),
+        case(
+            "B33 unknown customer",
+            with("b33", |e| e["subject"] = json!("nobody")),
+            rejected("unknown_customer"),
+        ),
+        case(
+            "B34 another gateway's source",
+            with("b34", |e| e["source"] = json!("gw-2")),
+            rejected("not_allowed"),
+        ),
         case("B34 a path of its own", with("b34b", |e| e["source"] = json!("gw-1/pod-3")), Outcome::Recorded),
-        case("B34 not a path of its own", with("b34c", |e| e["source"] = json!("gw-10")), rejected("not_allowed")),
-        case("B35 unknown model", with("b35", |e| e["data"]["model"] = json!("gpt-99")), rejected("unpriced")),
+        case(
+            "B34 not a path of its own",
+            with("b34c", |e| e["source"] = json!("gw-10")),
+            rejected("not_allowed"),
+        ),
+        case(
+            "B35 unknown model",
+            with("b35", |e| e["data"]["model"] = json!("gpt-99")),
+            rejected("unpriced"),
+        ),
         case("B36 a cost in the body", with("b36", |e| e["data"]["cost"] = json!("0.01")), Outcome::Recorded),
         case("B37 NUL in a text", with("b37", |e| e["data"]["task"]["id"] = json!("a\0b")), rejected("nul")),
         case("B38 lone surrogate", text("b38", "\"task-1\"", "\"\\ud800\""), rejected("json")),
-        case("B39 long model", with("b39", |e| e["data"]["model"] = json!("m".repeat(129))), rejected("length")),
-        case("B40 task id with a space", with("b40", |e| e["data"]["task"]["id"] = json!("task 1 ")), rejected("charset")),
-        case("B41 escape sequence", with("b41", |e| e["data"]["task"]["id"] = json!("\u{1b}[31m")), rejected("charset")),
+        case(
+            "B39 long model",
+            with("b39", |e| e["data"]["model"] = json!("m".repeat(129))),
+            rejected("length"),
+        ),
+        case(
+            "B40 task id with a space",
+            with("b40", |e| e["data"]["task"]["id"] = json!("task 1 ")),
+            rejected("charset"),
+        ),
+        case(
+            "B41 escape sequence",
+            with("b41", |e| e["data"]["task"]["id"] = json!("\u{1b}[31m")),
+            rejected("charset"),
+        ),
         case(
             "B42 SQL, templates",
-            with("b42", |e| e["data"]["attributes"] = json!({"note": "'; DROP TABLE usage_events; -- $1 %s {{7*7}}"})),
+            with("b42", |e| {
+                e["data"]["attributes"] = json!({"note": "'; DROP TABLE usage_events; -- $1 %s {{7*7}}"})
+            }),
             Outcome::Recorded,
         ),
         case(
@@ -192,7 +258,9 @@ fn identity_cases() -> Vec<Case> {
 }
 
 fn time_cases() -> Vec<Case> {
-    let time = |id: &str, at: Value, outcome: Outcome, name: &'static str| case(name, with(id, |e| e["time"] = at), outcome);
+    let time = |id: &str, at: Value, outcome: Outcome, name: &'static str| {
+        case(name, with(id, |e| e["time"] = at), outcome)
+    };
     let now = Utc::now();
     vec![
         time("b28a", json!("1970-01-01T00:00:00Z"), rejected("too_old"), "B28 1970"),
@@ -207,7 +275,12 @@ fn time_cases() -> Vec<Case> {
         time("b28j", json!("2026-11-01T10:00:00+99:00"), rejected("time"), "B28 offset of 99 hours"),
         time("b28k", json!(1_764_000_000), rejected("type"), "B28 a number"),
         time("b29", json!((now + TimeDelta::minutes(10)).to_rfc3339()), rejected("future"), "B29 future"),
-        time("b29b", json!((now + TimeDelta::minutes(4)).to_rfc3339()), Outcome::Recorded, "B29 a clock 4 minutes ahead"),
+        time(
+            "b29b",
+            json!((now + TimeDelta::minutes(4)).to_rfc3339()),
+            Outcome::Recorded,
+            "B29 a clock 4 minutes ahead",
+        ),
         time("b30", json!((now - TimeDelta::days(36)).to_rfc3339()), rejected("too_old"), "B30 too old"),
         time("b30b", json!((now - TimeDelta::days(34)).to_rfc3339()), Outcome::Recorded, "B30 old enough"),
     ]
@@ -216,11 +289,18 @@ fn time_cases() -> Vec<Case> {
 /// Copies and contradictions: pairs of messages, in order.
 fn identity_pairs() -> Vec<Case> {
     let again = |id: &str| usage_event(id).to_string();
-    let pair = |name, first: Vec<u8>, second: Vec<u8>, outcome| [case(name, first, Outcome::Recorded), case(name, second, outcome)];
+    let pair = |name, first: Vec<u8>, second: Vec<u8>, outcome| {
+        [case(name, first, Outcome::Recorded), case(name, second, outcome)]
+    };
     let conflict = || rejected("conflict");
     let mut cases = Vec::new();
     cases.extend(pair("B23 the same again", again("b23").into(), again("b23").into(), Outcome::Duplicate));
-    cases.extend(pair("B23 the same in an array", again("b23c").into(), format!("[{}]", again("b23c")).into(), Outcome::Duplicate));
+    cases.extend(pair(
+        "B23 the same in an array",
+        again("b23c").into(),
+        format!("[{}]", again("b23c")).into(),
+        Outcome::Duplicate,
+    ));
     cases.extend(pair(
         "B23 the same with other white space",
         again("b23b").into(),
@@ -233,8 +313,18 @@ fn identity_pairs() -> Vec<Case> {
         with("b24", |e| e["time"] = json!((Utc::now() - TimeDelta::hours(3)).to_rfc3339())),
         conflict(),
     ));
-    cases.extend(pair("B25 other tokens", again("b25").into(), with("b25", |e| e["data"]["usage"]["input"] = json!(7)), conflict()));
-    cases.extend(pair("B25 another customer", again("b25b").into(), with("b25b", |e| e["subject"] = json!("globex")), conflict()));
+    cases.extend(pair(
+        "B25 other tokens",
+        again("b25").into(),
+        with("b25", |e| e["data"]["usage"]["input"] = json!(7)),
+        conflict(),
+    ));
+    cases.extend(pair(
+        "B25 another customer",
+        again("b25b").into(),
+        with("b25b", |e| e["subject"] = json!("globex")),
+        conflict(),
+    ));
     cases.extend(pair(
         "B27 joined keys",
         with("c-d", |e| e["source"] = json!("gw-1/a-b")),
@@ -248,7 +338,10 @@ fn identity_pairs() -> Vec<Case> {
 async fn every_bad_input_is_kept_with_its_reason_and_touches_nobody() {
     let world = World::start().await;
     let cases: Vec<Case> =
-        [envelope_cases(), number_cases(), identity_cases(), time_cases(), identity_pairs()].into_iter().flatten().collect();
+        [envelope_cases(), number_cases(), identity_cases(), time_cases(), identity_pairs()]
+            .into_iter()
+            .flatten()
+            .collect();
     let mut sequences = Vec::new();
     for case in &cases {
         let mut headers = HeaderMap::new();
@@ -268,7 +361,12 @@ async fn every_bad_input_is_kept_with_its_reason_and_touches_nobody() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for (case, sequence) in cases.iter().zip(&sequences) {
         if matches!(case.expected[..], [Outcome::Rejected(_)]) {
-            assert_eq!(world.rejected_bytes(*sequence).await, case.body, "{}: the raw bytes are kept", case.name);
+            assert_eq!(
+                world.rejected_bytes(*sequence).await,
+                case.body,
+                "{}: the raw bytes are kept",
+                case.name
+            );
         }
     }
     world.verified().await;

@@ -1,7 +1,9 @@
 //! Tests over real servers: one binary. Run them with `make test`, or `cargo run -- dev exec -- cargo test`.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test says what it needs by failing")]
-
+mod architecture;
+mod bad_inputs;
 mod harness;
+mod real_data;
 mod servers;
 mod setup;
+mod world;

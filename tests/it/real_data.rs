@@ -13,7 +13,8 @@ use crate::world::{World, gpt5_prices, gpt5_prices_2023};
 /// A folder of the shared data; `None`, said loudly, where it is missing (an error in CI).
 fn shared_data(name: &str) -> Option<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let found = root.ancestors().map(|folder| folder.join("shared/data").join(name)).find(|folder| folder.is_dir());
+    let found =
+        root.ancestors().map(|folder| folder.join("shared/data").join(name)).find(|folder| folder.is_dir());
     if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "shared/data/{name} is missing in CI");
         eprintln!("SKIPPED: no shared/data/{name} beside the checkout or above it");
@@ -109,12 +110,12 @@ async fn tasks_of_real_agent_runs_cost_what_the_benchmark_recorded() {
         assert_eq!(agents["assistant"], run.agent_cost, "{}", run.file);
         assert_eq!(agents["user"], run.user_cost, "{}", run.file);
     }
-    let mut by_outcome: BTreeMap<&str, Amount> = BTreeMap::new();
+    let mut by_outcome: BTreeMap<String, Amount> = BTreeMap::new();
     for run in &runs {
-        let sum = by_outcome.entry(run.outcome()).or_default();
+        let sum = by_outcome.entry(run.outcome().to_owned()).or_default();
         *sum = sum.checked_add(run.total()).unwrap();
     }
-    assert_eq!(world.cost_per_outcome("acme", "airline").await, by_outcome);
+    assert_eq!(world.charge_per_outcome("acme", "airline").await, by_outcome);
     world.verified().await;
 }
 

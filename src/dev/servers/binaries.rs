@@ -115,7 +115,8 @@ fn leading_numbers(text: &str) -> Vec<u32> {
     version.split('.').map_while(|number| number.parse().ok()).collect()
 }
 
-fn on_path() -> Vec<PathBuf> {
+/// The folders of the PATH.
+pub(super) fn on_path() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }
 

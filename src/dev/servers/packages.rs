@@ -150,13 +150,14 @@ pub(super) async fn fetch(package: &Package, account: Account) -> Result<PathBuf
         std::fs::remove_dir_all(&new).ok();
         match moved {
             Ok(programs) => return Ok(programs),
-            Err(error) => tried.push(error.to_string()),
+            Err(error) => tried.push(shortly(&error)),
         }
     }
-    for (manager, needs_root, commands) in package.managers {
+    let here = |manager: &str| super::binaries::on_path().iter().any(|folder| folder.join(manager).is_file());
+    for (manager, needs_root, commands) in package.managers.iter().filter(|(manager, ..)| here(manager)) {
         match install(manager, *needs_root, commands).await {
             Ok(()) => tried.push(format!("{manager} installed something else")),
-            Err(error) => tried.push(error.to_string()),
+            Err(error) => tried.push(shortly(&error)),
         }
     }
     Err(DevError::Missing { what: package.what.to_owned(), tried: tried.join("; ") })
@@ -249,6 +250,16 @@ async fn install(manager: &str, needs_root: bool, commands: &[&[&str]]) -> Resul
         process::output(command).await?;
     }
     Ok(())
+}
+
+/// The end of what a program said, which is where it says why.
+fn shortly(error: &DevError) -> String {
+    match error {
+        DevError::Failed { program, detail } => {
+            format!("{program}: {}", detail.lines().last().unwrap_or_default())
+        }
+        other => other.to_string(),
+    }
 }
 
 /// The cache folder, made where it does not exist.

@@ -27,6 +27,8 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause between two looks at a condition.
 const POLL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// For what no single program does.
+const SHELL: &str = "/bin/sh";
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 12;
 /// Users that PostgreSQL may run as where this process is root, which PostgreSQL refuses.
@@ -46,7 +48,7 @@ stop() {
 }
 stop TERM "$2/nats.pid" "$2"
 stop INT "$1/postmaster.pid" "$1"
-[ "$3" = remove ] && rm -rf -- "$1" "$2"
+[ "$3" = remove ] && rm -rf -- "$1" "$2" && rmdir -- "$(dirname -- "$1")" 2>/dev/null
 exit 0
 "#;
 
@@ -84,7 +86,8 @@ impl Account {
 
     /// Whether this user can enter a folder.
     pub(super) async fn can_enter(self, folder: &Path) -> bool {
-        let mut command = self.command("sh");
+        let Self::Other { .. } = self else { return true };
+        let mut command = self.command(SHELL);
         command.args(["-c", "cd -- \"$0\""]).arg(folder);
         output(command).await.is_ok()
     }
@@ -193,7 +196,7 @@ impl Guard {
     /// Starts it; with `remove` it also removes both folders. It holds `lock` until it is done, so that the servers of
     /// the next run are not taken for those of this one.
     pub(super) fn start(data: &Path, home: &Path, remove: bool, lock: File) -> Result<Self, DevError> {
-        let mut command = Account::Own.command("sh");
+        let mut command = Account::Own.command(SHELL);
         command.args(["-c", GUARD, "waybill-guard"]).arg(data).arg(home).arg(if remove {
             "remove"
         } else {
@@ -201,7 +204,7 @@ impl Guard {
         });
         let child = command.stdin(Stdio::piped()).stdout(lock).stderr(Stdio::null()).spawn();
         let child = child
-            .map_err(|error| DevError::Failed { program: "sh".to_owned(), detail: error.to_string() })?;
+            .map_err(|error| DevError::Failed { program: SHELL.to_owned(), detail: error.to_string() })?;
         Ok(Self { child })
     }
 

@@ -138,7 +138,7 @@ impl Encoder {
         let stated = part.and_then(|part| part.stated_cost);
         self.optional(stated.map(|stated| stated.amount.femtos()), Self::numeric);
         self.optional(stated.map(|stated| stated.currency), |encoder, currency| {
-            encoder.text(currency.as_str())
+            encoder.text(currency.as_str());
         });
     }
 

@@ -1,0 +1,15 @@
+# Waybill from source: one program, no root.
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /waybill
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/waybill/target \
+    SQLX_OFFLINE=true cargo build --release --locked --bin waybill && cp target/release/waybill /usr/local/bin/
+
+FROM debian:bookworm-slim
+RUN useradd --system --uid 10001 waybill
+COPY --from=build /usr/local/bin/waybill /usr/local/bin/waybill
+USER waybill
+EXPOSE 8080 9090
+ENTRYPOINT ["waybill"]
+CMD ["serve"]

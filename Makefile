@@ -1,0 +1,49 @@
+# Everything needs only cargo; PostgreSQL, NATS and the tools of the tests are fetched where they are missing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test fmt lint sqlx openapi tools
+
+# The cargo profile of `make run`: `make run PROFILE=release` compiles longer and runs faster.
+PROFILE ?= dev
+
+# Queries are checked against .sqlx, not against whatever database happens to be configured.
+export SQLX_OFFLINE := true
+
+tools := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/waybill/tools/bin
+export PATH := $(tools):$(PATH)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Start everything, with a demo, and serve until Ctrl-C (WAYBILL_DEMO=0: empty; PROFILE=release: faster)
+	cargo run --profile $(PROFILE) -- dev
+
+test: tools ## Check and test everything, as continuous integration does
+	@echo "== format"
+	cargo fmt --check
+	@echo "== licences, sources, vulnerabilities"
+	.ci/deny
+	@echo "== lints"
+	cargo clippy --locked --all-targets -- -D warnings
+	@echo "== build"
+	cargo build --locked
+	cargo test --locked --no-run
+	@echo "== stored queries, tests"
+	.ci/exec bash -euo pipefail -c '.ci/queries; cargo test --locked'
+
+fmt: ## Format the code
+	cargo fmt
+
+lint: ## The lints alone
+	cargo clippy --locked --all-targets -- -D warnings
+
+sqlx: tools ## Store the queries of the code for builds without a database (.sqlx)
+	.ci/exec bash -euo pipefail -c 'sqlx database reset -y -f && cargo sqlx prepare -- --all-targets'
+
+openapi: ## Write the published API description
+	cargo run --quiet -- openapi > openapi/openapi.json
+
+tools: ## Install the tools of the tests where they are absent
+	@.ci/tools > /dev/null

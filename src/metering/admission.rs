@@ -1,0 +1,99 @@
+//! Whether a well-formed event may be recorded now, from this gateway.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::reason::{Reason, Rejected};
+use crate::domain::event::UsageEvent;
+
+/// How old an event may be, in days (design section 3).
+pub const PAST_WINDOW_DAYS: i64 = 35;
+/// How far an event may be ahead of the clock, in minutes.
+pub const FUTURE_WINDOW_MINUTES: i64 = 5;
+
+/// Checks that the source belongs to the gateway and that the time lies in the acceptance window.
+///
+/// `backfill_from` widens the window of a gateway that replays old traffic.
+///
+/// # Errors
+/// [`Rejected`] with `not_allowed`, `future` or `too_old`.
+pub fn admit(
+    event: &UsageEvent,
+    gateway: &str,
+    backfill_from: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<(), Rejected> {
+    let path = event.identity.source.strip_prefix(gateway);
+    if !path.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+        return Err(Rejected::new(
+            Reason::NotAllowed,
+            format_args!("gateway `{gateway}` may send the source `{gateway}` or `{gateway}/…` only"),
+        ));
+    }
+    let newest =
+        now.checked_add_signed(TimeDelta::minutes(FUTURE_WINDOW_MINUTES)).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    if event.occurred_at > newest {
+        return Err(Rejected::new(
+            Reason::Future,
+            format_args!(
+                "`time` is more than {FUTURE_WINDOW_MINUTES} minutes ahead; set the gateway's clock"
+            ),
+        ));
+    }
+    let oldest =
+        now.checked_sub_signed(TimeDelta::days(PAST_WINDOW_DAYS)).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    if event.occurred_at < backfill_from.map_or(oldest, |from| from.min(oldest)) {
+        return Err(Rejected::new(
+            Reason::TooOld,
+            format_args!(
+                "`time` is more than {PAST_WINDOW_DAYS} days ago; finance can replay it, or open a backfill"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metering::parse_event;
+
+    const EVENT: &str = r#"{"specversion":"1.0","id":"e","source":"SOURCE","type":"llm.usage.v1","subject":"acme",
+        "time":"2026-11-23T10:00:00Z","data":{"provider":"p","model":"m","usage":{"input":1}}}"#;
+
+    fn verdict(source: &str, gateway: &str, backfill_from: Option<&str>, now: &str) -> Result<(), Reason> {
+        let event = parse_event(EVENT.replace("SOURCE", source).as_bytes()).unwrap();
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        admit(&event, gateway, backfill_from.map(at), at(now)).map_err(|rejected| rejected.reason)
+    }
+
+    #[test]
+    fn b34_a_gateway_speaks_for_itself() {
+        let now = "2026-11-23T10:00:00Z";
+        assert_eq!(verdict("gw-1", "gw-1", None, now), Ok(()));
+        assert_eq!(verdict("gw-1/pod-3", "gw-1", None, now), Ok(()));
+        for source in ["gw-2", "gw-11", "gw", "GW-1", "gw-1-b/pod", "pod/gw-1"] {
+            assert_eq!(verdict(source, "gw-1", None, now), Err(Reason::NotAllowed), "{source}");
+        }
+    }
+
+    #[test]
+    fn b29_b30_the_window_is_closed_on_both_ends() {
+        for (now, expected) in [
+            ("2026-11-23T09:55:00Z", Ok(())),
+            ("2026-11-23T09:54:59.999999Z", Err(Reason::Future)),
+            ("2026-12-28T10:00:00Z", Ok(())),
+            ("2026-12-28T10:00:00.000001Z", Err(Reason::TooOld)),
+        ] {
+            assert_eq!(verdict("gw", "gw", None, now), expected, "{now}");
+        }
+        let late = "2027-06-01T00:00:00Z";
+        assert_eq!(verdict("gw", "gw", Some("2026-11-23T10:00:00Z"), late), Ok(()));
+        assert_eq!(verdict("gw", "gw", Some("2026-11-23T10:00:00.000001Z"), late), Err(Reason::TooOld));
+        let open = Some("2026-12-20T00:00:00Z");
+        assert_eq!(
+            verdict("gw", "gw", open, "2026-12-20T00:00:00Z"),
+            Ok(()),
+            "a backfill never narrows the window"
+        );
+    }
+}

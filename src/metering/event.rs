@@ -1,0 +1,422 @@
+//! One event of the wire format: the CloudEvents envelope, its data, and their way into [`UsageEvent`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::fields;
+use super::formats::{Format, Reading};
+use super::json::{Count, Object, Text, fault, read, too_deep};
+use super::reason::{Reason, Rejected};
+use crate::domain::event::{
+    Report, SequenceMark, StatedCost, TaskOutcome, TaskRef, Usage, UsageEvent, UsagePart, UsageSource,
+};
+use crate::domain::identity::EventIdentity;
+use crate::domain::money::Currency;
+use crate::domain::tokens::{Quantities, TokenClass};
+
+/// The CloudEvents version of the envelope.
+pub const SPEC_VERSION: &str = "1.0";
+/// Event type of a model call.
+pub const USAGE_TYPE: &str = "llm.usage.v1";
+/// Event type of the end of a task.
+pub const TASK_TYPE: &str = "llm.task.v1";
+/// Most attributes of one event.
+pub const ATTRIBUTES_MAX: usize = 32;
+/// Most usage parts of one event.
+pub const PARTS_MAX: usize = 64;
+/// The largest sequence number: ranges of them have an exclusive end and must fit 64 bits.
+const SEQUENCE_MAX: i64 = 1_000_000_000_000_000_000;
+/// The epoch of a gateway that counts without naming one.
+const EPOCH_DEFAULT: &str = "default";
+
+#[derive(Deserialize)]
+struct Envelope<'a, D> {
+    #[serde(borrow)]
+    specversion: Option<Text<'a>>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    id: Option<Text<'a>>,
+    #[serde(borrow)]
+    source: Option<Text<'a>>,
+    #[serde(borrow)]
+    subject: Option<Text<'a>>,
+    #[serde(borrow)]
+    time: Option<Text<'a>>,
+    sequence: Option<Sequence>,
+    #[serde(borrow)]
+    epoch: Option<Text<'a>>,
+    data: Option<D>,
+}
+
+#[derive(Deserialize)]
+struct Data<'a> {
+    #[serde(borrow)]
+    provider: Option<Text<'a>>,
+    #[serde(borrow)]
+    model: Option<Text<'a>>,
+    #[serde(borrow)]
+    platform: Option<Text<'a>>,
+    #[serde(borrow)]
+    region: Option<Text<'a>>,
+    #[serde(borrow)]
+    service_tier: Option<Text<'a>>,
+    #[serde(borrow)]
+    processing: Option<Text<'a>>,
+    #[serde(borrow)]
+    speed: Option<Text<'a>>,
+    #[serde(borrow)]
+    task: Option<Object<Task<'a>>>,
+    usage: Option<Classes>,
+    #[serde(borrow)]
+    provider_usage: Option<Object<ProviderUsage<'a>>>,
+    attributes: Option<Attributes>,
+    #[serde(borrow)]
+    status: Option<Text<'a>>,
+    #[serde(borrow)]
+    usage_source: Option<Text<'a>>,
+    latency_ms: Option<Count>,
+    #[serde(borrow)]
+    corrects: Option<Text<'a>>,
+    #[serde(borrow)]
+    outcome: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Task<'a> {
+    #[serde(borrow)]
+    id: Option<Text<'a>>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    parent: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ProviderUsage<'a> {
+    #[serde(borrow)]
+    format: Option<Text<'a>>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
+}
+
+/// Reads one event, as [`split`](super::split) found it.
+///
+/// # Errors
+/// [`Rejected`] with the reason; the first fault found decides.
+pub fn parse_event(raw: &[u8]) -> Result<UsageEvent, Rejected> {
+    let text = std::str::from_utf8(raw)
+        .map_err(|_| Rejected::new(Reason::Utf8, "the event holds bytes that are not UTF-8; send UTF-8"))?;
+    if too_deep(raw) {
+        return Err(Rejected::new(Reason::Json, "the event nests deeper than 128 levels; send it flatter"));
+    }
+    match read::<Envelope<'_, Object<Data<'_>>>>(text) {
+        Ok(envelope) => envelope.into_event(),
+        Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
+    }
+}
+
+/// Why an event whose data cannot be read would have been refused before that: another version may shape its data
+/// as it likes.
+fn earlier_fault(text: &str) -> Option<Rejected> {
+    read::<Envelope<'_, IgnoredAny>>(text).ok()?.check_version().err()
+}
+
+impl<D> Envelope<'_, D> {
+    /// Whether the event is a model call; `false` is the end of a task.
+    fn check_version(&self) -> Result<bool, Rejected> {
+        let unknown = |field: &str, known: &str| {
+            Err(Rejected::new(
+                Reason::Version,
+                format_args!("this `{field}` is not known here; send {known}"),
+            ))
+        };
+        if required("specversion", self.specversion.as_ref())? != SPEC_VERSION {
+            return unknown("specversion", SPEC_VERSION);
+        }
+        match required("type", self.kind.as_ref())? {
+            USAGE_TYPE => Ok(true),
+            TASK_TYPE => Ok(false),
+            _ => unknown("type", "llm.usage.v1 or llm.task.v1"),
+        }
+    }
+}
+
+impl Envelope<'_, Object<Data<'_>>> {
+    fn into_event(self) -> Result<UsageEvent, Rejected> {
+        let is_usage = self.check_version()?;
+        let id = fields::event_id("id", self.id.as_deref())?;
+        let source = fields::source(required("source", self.source.as_ref())?)?;
+        let customer = fields::machine_id("subject", required("subject", self.subject.as_ref())?)?;
+        let occurred_at = fields::time(required("time", self.time.as_ref())?)?;
+        let sequence = sequence_mark(self.sequence.as_ref(), self.epoch.as_ref())?;
+        let Some(Object(data)) = self.data else { return Err(missing("data")) };
+        let corrects =
+            data.corrects.as_deref().map(|id| fields::event_id("corrects", Some(id))).transpose()?;
+        if corrects.as_ref() == Some(&id) {
+            return Err(Rejected::new(
+                Reason::BadId,
+                "an event cannot correct itself; give the correction an id of its own",
+            ));
+        }
+        let report =
+            if is_usage { Report::Usage(data.into_usage()?) } else { Report::Outcome(data.into_outcome()?) };
+        Ok(UsageEvent {
+            identity: EventIdentity { source, id },
+            customer,
+            occurred_at,
+            sequence,
+            corrects,
+            report,
+        })
+    }
+}
+
+impl Data<'_> {
+    fn into_usage(mut self) -> Result<Usage, Rejected> {
+        let readings = match (self.usage.take(), self.provider_usage.take()) {
+            (Some(_), Some(_)) => {
+                return Err(Rejected::new(Reason::Ambiguous, "send `usage` or `provider_usage`, not both"));
+            }
+            (None | Some(Classes { stated: false, .. }), None) => {
+                return Err(Rejected::new(
+                    Reason::Unmetered,
+                    "the event states no usage; send the provider's counts, or an estimate marked as such",
+                ));
+            }
+            (Some(Classes { quantities, .. }), None) => vec![Reading::of(quantities)],
+            (None, Some(Object(payload))) => payload.decompose()?,
+        };
+        if readings.len() > PARTS_MAX {
+            return Err(Rejected::new(
+                Reason::Limit,
+                format_args!("one call has {} parts; it may have {PARTS_MAX}", readings.len()),
+            ));
+        }
+        let parts = readings.iter().map(|reading| self.part(reading)).collect::<Result<_, _>>()?;
+        let usage_source = match self.usage_source.as_deref() {
+            None => UsageSource::Provider,
+            Some(text) => text.parse().map_err(|unknown| Rejected::new(Reason::Type, unknown))?,
+        };
+        Ok(Usage {
+            parts,
+            task: self.task.map(|Object(task)| task.into_ref()).transpose()?,
+            attributes: self.attributes.map(|attributes| attributes.0).unwrap_or_default(),
+            status: self.status.map(|status| fields::label("status", &status)).transpose()?,
+            usage_source,
+            latency_ms: self.latency_ms.map(|count| count.0),
+        })
+    }
+
+    /// What the payload leaves open is filled from the event; where both speak, the payload (what was *served*) counts.
+    fn part(&self, reading: &Reading<'_>) -> Result<UsagePart, Rejected> {
+        let provider = self.provider.as_ref().or(reading.provider.as_ref());
+        let model = reading.model.as_ref().filter(|model| !model.is_empty()).or(self.model.as_ref());
+        let conditions = reading.conditions.over(
+            fields::condition("platform", self.platform.as_ref())?,
+            fields::condition("region", self.region.as_ref())?,
+            fields::condition("service_tier", self.service_tier.as_ref())?,
+            fields::condition("processing", self.processing.as_ref())?,
+            fields::condition("speed", self.speed.as_ref())?,
+        )?;
+        Ok(UsagePart {
+            provider: fields::provider(required("provider", provider)?)?,
+            model: fields::model(required("model", model)?)?,
+            conditions,
+            quantities: reading.quantities,
+            tier_input: reading.tier_input,
+            stated_cost: reading.stated_cost.map(|amount| StatedCost { amount, currency: Currency::USD }),
+        })
+    }
+
+    fn into_outcome(self) -> Result<TaskOutcome, Rejected> {
+        if self.usage.is_some() || self.provider_usage.is_some() {
+            return Err(Rejected::new(
+                Reason::Ambiguous,
+                "a task event carries no usage; send it as an llm.usage.v1 event of its own",
+            ));
+        }
+        let Some(Object(task)) = self.task else { return Err(missing("task")) };
+        let outcome = required("outcome", self.outcome.as_ref())?
+            .parse()
+            .map_err(|unknown| Rejected::new(Reason::Type, unknown))?;
+        Ok(TaskOutcome { task: task.into_ref()?, outcome })
+    }
+}
+
+impl Task<'_> {
+    fn into_ref(self) -> Result<TaskRef, Rejected> {
+        Ok(TaskRef {
+            id: fields::machine_id("task.id", required("task.id", self.id.as_ref())?)?,
+            kind: self.kind.map(|kind| fields::machine_id("task.type", &kind)).transpose()?,
+            parent: self.parent.map(|parent| fields::machine_id("task.parent", &parent)).transpose()?,
+        })
+    }
+}
+
+impl<'a> ProviderUsage<'a> {
+    fn decompose(self) -> Result<Vec<Reading<'a>>, Rejected> {
+        let format: Format = required("provider_usage.format", self.format.as_ref())?
+            .parse()
+            .map_err(|unknown| Rejected::new(Reason::UnknownFormat, unknown))?;
+        match self.body {
+            Some(body) => format.decompose(body.get()),
+            None => Err(Rejected::new(
+                Reason::Unmetered,
+                "`provider_usage.body` is missing; send the provider's response or its usage object",
+            )),
+        }
+    }
+}
+
+fn required<'t>(field: &'static str, text: Option<&'t Text<'_>>) -> Result<&'t str, Rejected> {
+    text.map(|text| &**text).ok_or_else(|| missing(field))
+}
+
+fn missing(field: &str) -> Rejected {
+    Rejected::new(Reason::MissingField, format_args!("`{field}` is missing; send it"))
+}
+
+fn sequence_mark(
+    number: Option<&Sequence>,
+    epoch: Option<&Text<'_>>,
+) -> Result<Option<SequenceMark>, Rejected> {
+    let Some(&Sequence(number)) = number else { return Ok(None) };
+    let epoch = epoch.map_or(Ok(EPOCH_DEFAULT.to_owned()), |epoch| fields::machine_id("epoch", epoch))?;
+    Ok(Some(SequenceMark { epoch, number }))
+}
+
+/// The CloudEvents extension `sequence`: an integer from 1, or a text of its digits.
+struct Sequence(i64);
+
+impl<'de> Deserialize<'de> for Sequence {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SequenceVisitor;
+
+        impl Visitor<'_> for SequenceVisitor {
+            type Value = Sequence;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer from 1, or a string of its digits")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Sequence, E> {
+                match i64::try_from(value) {
+                    Ok(number @ 1..=SEQUENCE_MAX) => Ok(Sequence(number)),
+                    _ => Err(fault(
+                        Reason::Range,
+                        format_args!("a sequence counts from 1 to {SEQUENCE_MAX}; {value} is outside"),
+                    )),
+                }
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Sequence, E> {
+                Err(fault(Reason::Range, format_args!("a sequence counts from 1; {value} is below")))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Sequence, E> {
+                let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+                match text.parse() {
+                    Ok(number) if digits => self.visit_u64(number),
+                    _ => {
+                        Err(fault(Reason::Type, "a sequence is an integer from 1, or a string of its digits"))
+                    }
+                }
+            }
+        }
+
+        deserializer.deserialize_any(SequenceVisitor)
+    }
+}
+
+/// The `usage` object: disjoint classes by name, each at most once.
+struct Classes {
+    quantities: Quantities,
+    /// Whether any class is stated: all zero is a statement, an empty object is none.
+    stated: bool,
+}
+
+impl<'de> Deserialize<'de> for Classes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ClassesVisitor;
+
+        impl<'de> Visitor<'de> for ClassesVisitor {
+            type Value = Classes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of token classes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Classes, A::Error> {
+                let mut quantities = Quantities::NONE;
+                let mut seen = 0_u32;
+                while let Some(name) = map.next_key::<Text<'de>>()? {
+                    let class: TokenClass =
+                        name.parse().map_err(|unknown| fault(Reason::UnknownClass, unknown))?;
+                    let bit = 1 << class.index();
+                    if seen & bit != 0 {
+                        return Err(fault(Reason::DuplicateKey, format_args!("`{class}` is given twice")));
+                    }
+                    seen |= bit;
+                    let Count(quantity) = map.next_value()?;
+                    quantities.set(class, quantity).map_err(|limit| fault(Reason::Limit, limit))?;
+                }
+                Ok(Classes { quantities, stated: seen != 0 })
+            }
+        }
+
+        deserializer.deserialize_map(ClassesVisitor)
+    }
+}
+
+/// The `attributes` object: texts by key; `null` says that there is none.
+struct Attributes(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Attributes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AttributesVisitor;
+
+        impl<'de> Visitor<'de> for AttributesVisitor {
+            type Value = Attributes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
+                let mut attributes: BTreeMap<String, Option<String>> = BTreeMap::new();
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    let refused = |rejected: Rejected| fault(rejected.reason, rejected.detail);
+                    let key = fields::machine_id("attribute key", &key).map_err(refused)?;
+                    let value = map.next_value::<Option<Text<'de>>>()?;
+                    let value = value
+                        .map(|value| fields::label("attribute value", &value))
+                        .transpose()
+                        .map_err(refused)?;
+                    if attributes.len() == ATTRIBUTES_MAX {
+                        return Err(fault(
+                            Reason::Limit,
+                            format_args!("an event has at most {ATTRIBUTES_MAX} attributes"),
+                        ));
+                    }
+                    if attributes.contains_key(&key) {
+                        return Err(fault(
+                            Reason::DuplicateKey,
+                            format_args!("attribute `{key}` is given twice"),
+                        ));
+                    }
+                    attributes.insert(key, value);
+                }
+                Ok(Attributes(
+                    attributes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+                ))
+            }
+        }
+
+        deserializer.deserialize_map(AttributesVisitor)
+    }
+}

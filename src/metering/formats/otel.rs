@@ -1,0 +1,243 @@
+//! `otel.gen_ai`: the attributes of one span by OpenTelemetry's `gen_ai` conventions, old and new names.
+//!
+//! The body is the attributes as an object, itself or under `attributes`. The rule is inclusive: input holds cache
+//! reads and writes. Some instrumentations break it: a total tells, and without one an input below its caches is
+//! taken as exclusive. Choices: cache writes have the five-minute lifetime, as no attribute splits them; spans of
+//! agents and workflows sum their children and are `ambiguous`; counts may be texts of digits, as in OTLP/JSON.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Format, Reading, Served, inconsistent, need, quantities, rest, stated, unmetered};
+use crate::domain::tokens::TokenClass;
+use crate::metering::json::{Count, Text, fault, read};
+use crate::metering::reason::{Reason, Rejected};
+
+/// Operations that are one call of a model; everything else may sum calls that have spans of their own.
+const CALLS: [&str; 4] = ["chat", "text_completion", "generate_content", "embeddings"];
+
+/// A count that has several names.
+#[derive(Clone, Copy)]
+enum Slot {
+    Input,
+    Output,
+    Total,
+    CacheRead,
+    CacheWrite,
+    Reasoning,
+    InputAudio,
+    InputImage,
+    InputVideo,
+    OutputAudio,
+    OutputImage,
+}
+
+/// How many slots there are.
+const SLOTS: usize = 11;
+
+/// What an attribute means, by its name.
+fn slot(name: &str) -> Option<Slot> {
+    Some(match name {
+        "gen_ai.usage.input_tokens"
+        | "gen_ai.usage.prompt_tokens"
+        | "llm.token_count.prompt"
+        | "ai.usage.inputTokens"
+        | "ai.usage.promptTokens" => Slot::Input,
+        "gen_ai.usage.output_tokens"
+        | "gen_ai.usage.completion_tokens"
+        | "llm.token_count.completion"
+        | "ai.usage.outputTokens"
+        | "ai.usage.completionTokens" => Slot::Output,
+        "gen_ai.usage.total_tokens" | "llm.token_count.total" | "ai.usage.totalTokens" => Slot::Total,
+        "gen_ai.usage.cache_read.input_tokens"
+        | "gen_ai.usage.cache_read_input_tokens"
+        | "gen_ai.usage.input_tokens.cached"
+        | "gen_ai.usage.details.cache_read_tokens"
+        | "llm.token_count.prompt_details.cache_read"
+        | "ai.usage.cachedInputTokens" => Slot::CacheRead,
+        "gen_ai.usage.cache_creation.input_tokens"
+        | "gen_ai.usage.cache_write.input_tokens"
+        | "gen_ai.usage.cache_creation_input_tokens"
+        | "gen_ai.usage.input_tokens.cache_write"
+        | "gen_ai.usage.details.cache_write_tokens"
+        | "llm.token_count.prompt_details.cache_write" => Slot::CacheWrite,
+        "gen_ai.usage.reasoning.output_tokens"
+        | "gen_ai.usage.output_tokens.reasoning"
+        | "gen_ai.usage.details.reasoning_tokens"
+        | "llm.token_count.completion_details.reasoning"
+        | "ai.usage.reasoningTokens" => Slot::Reasoning,
+        "gen_ai.usage.audio.input_tokens" | "gen_ai.usage.input_tokens.audio" => Slot::InputAudio,
+        "gen_ai.usage.image.input_tokens" => Slot::InputImage,
+        "gen_ai.usage.video.input_tokens" | "gen_ai.usage.input_tokens.video" => Slot::InputVideo,
+        "gen_ai.usage.audio.output_tokens" => Slot::OutputAudio,
+        "gen_ai.usage.output_tokens.image" => Slot::OutputImage,
+        _ => return None,
+    })
+}
+
+#[derive(Default)]
+struct Span<'a> {
+    counts: [Option<Count>; SLOTS],
+    operation: Option<Text<'a>>,
+    provider: Option<Text<'a>>,
+    response_model: Option<Text<'a>>,
+    request_model: Option<Text<'a>>,
+    service_tier: Option<Text<'a>>,
+    cost: Option<&'a RawValue>,
+    /// The attributes, where the body wraps them.
+    nested: Option<&'a RawValue>,
+}
+
+impl Span<'_> {
+    fn get(&self, slot: Slot) -> Option<Count> {
+        self.counts[slot as usize]
+    }
+
+    fn count(&self, slot: Slot) -> i64 {
+        self.get(slot).map_or(0, |count| count.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Span<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SpanVisitor;
+
+        impl<'de> Visitor<'de> for SpanVisitor {
+            type Value = Span<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of span attributes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Span<'de>, A::Error> {
+                let mut span = Span::default();
+                while let Some(name) = map.next_key::<Text<'de>>()? {
+                    if let Some(slot) = slot(&name) {
+                        let Some(Digits(count)) = map.next_value::<Option<Digits>>()? else { continue };
+                        let held = &mut span.counts[slot as usize];
+                        if held.is_some_and(|held| held != count) {
+                            return Err(fault(
+                                Reason::Ambiguous,
+                                format_args!("`{}` contradicts another name of the same count", &*name),
+                            ));
+                        }
+                        *held = Some(count);
+                        continue;
+                    }
+                    let text = match &*name {
+                        "gen_ai.operation.name" => &mut span.operation,
+                        "gen_ai.provider.name" | "gen_ai.system" => &mut span.provider,
+                        "gen_ai.response.model" => &mut span.response_model,
+                        "gen_ai.request.model" => &mut span.request_model,
+                        "gen_ai.openai.response.service_tier" | "openai.response.service_tier" => {
+                            &mut span.service_tier
+                        }
+                        "gen_ai.usage.cost"
+                        | "gen_ai.usage.total_cost"
+                        | "gen_ai.cost.total_cost"
+                        | "litellm.cost.total" => {
+                            span.cost = map.next_value()?;
+                            continue;
+                        }
+                        "attributes" => {
+                            span.nested = map.next_value()?;
+                            continue;
+                        }
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    let value = map.next_value::<Option<Text<'de>>>()?.filter(|value| !value.is_empty());
+                    *text = text.take().or(value);
+                }
+                Ok(span)
+            }
+        }
+
+        deserializer.deserialize_map(SpanVisitor)
+    }
+}
+
+/// A count as an integer or as a text of its digits.
+struct Digits(Count);
+
+impl<'de> Deserialize<'de> for Digits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw: &'de RawValue = Deserialize::deserialize(deserializer)?;
+        let text = raw.get();
+        let digits = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+        serde_json::from_str(digits).map(Digits).map_err(|error| {
+            let message = error.to_string();
+            de::Error::custom(
+                message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message),
+            )
+        })
+    }
+}
+
+pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
+    let outer: Span<'_> = read(body)?;
+    let span = match outer.nested {
+        Some(attributes) => read(attributes.get())?,
+        None => outer,
+    };
+    if let Some(operation) = &span.operation
+        && !CALLS.contains(&&**operation)
+    {
+        return Err(Rejected::new(
+            Reason::Ambiguous,
+            "this span is not one model call and may sum spans that are; send chat, text_completion, \
+             generate_content and embeddings spans only",
+        ));
+    }
+    if span.get(Slot::Input).is_none() && span.get(Slot::Output).is_none() {
+        return Err(unmetered(Format::OtelGenAi));
+    }
+    let stated_input = need(span.get(Slot::Input), "gen_ai.usage.input_tokens")?;
+    let output = match (&span.operation, span.get(Slot::Output)) {
+        (Some(operation), None) if &**operation == "embeddings" => 0,
+        (_, output) => need(output, "gen_ai.usage.output_tokens")?,
+    };
+    let (cache_read, written) = (span.count(Slot::CacheRead), span.count(Slot::CacheWrite));
+    let prompt = prompt(&span, stated_input, output, cache_read + written)?;
+    let (audio, image, video) =
+        (span.count(Slot::InputAudio), span.count(Slot::InputImage), span.count(Slot::InputVideo));
+    let (spoken, drawn) = (span.count(Slot::OutputAudio), span.count(Slot::OutputImage));
+    let reasoned = span.count(Slot::Reasoning);
+    let quantities = quantities(&[
+        (TokenClass::Input, rest(prompt, &[cache_read, written, audio, image, video], "the input")?),
+        (TokenClass::CacheRead, cache_read),
+        (TokenClass::CacheWrite5m, written),
+        (TokenClass::InputAudio, audio),
+        (TokenClass::InputImage, image),
+        (TokenClass::InputVideo, video),
+        (TokenClass::Output, rest(output, &[reasoned, spoken, drawn], "the output")?),
+        (TokenClass::Reasoning, reasoned),
+        (TokenClass::OutputAudio, spoken),
+        (TokenClass::OutputImage, drawn),
+    ])?;
+    Ok(Reading {
+        provider: span.provider,
+        model: span.response_model.or(span.request_model),
+        conditions: Served { service_tier: span.service_tier, ..Served::default() },
+        quantities,
+        tier_input: prompt,
+        stated_cost: stated::cost(span.cost),
+    })
+}
+
+/// The whole prompt, caches included.
+fn prompt(span: &Span<'_>, input: i64, output: i64, cached: i64) -> Result<i64, Rejected> {
+    match span.get(Slot::Total).map(|total| total.0) {
+        Some(total) if total == input + output => Ok(input),
+        Some(total) if total == input + output + cached => Ok(input + cached),
+        Some(total) => Err(inconsistent(format_args!(
+            "total_tokens is {total}; input, output and cache are {input}, {output} and {cached}"
+        ))),
+        None if input < cached => Ok(input + cached),
+        None => Ok(input),
+    }
+}
