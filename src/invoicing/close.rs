@@ -83,8 +83,11 @@ pub async fn close_within(
     now: DateTime<Utc>,
     request: &Request,
 ) -> Result<Closed, InvoicingError> {
-    if let Checked::Done(closed) = check(connection, now, request).await? {
-        return Ok(closed);
+    match check(connection, now, request).await {
+        Ok(Checked::Done(closed)) => return Ok(closed),
+        // Without the lock the order may change while it is looked at; it is decided below.
+        Ok(Checked::Due(..)) | Err(InvoicingError::OutOfOrder { .. }) => {}
+        Err(error) => return Err(error),
     }
     let watermark = periods::newest_unposted(connection).await?;
     wait_until_posted(connection, watermark).await?;

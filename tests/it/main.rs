@@ -3,7 +3,10 @@
 mod architecture;
 mod bad_inputs;
 mod harness;
+mod invoicing;
+mod ledger;
 mod real_data;
+mod reports;
 mod servers;
 mod setup;
 mod world;
