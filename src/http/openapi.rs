@@ -29,6 +29,9 @@ const PROBLEM_REF: &str = "#/components/schemas/Problem";
         (name = "gateways", description = "Who publishes usage"),
         (name = "api-keys", description = "Who may call"),
         (name = "rejections", description = "Events that could not be recorded: see why, replay, discard"),
+        (name = "tasks", description = "What each task cost"),
+        (name = "reports", description = "Usage, cost per task, margin"),
+        (name = "invoices", description = "Preview, finalize and read invoices"),
         (name = "operation", description = "Probes"),
     )
 )]
@@ -178,7 +181,7 @@ mod tests {
             let verb = name.split('_').next().unwrap();
             let known = [
                 "get", "list", "create", "update", "delete", "replay", "discard", "publish", "revoke", "run",
-                "preview",
+                "preview", "finalize",
             ];
             assert!(known.contains(&verb), "{method} {path}: {name} starts with no known verb");
             assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}");

@@ -382,8 +382,8 @@ impl World {
             task_type: Some(task_type.to_owned()),
             nested: false,
         };
-        let report =
-            reports::cost_per_task(&self.bed.database, Scope::Everything, &tasks, now).await.unwrap();
+        let mut tx = self.bed.database.read(Scope::Everything).await.unwrap();
+        let report = reports::cost_per_task(&mut tx, Scope::Everything, &tasks, now).await.unwrap();
         let groups = report.groups.into_iter();
         groups.map(|group| (group.outcome.unwrap_or_default(), group.charge.total)).collect()
     }

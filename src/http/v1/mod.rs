@@ -3,8 +3,13 @@
 mod api_keys;
 mod customers;
 mod events;
+mod figures;
 mod gateways;
+mod invoices;
 mod rejections;
+mod reports;
+mod tasks;
+mod usage;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -18,4 +23,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(gateways::routes())
         .merge(api_keys::routes())
         .merge(rejections::routes())
+        .merge(usage::routes())
+        .merge(tasks::routes())
+        .merge(reports::routes())
+        .merge(invoices::routes())
 }
