@@ -16,6 +16,7 @@ mod http_resources;
 mod http_writes;
 mod invoicing;
 mod ledger;
+mod prices;
 mod real_data;
 mod recording;
 mod reports;

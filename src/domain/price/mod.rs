@@ -125,20 +125,14 @@ impl Price {
     }
 }
 
-/// Rates by class with every missing one taken from its parent (design section 4).
+/// The class whose rate applies to a class: itself, or the nearest parent that has one (design section 4).
+pub fn rate_source<T>(own: &BTreeMap<TokenClass, T>, class: TokenClass) -> Option<TokenClass> {
+    std::iter::successors(Some(class), |class| class.parent()).find(|class| own.contains_key(class))
+}
+
+/// Rates by class with every missing one taken from its parent.
 pub fn resolve_parents(own: &BTreeMap<TokenClass, Rate>) -> [Option<Rate>; CLASS_COUNT] {
-    let mut resolved = [None; CLASS_COUNT];
-    for class in TokenClass::ALL {
-        let mut at = Some(class);
-        while let Some(candidate) = at {
-            if let Some(rate) = own.get(&candidate) {
-                resolved[class.index()] = Some(*rate);
-                break;
-            }
-            at = candidate.parent();
-        }
-    }
-    resolved
+    TokenClass::ALL.map(|class| rate_source(own, class).and_then(|source| own.get(&source)).copied())
 }
 
 /// Whether a half-open interval holds an instant; without an end it is open.
