@@ -104,7 +104,10 @@ fn complete_operation(path: &str, method: &HttpMethod, operation: &mut Operation
             "422",
             "A value is not possible, or the `Idempotency-Key` was used for another request",
         );
-        operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+        // Events have an identity of their own, which makes sending them again safe.
+        if path != "/v1/events" {
+            operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+        }
     }
 }
 

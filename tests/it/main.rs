@@ -3,6 +3,11 @@
 mod architecture;
 mod bad_inputs;
 mod harness;
+mod http_access;
+mod http_bed;
+mod http_reports;
+mod http_resources;
+mod http_writes;
 mod invoicing;
 mod ledger;
 mod real_data;

@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod customers;
+mod events;
 mod figures;
 mod gateways;
 mod invoices;
@@ -17,6 +18,7 @@ use super::AppState;
 /// All resources.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
+        .merge(events::routes())
         .merge(customers::routes())
         .merge(gateways::routes())
         .merge(api_keys::routes())
