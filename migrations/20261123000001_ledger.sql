@@ -588,7 +588,11 @@ CREATE POLICY assigned_books ON price_books FOR SELECT TO waybill_customer
     USING (kind = 'sell' AND id IN (SELECT sell_book_id FROM book_assignments));
 CREATE POLICY assigned_prices ON prices FOR SELECT TO waybill_customer USING (book_id IN (SELECT id FROM price_books));
 CREATE POLICY assigned_rates ON price_rates FOR SELECT TO waybill_customer USING (price_id IN (SELECT id FROM prices));
+-- Names of models are no secret, and a book that marks up another takes them from there.
+ALTER TABLE model_aliases ENABLE ROW LEVEL SECURITY;
+CREATE POLICY assigned_aliases ON model_aliases FOR SELECT TO waybill_customer
+    USING (book_id IN (SELECT id FROM price_books UNION SELECT base_book_id FROM price_books));
 
 GRANT SELECT ON customers, usage_events, usage_rollups, tasks, billing_periods, invoices, invoice_line_items,
-    book_assignments, prices, price_rates, price_books, ingest_batches TO waybill_customer;
+    book_assignments, prices, price_rates, price_books, model_aliases, ingest_batches TO waybill_customer;
 GRANT EXECUTE ON FUNCTION current_customer() TO waybill_customer;

@@ -113,7 +113,6 @@ impl BillingCalendar {
                     // A zone that skips a whole day (Pacific/Apia on 2011-12-30): the next day's start.
                     self.midnight(date.checked_add_days(Days::new(1))?)
                 }),
-<<<<<<< HEAD
         }
     }
 }
@@ -194,8 +193,6 @@ mod tests {
             let expected = if near < period.start { calendar.period_at(near).unwrap() } else { period };
             prop_assert!(expected.contains(near), "{near} is not in {expected:?}");
             prop_assert_eq!(calendar.period_at(near).unwrap(), expected);
-=======
->>>>>>> metering
         }
     }
 }

@@ -27,6 +27,7 @@ const PROBLEM_REF: &str = "#/components/schemas/Problem";
         (name = "events", description = "Publish usage (gateways)"),
         (name = "customers", description = "Whom we bill, and by which price books"),
         (name = "gateways", description = "Who publishes usage"),
+        (name = "prices", description = "Price books, dated prices, quotes"),
         (name = "api-keys", description = "Who may call"),
         (name = "rejections", description = "Events that could not be recorded: see why, replay, discard"),
         (name = "tasks", description = "What each task cost"),

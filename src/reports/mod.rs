@@ -8,6 +8,7 @@
 
 mod cost_per_task;
 mod figures;
+mod quote;
 mod usage;
 pub mod verify;
 
@@ -15,6 +16,7 @@ pub use cost_per_task::{
     CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task, distribution, percentile,
 };
 pub use figures::{Figures, Ratio};
+pub use quote::{Quote, QuoteError, QuotedLine, QuotedPart, quote};
 pub use usage::{Dimension, UnknownDimension, UsageQuery, UsageReport, UsageRow, usage};
 
 use crate::domain::ids::PriceId;

@@ -51,8 +51,6 @@ pub struct BookInfo {
 /// only: these always change the price, so a priority call without a priority price is unpriced, never charged at the
 /// standard rate. `platform` and `region` must equal the call's where the price names them, and a price without them is
 /// for all: most regions cost the same. Letter case does not matter.
-/// `platform`, `region`, `service_tier`, `processing` and `speed` must equal the call's; where the call has a value
-/// and no price asks for it, the price without that condition applies.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -127,20 +125,14 @@ impl Price {
     }
 }
 
-/// Rates by class with every missing one taken from its parent (design section 4).
+/// The class whose rate applies to a class: itself, or the nearest parent that has one (design section 4).
+pub fn rate_source<T>(own: &BTreeMap<TokenClass, T>, class: TokenClass) -> Option<TokenClass> {
+    std::iter::successors(Some(class), |class| class.parent()).find(|class| own.contains_key(class))
+}
+
+/// Rates by class with every missing one taken from its parent.
 pub fn resolve_parents(own: &BTreeMap<TokenClass, Rate>) -> [Option<Rate>; CLASS_COUNT] {
-    let mut resolved = [None; CLASS_COUNT];
-    for class in TokenClass::ALL {
-        let mut at = Some(class);
-        while let Some(candidate) = at {
-            if let Some(rate) = own.get(&candidate) {
-                resolved[class.index()] = Some(*rate);
-                break;
-            }
-            at = candidate.parent();
-        }
-    }
-    resolved
+    TokenClass::ALL.map(|class| rate_source(own, class).and_then(|source| own.get(&source)).copied())
 }
 
 /// Whether a half-open interval holds an instant; without an end it is open.

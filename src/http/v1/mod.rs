@@ -6,6 +6,8 @@ mod events;
 mod figures;
 mod gateways;
 mod invoices;
+mod price_books;
+mod prices;
 mod rejections;
 mod reports;
 mod tasks;
@@ -21,6 +23,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(customers::routes())
         .merge(gateways::routes())
+        .merge(price_books::routes())
+        .merge(prices::routes())
         .merge(api_keys::routes())
         .merge(rejections::routes())
         .merge(usage::routes())

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::publish::{Insertion, derived, insert, reserve_ids};
+use super::publish::derived;
 use super::read::{Selection, select};
+use super::write::{Insertion, insert, reserve_ids};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Currency;
@@ -55,7 +56,19 @@ pub struct Book {
 /// # Errors
 /// [`StoreError`].
 pub async fn books(connection: &mut PgConnection) -> Result<Vec<Book>, StoreError> {
-    find(connection, None).await
+    list_books(connection, None, i64::MAX).await
+}
+
+/// The price books whose name comes after `after`, in order of name.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_books(
+    connection: &mut PgConnection,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Book>, StoreError> {
+    find(connection, None, after, limit).await
 }
 
 /// The price book of a name.
@@ -63,16 +76,24 @@ pub async fn books(connection: &mut PgConnection) -> Result<Vec<Book>, StoreErro
 /// # Errors
 /// [`StoreError`].
 pub async fn find_book(connection: &mut PgConnection, name: &str) -> Result<Option<Book>, StoreError> {
-    Ok(find(connection, Some(name)).await?.pop())
+    Ok(find(connection, Some(name), None, 1).await?.pop())
 }
 
-async fn find(connection: &mut PgConnection, name: Option<&str>) -> Result<Vec<Book>, StoreError> {
+async fn find(
+    connection: &mut PgConnection,
+    name: Option<&str>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Book>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT b.id, b.name, b.kind, b.currency, base.name AS "base?", b.markup, b.created_at
            FROM price_books b LEFT JOIN price_books base ON base.id = b.base_book_id
-           WHERE $1::text IS NULL OR b.name = $1
-           ORDER BY b.name"#,
+           WHERE ($1::text IS NULL OR b.name = $1) AND ($2::text IS NULL OR b.name > $2)
+           ORDER BY b.name
+           LIMIT $3"#,
         name,
+        after,
+        limit,
     )
     .fetch_all(connection)
     .await?;
@@ -206,17 +227,35 @@ async fn derive_all(
     insert(connection, &rows).await
 }
 
-/// Every price book with its standing prices and aliases, ready for rating; a markup book with the aliases of its base
-/// after its own.
+/// A book with its standing prices and its aliases, ready for rating.
+pub type LoadedBook = (BookInfo, Vec<Price>, Vec<ModelAlias>);
+
+/// Every price book, ready for rating; a markup book with the aliases of its base after its own.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn load_books(
-    connection: &mut PgConnection,
-) -> Result<Vec<(BookInfo, Vec<Price>, Vec<ModelAlias>)>, StoreError> {
+pub async fn load_books(connection: &mut PgConnection) -> Result<Vec<LoadedBook>, StoreError> {
     let books = books(connection).await?;
+    load(connection, books, None).await
+}
+
+/// The price book of a name, ready for rating.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn load_book(connection: &mut PgConnection, name: &str) -> Result<Option<LoadedBook>, StoreError> {
+    let Some(book) = find_book(connection, name).await? else { return Ok(None) };
+    let id = book.info.id;
+    Ok(load(connection, vec![book], Some(id)).await?.pop())
+}
+
+async fn load(
+    connection: &mut PgConnection,
+    books: Vec<Book>,
+    only: Option<BookId>,
+) -> Result<Vec<LoadedBook>, StoreError> {
     let mut prices: HashMap<BookId, Vec<Price>> = HashMap::new();
-    for price in select(connection, &Selection::standing()).await? {
+    for price in select(connection, &Selection { book: only, ..Selection::standing() }).await? {
         prices.entry(price.book.id).or_default().push(Price {
             id: price.id,
             book: price.book.id,
@@ -235,7 +274,9 @@ pub async fn load_books(
         r#"SELECT b.id AS "book!: BookId", a.provider, a.alias, a.model, a.valid_from, a.valid_to,
                   a.book_id <> b.id AS "inherited!"
            FROM price_books b JOIN model_aliases a ON a.book_id IN (b.id, b.base_book_id)
-           ORDER BY b.id, a.id"#
+           WHERE $1::integer IS NULL OR b.id = $1
+           ORDER BY b.id, a.id"#,
+        only.map(|book| book.0),
     )
     .fetch_all(connection)
     .await?;

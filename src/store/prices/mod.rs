@@ -9,8 +9,11 @@
 mod books;
 mod publish;
 mod read;
+mod write;
 
-pub use books::{Book, NewBook, books, create_book, find_book, load_books};
+pub use books::{
+    Book, LoadedBook, NewBook, books, create_book, find_book, list_books, load_book, load_books,
+};
 pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish};
 pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};
 

@@ -1,0 +1,166 @@
+//! The cost book that ships with the binary: facts with their source and the date they were checked.
+//!
+//! Starts of validity that no source dates are set early rather than late: a model has no calls before it exists.
+//! Where a source gives a tier's or batch's price without saying since when, it stands for as long as the standard price
+//! that it was listed beside.
+
+use crate::domain::price::quotation::NewPrice;
+
+/// The name of the starter cost book; it is in US dollars.
+pub const BOOK: &str = "provider-cost";
+
+const PRICES: &str = include_str!("provider-cost.json");
+
+/// The starter prices, to be published into [`BOOK`].
+///
+/// # Errors
+/// Where the embedded file is not what a test saw.
+pub fn prices() -> Result<Vec<NewPrice>, serde_json::Error> {
+    serde_json::from_str(PRICES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use chrono::{DateTime, Utc};
+
+    use super::*;
+    use crate::domain::event::{CallConditions, UsagePart};
+    use crate::domain::ids::{BookId, PriceId};
+    use crate::domain::money::Currency;
+    use crate::domain::price::publication::{Published, plan};
+    use crate::domain::price::{BookInfo, BookKind, Price, resolve_parents};
+    use crate::domain::tokens::Quantities;
+    use crate::rating::{PriceBook, Unpriced};
+
+    fn book() -> PriceBook {
+        let plan = plan(Vec::new(), Vec::new(), &prices().unwrap()).unwrap();
+        assert!(
+            plan.published.iter().all(|published| matches!(published, Published::Added { .. })),
+            "no repeats"
+        );
+        let info =
+            BookInfo { id: BookId(1), name: BOOK.to_owned(), kind: BookKind::Cost, currency: Currency::USD };
+        let rows = plan.rows.into_iter().enumerate().map(|(row, draft)| Price {
+            id: PriceId(i64::try_from(row).unwrap()),
+            book: info.id,
+            rates: resolve_parents(&draft.own_rates()),
+            provider: draft.provider,
+            model: draft.model,
+            conditions: draft.conditions,
+            valid_from: draft.valid_from,
+            valid_to: draft.valid_to,
+            recorded_at: draft.valid_from,
+            derived: false,
+        });
+        PriceBook::new(info.clone(), rows.collect(), plan.aliases).unwrap()
+    }
+
+    fn call(provider: &str, model: &str, used: &[(&str, i64)]) -> UsagePart {
+        let mut quantities = Quantities::NONE;
+        for (class, quantity) in used {
+            quantities.set(class.parse().unwrap(), *quantity).unwrap();
+        }
+        UsagePart {
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+            conditions: CallConditions::default(),
+            tier_input: quantities.prompt_total(),
+            quantities,
+            stated_cost: None,
+        }
+    }
+
+    fn cost(part: &UsagePart, at: &str) -> Result<String, Unpriced> {
+        book().rate(part, at.parse().unwrap()).map(|rated| rated.amount.to_string())
+    }
+
+    #[test]
+    fn it_covers_the_models_of_the_day_and_names_its_sources() {
+        let now: DateTime<Utc> = "2026-11-23T12:00:00Z".parse().unwrap();
+        let prices = prices().unwrap();
+        assert!(prices.iter().all(|price| price.source.is_some() && price.checked_at.is_some()));
+        let current = prices.iter().filter(|price| price.valid_to.is_none_or(|end| now < end));
+        let mut models: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for price in current {
+            models.entry(&price.provider).or_default().insert(&price.model);
+        }
+        assert!(models.len() >= 10, "{:?}", models.keys());
+        assert!(models.values().map(BTreeSet::len).sum::<usize>() >= 60);
+    }
+
+    /// A call written as `provider model class quantity ...`.
+    fn parsed(text: &str) -> UsagePart {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let used: Vec<(&str, i64)> =
+            words[2..].chunks(2).map(|pair| (pair[0], pair[1].parse().unwrap())).collect();
+        call(words[0], words[1], &used)
+    }
+
+    #[test]
+    fn known_calls_cost_what_they_did_at_their_time() {
+        let now = "2026-11-23T10:00:00Z";
+        let cases = [
+            // The dated history.
+            ("openai gpt-4 input 1000 output 100", "2023-11-16T18:00:00Z", "0.036"),
+            ("openai gpt-3.5-turbo input 1000 output 100", "2023-11-16T18:00:00Z", "0.0017"),
+            ("openai gpt-5 input 75 output 162 reasoning 1024", "2025-08-07T00:00:00Z", "0.01195375"),
+            ("openai gpt-5.6-sol input 100000 output 10000", "2026-08-20T23:59:59Z", "0.8"),
+            ("openai gpt-5.6-sol input 100000 output 10000", "2026-08-21T00:00:00Z", "0.6"),
+            ("anthropic claude-opus-4-6 input 200001", "2026-03-12T23:59:59Z", "2.00001"),
+            ("anthropic claude-opus-4-6 input 200001", "2026-03-13T00:00:00Z", "1.000005"),
+            ("google gemini-4-argon input 1000000", "2026-12-01T00:00:00Z", "4"),
+            // Cache writes, reasoning, context tiers.
+            ("openai gpt-5.6-sol input 200 cache_read 2000 cache_write_5m 400 output 500", now, "0.0136"),
+            ("openai gpt-5.6-sol input 72001 cache_read 200000 output 1000", now, "0.766008"),
+            ("anthropic claude-sonnet-4-5-20250929 input 3 cache_write_5m 12304 output 550", now, "0.054399"),
+            ("anthropic claude-haiku-4-5-20251001 input 9000 output 1500", now, "0.0165"),
+            ("xai grok-4.3 input 400 cache_read 800 output 90 reasoning 450", now, "0.00201"),
+            ("xai grok-4.3 input 200000", now, "0.5"),
+            ("google gemini-2.5-flash input 4000 output 200 reasoning 300", now, "0.00245"),
+            ("mistral mistral-large-latest input 1000 output 1000", now, "0.002"),
+            // Peak hours of working days.
+            (
+                "deepseek deepseek-flash input 40000 cache_read 60000 output 5000",
+                "2026-11-23T03:59:59Z",
+                "0.01836",
+            ),
+            (
+                "deepseek deepseek-v4-flash input 40000 cache_read 60000 output 5000",
+                "2026-11-23T04:00:00Z",
+                "0.00918",
+            ),
+            (
+                "deepseek deepseek-v4-flash input 40000 cache_read 60000 output 5000",
+                "2026-11-22T03:00:00Z",
+                "0.00918",
+            ),
+        ];
+        for (used, at, expected) in cases {
+            assert_eq!(cost(&parsed(used), at).as_deref(), Ok(expected), "{used} at {at}");
+        }
+    }
+
+    #[test]
+    fn tiers_batches_and_regions_have_their_own_prices() {
+        let at = "2026-11-23T10:00:00Z";
+        let mut priority =
+            call("openai", "gpt-5", &[("input", 6000), ("cache_read", 4000), ("output", 1000)]);
+        priority.conditions.service_tier = Some("priority".to_owned());
+        assert_eq!(cost(&priority, at).as_deref(), Ok("0.036"));
+        let mut us = call(
+            "anthropic",
+            "claude-opus-4-6",
+            &[("input", 1000), ("cache_read", 3000), ("cache_write_5m", 2000), ("output", 400)],
+        );
+        us.conditions.region = Some("us".to_owned());
+        assert_eq!(cost(&us, at).as_deref(), Ok("0.0319"));
+        let used = [("input", 1000), ("cache_read", 20_000), ("cache_write_1h", 10_000), ("output", 800)];
+        let mut batch = call("anthropic", "claude-sonnet-4-5", &used);
+        batch.conditions.processing = Some("batch".to_owned());
+        assert_eq!(cost(&batch, at).as_deref(), Ok("0.0405"));
+        batch.conditions.service_tier = Some("scale".to_owned());
+        assert!(matches!(cost(&batch, at), Err(Unpriced::NoPriceFor { .. })));
+    }
+}

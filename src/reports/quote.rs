@@ -1,0 +1,140 @@
+//! What a call would cost, class by class: the sum that rating makes, shown.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use sqlx::PgConnection;
+
+use crate::domain::event::UsagePart;
+use crate::domain::ids::PriceId;
+use crate::domain::money::{Amount, Currency};
+use crate::domain::price::rate_source;
+use crate::domain::tokens::TokenClass;
+use crate::rating::{BookError, PriceBook, Unpriced};
+use crate::store::StoreError;
+use crate::store::prices::{self, StoredPrice};
+
+/// What a call costs in one price book.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quote {
+    /// The exact amount.
+    pub amount: Amount,
+    /// Its currency, and that of every amount in it.
+    pub currency: Currency,
+    /// One per usage part.
+    pub parts: Vec<QuotedPart>,
+}
+
+/// What one usage part costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotedPart {
+    /// The model that was priced: the price's name for it.
+    pub model: String,
+    /// The price that applies.
+    pub price: PriceId,
+    /// The whole prompt, which a context tier is compared with.
+    pub tier_input: i64,
+    /// One per token class and per fee that was used.
+    pub lines: Vec<QuotedLine>,
+    /// What the price's rates were multiplied with when it was published.
+    pub multiplier: Decimal,
+    /// The sum of the lines.
+    pub amount: Amount,
+}
+
+/// One class of a usage part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotedLine {
+    /// The class.
+    pub class: TokenClass,
+    /// The class whose rate it takes, where it has none of its own.
+    pub inherited_from: Option<TokenClass>,
+    /// How much was used.
+    pub quantity: i64,
+    /// Money per `per` units.
+    pub rate: Amount,
+    /// Units that the rate is for.
+    pub per: i64,
+    /// Rate times quantity, exact.
+    pub amount: Amount,
+}
+
+/// Why there is no quote.
+#[derive(Debug, thiserror::Error)]
+pub enum QuoteError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No book of this name, or one that the caller may not see.
+    #[error("there is no price book `{0}`")]
+    UnknownBook(String),
+    /// The stored book contradicts itself.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// A usage part has no price.
+    #[error("{reason}")]
+    Unpriced {
+        /// Its position.
+        part: usize,
+        /// Why not.
+        reason: Unpriced,
+    },
+    /// The amounts do not fit.
+    #[error("the amount is out of range")]
+    Overflow,
+}
+
+/// What usage costs in a book at a time, by the prices that stand.
+///
+/// # Errors
+/// [`QuoteError`].
+pub async fn quote(
+    connection: &mut PgConnection,
+    book: &str,
+    at: DateTime<Utc>,
+    parts: &[UsagePart],
+) -> Result<Quote, QuoteError> {
+    let loaded = prices::load_book(connection, book).await?;
+    let (info, standing, aliases) = loaded.ok_or_else(|| QuoteError::UnknownBook(book.to_owned()))?;
+    let book = PriceBook::new(info, standing, aliases)?;
+    let mut quoted = Vec::with_capacity(parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        let unpriced = |reason| QuoteError::Unpriced { part: index, reason };
+        let rated = book.rate(part, at).map_err(unpriced)?;
+        let price = prices::get(connection, rated.price).await?.ok_or_else(|| StoreError::Inconsistent {
+            table: "prices",
+            column: "id",
+            detail: format!("price {} is gone", rated.price),
+        })?;
+        let lines = lines(part, &price).ok_or(QuoteError::Overflow)?;
+        quoted.push(QuotedPart {
+            model: price.draft.model,
+            price: rated.price,
+            tier_input: part.tier_input,
+            lines,
+            multiplier: price.draft.multiplier,
+            amount: rated.amount,
+        });
+    }
+    let amount = Amount::checked_sum(quoted.iter().map(|part| part.amount)).ok_or(QuoteError::Overflow)?;
+    Ok(Quote { amount, currency: book.info().currency, parts: quoted })
+}
+
+fn lines(part: &UsagePart, price: &StoredPrice) -> Option<Vec<QuotedLine>> {
+    let own = &price.draft.rates;
+    part.quantities
+        .non_zero()
+        .map(|(class, quantity)| {
+            let source = rate_source(own, class)?;
+            let rate = own.get(&source)?.rate;
+            let per = if class.is_fee() { 1 } else { price.draft.per };
+            Some(QuotedLine {
+                class,
+                inherited_from: (source != class).then_some(source),
+                quantity,
+                rate: rate.times(per)?,
+                per,
+                amount: rate.times(quantity)?,
+            })
+        })
+        .collect()
+}

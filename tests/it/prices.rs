@@ -1,0 +1,334 @@
+//! Price books over a real database.
+
+use chrono::{DateTime, Utc};
+use waybill::domain::event::{CallConditions, UsagePart};
+use waybill::domain::ids::PriceId;
+use waybill::domain::price::quotation::NewPrice;
+use waybill::domain::tokens::{Quantities, TokenClass};
+use waybill::rating::{PriceBook, Unpriced};
+use waybill::store::prices::{
+    self, Book, NewBook, PriceCursor, PriceFilter, PricesError, Publication, Status,
+};
+use waybill::store::{self, Database, Scope, StoreError, catalog};
+
+use crate::harness::TestBed;
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().expect("a time")
+}
+
+fn now() -> DateTime<Utc> {
+    at("2026-11-23T12:00:00Z")
+}
+
+/// A price of gpt-5: the rate of input, and more fields.
+fn price(input: &str, valid_from: &str, rest: &str) -> NewPrice {
+    let json = format!(
+        r#"{{"provider":"openai","model":"gpt-5","per":1000000,"rates":{{"input":"{input}","output":"10"}},
+            "valid_from":"{valid_from}T00:00:00Z"{rest}}}"#
+    );
+    serde_json::from_str(&json).expect("a price")
+}
+
+async fn publish(database: &Database, book: &str, new: &[NewPrice]) -> Result<Publication, PricesError> {
+    let mut tx = database.begin().await?;
+    let publication = prices::publish(&mut tx, book, new, "test").await?;
+    store::commit(tx).await?;
+    Ok(publication)
+}
+
+async fn close(database: &Database, id: PriceId, end: &str) -> Result<Option<PriceId>, PricesError> {
+    let mut tx = database.begin().await?;
+    let copy = prices::close(&mut tx, id, at(end), now(), "test").await?;
+    store::commit(tx).await?;
+    Ok(copy)
+}
+
+async fn create(database: &Database, json: &str) -> Result<Book, PricesError> {
+    let new: NewBook = serde_json::from_str(json).expect("a book");
+    let mut tx = database.begin().await?;
+    let book = prices::create_book(&mut tx, &new, "test").await?;
+    store::commit(tx).await?;
+    Ok(book)
+}
+
+/// A cost book, and a sell book of cost plus 20 %.
+async fn books(database: &Database) {
+    create(database, r#"{"name":"cost","kind":"cost","currency":"USD"}"#).await.expect("a cost book");
+    let sell = r#"{"name":"sell","kind":"sell","currency":"USD","base":"cost","markup":"1.2"}"#;
+    create(database, sell).await.expect("a sell book");
+}
+
+async fn loaded(database: &Database, name: &str) -> PriceBook {
+    let mut tx = database.read(Scope::Everything).await.expect("a snapshot");
+    let books = prices::load_books(&mut tx).await.expect("the books");
+    let (info, prices, aliases) = books.into_iter().find(|(info, ..)| info.name == name).expect("the book");
+    PriceBook::new(info, prices, aliases).expect("it is unambiguous")
+}
+
+fn call(model: &str, input: i64) -> UsagePart {
+    let mut quantities = Quantities::NONE;
+    quantities.set(TokenClass::Input, input).expect("in range");
+    UsagePart {
+        provider: "openai".to_owned(),
+        model: model.to_owned(),
+        conditions: CallConditions::default(),
+        quantities,
+        tier_input: input,
+        stated_cost: None,
+    }
+}
+
+/// What a million input tokens of gpt-5 cost at a time, or the name of the state.
+async fn cost(database: &Database, book: &str, time: &str) -> String {
+    match loaded(database, book).await.rate(&call("gpt-5", 1_000_000), at(time)) {
+        Ok(rated) => rated.amount.to_string(),
+        Err(Unpriced::NoPriceAt { .. }) => "no price".to_owned(),
+        Err(Unpriced::UnknownModel { .. }) => "unknown".to_owned(),
+        Err(other) => other.to_string(),
+    }
+}
+
+async fn version(database: &Database) -> i64 {
+    let mut tx = database.read(Scope::Everything).await.expect("a snapshot");
+    catalog::version(&mut tx).await.expect("a version")
+}
+
+async fn listed(database: &Database, filter: &PriceFilter) -> Vec<prices::StoredPrice> {
+    let mut tx = database.read(Scope::Everything).await.expect("a snapshot");
+    prices::list(&mut tx, filter, None, 100).await.expect("a list")
+}
+
+#[tokio::test]
+async fn a_cut_is_dated_and_reaches_the_books_that_mark_it_up() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("2.5", "2025-08-07", r#","aliases":["gpt-5-2025-08-07"]"#)])
+        .await
+        .expect("a price");
+    let cut = publish(database, "cost", &[price("1.25", "2026-07-30", "")]).await.expect("a successor");
+    assert_eq!(cut.prices[0].status, Status::Changed);
+    let input = &cut.prices[0].changes[..];
+    assert_eq!(input.len(), 1, "output stays: {input:?}");
+    assert_eq!((cut.continued.len(), cut.derived), (1, 2));
+
+    assert_eq!(cost(database, "cost", "2026-07-29T23:59:59Z").await, "2.5");
+    assert_eq!(cost(database, "cost", "2026-07-30T00:00:00Z").await, "1.25");
+    assert_eq!(cost(database, "sell", "2026-07-29T23:59:59Z").await, "3");
+    assert_eq!(cost(database, "sell", "2026-07-30T00:00:00Z").await, "1.5");
+    assert_eq!(cost(database, "sell", "2025-08-06T23:59:59Z").await, "no price");
+    let by_alias = loaded(database, "sell").await.rate(&call("gpt-5-2025-08-07", 1), now());
+    assert!(by_alias.is_ok(), "a markup book knows the aliases of its base: {by_alias:?}");
+
+    // An explicit price of the sell book goes before the derived one, and leaves it in place.
+    publish(database, "sell", &[price("9", "2026-11-01", "")]).await.expect("an override");
+    assert_eq!(cost(database, "sell", "2026-11-01T00:00:00Z").await, "9");
+    assert_eq!(cost(database, "cost", "2026-11-01T00:00:00Z").await, "1.25");
+
+    // A book made later derives what stands.
+    let late = r#"{"name":"late","kind":"sell","currency":"USD","base":"cost","markup":"2"}"#;
+    create(database, late).await.expect("another sell book");
+    assert_eq!(cost(database, "late", "2026-01-01T00:00:00Z").await, "5");
+    assert_eq!(cost(database, "late", "2026-11-01T00:00:00Z").await, "2.5");
+}
+
+#[tokio::test]
+async fn publishing_the_same_again_changes_nothing() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let with_tiers = [
+        price("1.25", "2025-08-07", r#","aliases":["latest"]"#),
+        price("2.5", "2025-08-07", r#","conditions":{"service_tier":"priority"}"#),
+        price(
+            "1.4",
+            "2025-08-07",
+            r#","multiplier":"1.1","conditions":{"region":"us","hours_utc":["22:00-02:00"],"weekdays":[1,5]}"#,
+        ),
+    ];
+    publish(database, "cost", &with_tiers).await.expect("prices");
+    let before = version(database).await;
+    let again = publish(database, "cost", &with_tiers).await.expect("the same");
+    assert!(again.prices.iter().all(|price| price.status == Status::Unchanged), "{again:?}");
+    assert!(!again.changed());
+    assert_eq!(version(database).await, before);
+
+    // What is read back is what was published.
+    let read =
+        listed(database, &PriceFilter { book: Some("cost".to_owned()), ..PriceFilter::default() }).await;
+    let us = read.iter().find(|price| price.draft.conditions.region.is_some()).expect("the price for the US");
+    assert_eq!(us.draft.conditions, with_tiers[2].conditions);
+    assert_eq!(us.draft.multiplier.to_string(), "1.1");
+    assert_eq!(us.draft.rates[&TokenClass::Input].quoted.to_string(), "1.4");
+    assert_eq!(us.draft.rates[&TokenClass::Input].rate.per_unit().to_string(), "0.00000154");
+    assert_eq!(us.draft.aliases, ["latest"]);
+}
+
+#[tokio::test]
+async fn what_is_refused_stores_nothing_and_says_why() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let first =
+        publish(database, "cost", &[price("1.25", "2025-08-07", "")]).await.expect("a price").prices[0].id;
+    let before = version(database).await;
+    let new = [
+        price("7", "2026-01-01", ""),
+        price("2", "2025-08-07", ""),
+        price("-1", "2026-01-01", r#","conditions":{"speed":"fast"}"#),
+    ];
+    let faults = |result| match result {
+        Err(PricesError::Refused(faults)) => faults,
+        other => panic!("it was not refused: {other:?}"),
+    };
+    let invalid = faults(publish(database, "cost", &new).await);
+    assert_eq!((invalid[0].index, invalid[0].path.as_str()), (2, "rates.input"));
+    let conflict = faults(publish(database, "cost", &new[1..2]).await);
+    assert_eq!(conflict[0].conflicts_with, Some(first), "{conflict:?}");
+    assert_eq!(cost(database, "cost", "2026-06-01T00:00:00Z").await, "1.25");
+    assert_eq!(version(database).await, before);
+    let unknown = publish(database, "nowhere", &new).await;
+    assert!(matches!(unknown, Err(PricesError::UnknownBook(_))), "{unknown:?}");
+
+    let book = |json| create(database, json);
+    let taken = book(r#"{"name":"cost","kind":"cost","currency":"USD"}"#).await;
+    assert!(matches!(taken, Err(PricesError::BookExists(_))), "{taken:?}");
+    for (json, named) in [
+        (r#"{"name":"Big","kind":"cost","currency":"USD"}"#, "name"),
+        (r#"{"name":"x","kind":"sell","currency":"USD","base":"cost"}"#, "markup"),
+        (r#"{"name":"x","kind":"sell","currency":"EUR","base":"cost","markup":"1"}"#, "currency"),
+        (r#"{"name":"x","kind":"cost","currency":"USD","base":"cost","markup":"1"}"#, "base"),
+        (r#"{"name":"x","kind":"sell","currency":"USD","base":"sell","markup":"1"}"#, "base"),
+        (r#"{"name":"x","kind":"sell","currency":"USD","base":"cost","markup":"-1"}"#, "markup"),
+    ] {
+        let refused = book(json).await;
+        assert!(matches!(refused, Err(PricesError::Field { field, .. }) if field == named), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_is_the_same_publication_rolled_back() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let mut tx = database.begin().await.expect("a transaction");
+    let dry =
+        prices::publish(&mut tx, "cost", &[price("1", "2026-01-01", "")], "test").await.expect("a price");
+    drop(tx);
+    assert_eq!(cost(database, "cost", "2026-06-01T00:00:00Z").await, "unknown");
+    let wet = publish(database, "cost", &[price("1", "2026-01-01", "")]).await.expect("a price");
+    assert_eq!(dry.prices[0].draft, wet.prices[0].draft);
+    assert_eq!(dry.prices[0].status, wet.prices[0].status);
+}
+
+#[tokio::test]
+async fn an_announced_price_can_be_withdrawn_and_one_in_force_be_closed() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("2", "2026-01-01", "")]).await.expect("a price");
+    let rise =
+        publish(database, "cost", &[price("3", "2027-01-01", "")]).await.expect("announced").prices[0].id;
+    assert_eq!(cost(database, "sell", "2027-01-01T00:00:00Z").await, "3.6");
+
+    assert_eq!(close(database, rise, "2027-01-01T00:00:00Z").await.expect("withdrawn"), None);
+    assert_eq!(cost(database, "cost", "2027-01-01T00:00:00Z").await, "no price");
+    assert_eq!(cost(database, "sell", "2027-01-01T00:00:00Z").await, "no price");
+    assert_eq!(cost(database, "sell", "2026-12-31T23:59:59Z").await, "2.4");
+
+    let standing =
+        listed(database, &PriceFilter { book: Some("cost".to_owned()), ..PriceFilter::default() }).await;
+    let in_force = standing[0].id;
+    let refused = close(database, in_force, "2026-01-01T00:00:00Z").await;
+    assert!(matches!(refused, Err(PricesError::NotClosable { .. })), "{refused:?}");
+    let copy = close(database, in_force, "2026-12-01T00:00:00Z").await.expect("closed").expect("a copy");
+    assert_eq!(cost(database, "sell", "2026-11-30T23:59:59Z").await, "2.4");
+    assert_eq!(cost(database, "sell", "2026-12-01T00:00:00Z").await, "no price");
+    for (id, what) in [(rise, "withdrawn"), (in_force, "superseded"), (PriceId(0), "unknown")] {
+        let refused = close(database, id, "2026-12-01T00:00:00Z").await;
+        let expected =
+            matches!(refused, Err(PricesError::NotClosable { .. } | PricesError::UnknownPrice(PriceId(0))));
+        assert!(expected, "{what}: {refused:?}");
+    }
+    let derived =
+        listed(database, &PriceFilter { book: Some("sell".to_owned()), ..PriceFilter::default() }).await;
+    assert_eq!(derived[0].derived_from, Some(copy));
+    let refused = close(database, derived[0].id, "2026-11-30T00:00:00Z").await;
+    assert!(matches!(refused, Err(PricesError::NotClosable { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_was_believed_on_a_date_stays_answerable() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("2", "2026-01-01", "")]).await.expect("a price");
+    let cost_book = || PriceFilter { book: Some("cost".to_owned()), ..PriceFilter::default() };
+    let believed_at = listed(database, &cost_book()).await[0].recorded_at;
+    publish(database, "cost", &[price("3", "2026-06-01", "")]).await.expect("a successor");
+
+    let before = listed(database, &PriceFilter { as_of: Some(believed_at), ..cost_book() }).await;
+    assert_eq!(before.iter().map(|price| price.draft.valid_to).collect::<Vec<_>>(), [None]);
+    assert_eq!(listed(database, &cost_book()).await.len(), 2);
+    assert_eq!(listed(database, &PriceFilter { superseded: true, ..cost_book() }).await.len(), 3);
+    let of_may = PriceFilter { at: Some(at("2026-05-31T23:59:59Z")), ..cost_book() };
+    assert_eq!(listed(database, &of_may).await.len(), 1);
+    let old = prices::get(&mut database.begin().await.expect("a transaction"), before[0].id).await;
+    let old = old.expect("an answer").expect("it is still there");
+    assert!(old.superseded_at.is_some() && old.superseded_by.is_some());
+}
+
+#[tokio::test]
+async fn a_list_is_paged_without_holes_or_repeats() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let tiers = ["priority", "flex", "scale"]
+        .map(|tier| price("2", "2026-01-01", &format!(r#","conditions":{{"service_tier":"{tier}"}}"#)));
+    publish(database, "cost", &tiers).await.expect("prices");
+    let mut seen: Vec<PriceId> = Vec::new();
+    let mut cursor: Option<PriceCursor> = None;
+    loop {
+        let mut tx = database.read(Scope::Everything).await.expect("a snapshot");
+        let page = prices::list(&mut tx, &PriceFilter::default(), cursor.as_ref(), 2).await.expect("a page");
+        let Some(last) = page.last() else { break };
+        cursor = Some(last.cursor());
+        seen.extend(page.iter().map(|price| price.id));
+    }
+    assert_eq!(seen.len(), 6, "three cost prices and three derived ones");
+    let all = listed(database, &PriceFilter::default()).await;
+    assert_eq!(seen, all.iter().map(|price| price.id).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn two_who_publish_at_once_do_not_both_win() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let (one, two) = (price("1", "2026-01-01", ""), price("2", "2026-01-01", ""));
+    let (one, two) = tokio::join!(
+        publish(database, "cost", std::slice::from_ref(&one)),
+        publish(database, "cost", std::slice::from_ref(&two))
+    );
+    assert_eq!(u8::from(one.is_ok()) + u8::from(two.is_ok()), 1, "{one:?} {two:?}");
+    let loser = one.err().or(two.err());
+    assert!(matches!(loser, Some(PricesError::Refused(_))), "{loser:?}");
+}
+
+#[tokio::test]
+async fn the_database_itself_refuses_two_prices_at_one_instant() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("1", "2026-01-01", "")]).await.expect("a price");
+    let mut tx = database.begin().await.expect("a transaction");
+    let copied = sqlx::query(
+        "INSERT INTO prices (book_id, provider, model, conditions_key, per, valid_from)
+         SELECT book_id, provider, model, conditions_key, per, '2026-05-01' FROM prices WHERE derived_from IS NULL",
+    )
+    .execute(&mut *tx)
+    .await;
+    let error = StoreError::from(copied.expect_err("it overlaps"));
+    assert_eq!(error.constraint(), Some("prices_no_overlap"));
+}
