@@ -19,12 +19,12 @@ fn request(customer: CustomerId, at: &str) -> Request {
 }
 
 async fn close(ledger: &Ledger, now: &str, customer: CustomerId, at: &str) -> Result<Closed, InvoicingError> {
-    close_and_finalize(&ledger.bed.database, &Clock::fixed(utc(now)), &request(customer, at)).await
+    close_and_finalize(&ledger.database, &Clock::fixed(utc(now)), &request(customer, at)).await
 }
 
 async fn invoice(ledger: &Ledger, closed: &Closed) -> invoices::StoredInvoice {
     let [id] = closed.invoices.as_slice() else { panic!("one invoice, not {:?}", closed.invoices) };
-    let mut tx = ledger.bed.database.read(Scope::Everything).await.unwrap();
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
     invoices::get(&mut tx, *id).await.unwrap().unwrap()
 }
 
@@ -40,7 +40,7 @@ fn lines(stored: &invoices::StoredInvoice) -> Vec<String> {
 }
 
 async fn assert_proven(ledger: &Ledger) {
-    let proof = verify::verify(&ledger.bed.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+    let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
     assert_eq!(proof.findings, [], "the ledger holds");
     assert_eq!(proof.extent.journal_rows, ledger.count("SELECT count(*) FROM usage_events").await);
 }
@@ -118,7 +118,7 @@ async fn fifty_closings_at_once_make_one_invoice() {
     let request = request(acme, "2026-10-01T00:00:00Z");
     let closing = || {
         wait_until("the closing is let through", async || {
-            match close_and_finalize(&ledger.bed.database, &clock, &request).await {
+            match close_and_finalize(&ledger.database, &clock, &request).await {
                 Ok(closed) => Some(closed),
                 Err(error) if error.retryable() => None,
                 Err(error) => panic!("{error}"),
@@ -237,7 +237,7 @@ async fn the_preview_is_the_invoice_and_sees_its_own_customer_only() {
     ledger.post().await;
     let at = utc("2026-10-15T00:00:00Z");
     let now = utc("2026-11-02T00:00:00Z");
-    let mut tx = ledger.bed.database.read(Scope::Customer(acme)).await.unwrap();
+    let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
     let draft = preview(&mut tx, acme, at, now).await.unwrap();
     let foreign = preview(&mut tx, other, at, now).await;
     assert!(matches!(foreign, Err(InvoicingError::UnknownCustomer(_))), "{foreign:?}");
@@ -251,7 +251,7 @@ async fn the_preview_is_the_invoice_and_sees_its_own_customer_only() {
     assert_eq!(stored.invoice.total, draft.documents[0].total);
     // The customer of the invoice may read it, another may not.
     for (scope, visible) in [(Scope::Customer(acme), true), (Scope::Customer(other), false)] {
-        let mut tx = ledger.bed.database.read(scope).await.unwrap();
+        let mut tx = ledger.database.read(scope).await.unwrap();
         assert_eq!(invoices::get(&mut tx, stored.invoice.id).await.unwrap().is_some(), visible);
     }
 }
@@ -274,13 +274,13 @@ async fn everything_due_is_closed_and_one_failure_stops_nobody_else() {
         ))
         .await;
     let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
-    let turns = close_due(&ledger.bed.database, &clock, TimeDelta::hours(1), "test").await.unwrap();
+    let turns = close_due(&ledger.database, &clock, TimeDelta::hours(1), "test").await.unwrap();
     let closed: Vec<_> =
         turns.iter().map(|turn| (turn.customer, turn.period.start, turn.outcome.is_ok())).collect();
     let (september, october) = (utc("2026-09-01T00:00:00Z"), utc("2026-10-01T00:00:00Z"));
     assert_eq!(closed, [(acme, september, true), (broken, october, false), (acme, october, true)]);
     assert!(matches!(turns[1].outcome, Err(InvoicingError::Lines(_))));
-    let findings = verify::verify(&ledger.bed.database, utc("2027-01-01T00:00:00Z")).await.unwrap().findings;
+    let findings = verify::verify(&ledger.database, utc("2027-01-01T00:00:00Z")).await.unwrap().findings;
     assert_eq!(findings.iter().map(|finding| finding.check).collect::<Vec<_>>(), [Check::Rollups]);
 }
 
@@ -293,7 +293,7 @@ async fn a_new_calendar_starts_where_the_old_period_ends() {
         ledger.open_period(acme, zone, "2026-12-15T00:00:00Z").await;
     }
     ledger.open_period(acme, "America/New_York", "2026-11-30T20:00:00Z").await;
-    let mut tx = ledger.bed.database.read(Scope::Everything).await.unwrap();
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
     let stored: Vec<_> = periods::list(&mut tx, acme)
         .await
         .unwrap()

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use waybill::domain::ids::CustomerId;
 use waybill::domain::period::BillingCalendar;
 use waybill::ingest::posting::post_all;
+use waybill::store::Database;
 
 use crate::harness::TestBed;
 
@@ -15,11 +16,13 @@ pub const INCARNATION: Uuid = Uuid::from_u128(0x5742);
 
 /// A ledger with one cost book and one sell book at twice its rates.
 pub struct Ledger {
-    /// Its database and streams.
-    pub bed: TestBed,
+    /// Its database.
+    pub database: Database,
     /// To write and look at rows directly.
     pub pool: PgPool,
     next_sequence: i64,
+    /// Removes the database at the end, where it is the ledger's own.
+    _bed: Option<TestBed>,
 }
 
 /// One row of the journal.
@@ -81,8 +84,14 @@ impl Ledger {
     /// Books with `gpt-5` (input 0.0000015, output 0.000011 cost; `web_search` 0.01) and `tiny` (every rate one 10^-15).
     pub async fn new() -> Self {
         let bed = TestBed::new().await;
+        let ledger = Self::beside(&bed).await;
+        Self { _bed: Some(bed), ..ledger }
+    }
+
+    /// As [`Self::new`], in a database of somebody else.
+    pub async fn beside(bed: &TestBed) -> Self {
         let pool = PgPool::connect(&bed.database_url).await.expect("the test's database answers");
-        let ledger = Self { bed, pool, next_sequence: 1 };
+        let ledger = Self { database: bed.database.clone(), pool, next_sequence: 1, _bed: None };
         ledger
             .run(
                 "INSERT INTO price_books (name, kind, currency) VALUES ('provider-cost', 'cost', 'USD'), ('standard', 'sell', 'USD');
@@ -96,7 +105,7 @@ impl Ledger {
                      (1, 'input', 0.0000015), (1, 'output', 0.000011), (1, 'web_search', 0.01),
                      (2, 'input', 0.000003), (2, 'output', 0.000022), (2, 'web_search', 0.02),
                      (3, 'input', 0.000000000000001), (4, 'input', 0.000000000000001)) AS rates (price, class, rate);
-                 INSERT INTO gateways (name) VALUES ('gw-1');
+                 INSERT INTO gateways (name) VALUES ('gw-1') ON CONFLICT DO NOTHING;
                  SELECT open_booking_date(DATE '2026-11-23')",
             )
             .await;
@@ -122,7 +131,8 @@ impl Ledger {
     /// A customer in a zone, rated by both books for ever.
     pub async fn customer(&self, external_id: &str, zone: &str) -> CustomerId {
         let id: i64 = sqlx::query_scalar(
-            "WITH made AS (INSERT INTO customers (external_id, name, time_zone, anchor_day) VALUES ($1, $1, $2, 1) RETURNING id)
+            "WITH made AS (INSERT INTO customers (external_id, name, time_zone, anchor_day) VALUES ($1, $1, $2, 1)
+                           ON CONFLICT (external_id) DO UPDATE SET time_zone = EXCLUDED.time_zone RETURNING id)
              INSERT INTO book_assignments (customer_id, sell_book_id, cost_book_id, valid_from)
              SELECT made.id, s.id, c.id, '2020-01-01Z' FROM made, price_books s, price_books c
              WHERE s.kind = 'sell' AND c.kind = 'cost' RETURNING customer_id",
@@ -195,13 +205,13 @@ impl Ledger {
 
     /// Posts everything recorded.
     pub async fn post(&self) {
-        post_all(&self.bed.database).await.expect("posted");
+        post_all(&self.database).await.expect("posted");
     }
 
     /// Makes a period exist, as its first usage would.
     pub async fn open_period(&self, customer: CustomerId, zone: &str, at: &str) {
         let period = BillingCalendar::new(zone, 1).expect("a calendar").period_at(utc(at)).expect("a period");
-        let mut tx = self.bed.database.begin().await.expect("a transaction");
+        let mut tx = self.database.begin().await.expect("a transaction");
         waybill::store::periods::ensure(&mut tx, customer, period).await.expect("a period");
         waybill::store::commit(tx).await.expect("committed");
     }

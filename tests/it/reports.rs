@@ -16,7 +16,7 @@ async fn shown(ledger: &Ledger, scope: Scope, group_by: &[Dimension]) -> Vec<Str
         ..UsageFilter::default()
     };
     let query = UsageQuery { filter, group_by: group_by.to_vec() };
-    let mut tx = ledger.bed.database.read(scope).await.unwrap();
+    let mut tx = ledger.database.read(scope).await.unwrap();
     let report = usage(&mut tx, scope, &query, utc("2026-11-01T00:00:00Z")).await.unwrap();
     let row = |row: waybill::reports::UsageRow| {
         let names = [
@@ -105,7 +105,7 @@ async fn tasks_are_counted_once_alone_and_nested() {
         .await;
     ledger.record(&[ended(acme, "2026-10-02T02:00:00Z", "root", "refund", "success")]).await;
     ledger.post().await;
-    let mut tx = ledger.bed.database.read(Scope::Everything).await.unwrap();
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
     let mut report = async |nested| {
         let scope = TaskScope {
             customer: Some(acme),
@@ -147,7 +147,7 @@ async fn tasks_are_counted_once_alone_and_nested() {
     let [refund] = nested.types.as_slice() else { panic!("one type, not {:?}", nested.types) };
     assert_eq!(refund.charge_per_success.unwrap().to_string(), "0.000333");
     assert_eq!(nested.unattributed[0].figures.charge.to_string(), "0.000015");
-    let mut tx = ledger.bed.database.read(Scope::Customer(acme)).await.unwrap();
+    let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
     let totals = tasks::tree_totals(&mut tx, acme, "a").await.unwrap();
     assert_eq!((totals.tasks, totals.charge.to_string().as_str()), (3, "3.33"));
     let root = tasks::get(&mut tx, acme, "root").await.unwrap().unwrap();
@@ -178,13 +178,13 @@ async fn sound() -> Ledger {
         actor: "test".to_owned(),
     };
     let clock = waybill::clock::Clock::fixed(utc("2026-11-02T00:00:00Z"));
-    waybill::invoicing::close_and_finalize(&ledger.bed.database, &clock, &request).await.unwrap();
+    waybill::invoicing::close_and_finalize(&ledger.database, &clock, &request).await.unwrap();
     ledger.record(&[call(acme, "2026-11-03T01:00:00Z", "unposted", 4, 4)]).await;
     ledger
 }
 
 async fn found(ledger: &Ledger) -> Vec<Check> {
-    let proof = verify::verify(&ledger.bed.database, utc("2027-01-01T00:00:00Z")).await.unwrap();
+    let proof = verify::verify(&ledger.database, utc("2027-01-01T00:00:00Z")).await.unwrap();
     let mut checks: Vec<Check> = proof.findings.iter().map(|finding| finding.check).collect();
     checks.dedup();
     checks
