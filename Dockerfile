@@ -10,6 +10,6 @@ FROM debian:bookworm-slim
 RUN useradd --system --uid 10001 waybill
 COPY --from=build /usr/local/bin/waybill /usr/local/bin/waybill
 USER waybill
-EXPOSE 8080 9090
+EXPOSE 8080 9464
 ENTRYPOINT ["waybill"]
 CMD ["serve"]

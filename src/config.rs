@@ -7,6 +7,13 @@ use clap::Args;
 
 use crate::domain::access::Role;
 
+/// The stream that usage events travel in.
+const DEFAULT_STREAM: &str = "USAGE";
+/// Subjects are this, a dot, and the gateway's name.
+const DEFAULT_SUBJECT_PREFIX: &str = "usage.v1";
+/// What the stream may hold, in bytes.
+const DEFAULT_STREAM_BYTES: i64 = 15 << 30;
+
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
@@ -22,17 +29,30 @@ pub struct NatsArgs {
     #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
     pub nats_url: String,
     /// Name of the stream; made where it is missing
-    #[arg(long, env = "WAYBILL_STREAM", default_value = "USAGE")]
+    #[arg(long, env = "WAYBILL_STREAM", default_value = DEFAULT_STREAM)]
     pub stream: String,
     /// What the stream's subjects start with; a dot and the gateway's name follow
-    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = "usage.v1")]
+    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = DEFAULT_SUBJECT_PREFIX)]
     pub subject_prefix: String,
     /// Copies of the stream in the NATS cluster; 3 where the power loss of one machine must lose nothing
     #[arg(long, env = "WAYBILL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
     /// Bytes the stream may hold before it refuses new events; at most 60 % of its volume
-    #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = 15 * 1024 * 1024 * 1024, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
+    #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = DEFAULT_STREAM_BYTES, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
     pub stream_max_bytes: i64,
+}
+
+impl NatsArgs {
+    /// A server of one machine with the stream's usual names and limits.
+    pub fn local(nats_url: &str) -> Self {
+        Self {
+            nats_url: nats_url.to_owned(),
+            stream: DEFAULT_STREAM.to_owned(),
+            subject_prefix: DEFAULT_SUBJECT_PREFIX.to_owned(),
+            stream_replicas: 1,
+            stream_max_bytes: DEFAULT_STREAM_BYTES,
+        }
+    }
 }
 
 /// What `waybill serve` runs, and where it listens.

@@ -78,7 +78,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     telemetry::init_logs(&log);
     match command {
         Command::Serve(args) => app::start(&args).await?.until_stopped().await?,
-        Command::Dev { args: _, command: None } => {}
+        Command::Dev { args, command: None } => app::dev::run(&args).await?,
         Command::Dev { command: Some(Dev::Exec { command }), .. } => {
             let mut words = command.into_iter();
             let program = words.next().unwrap_or_default();

@@ -30,6 +30,9 @@ const PROBLEM_REF: &str = "#/components/schemas/Problem";
         (name = "prices", description = "Price books, dated prices, quotes"),
         (name = "api-keys", description = "Who may call"),
         (name = "rejections", description = "Events that could not be recorded: see why, replay, discard"),
+        (name = "tasks", description = "What each task cost"),
+        (name = "reports", description = "Usage, cost per task, margin"),
+        (name = "invoices", description = "Preview, finalize and read invoices"),
         (name = "operation", description = "Probes"),
     )
 )]
@@ -102,7 +105,10 @@ fn complete_operation(path: &str, method: &HttpMethod, operation: &mut Operation
             "422",
             "A value is not possible, or the `Idempotency-Key` was used for another request",
         );
-        operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+        // Events have an identity of their own, which makes sending them again safe.
+        if path != "/v1/events" {
+            operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+        }
     }
 }
 
@@ -176,7 +182,7 @@ mod tests {
             let verb = name.split('_').next().unwrap();
             let known = [
                 "get", "list", "create", "update", "delete", "replay", "discard", "publish", "revoke", "run",
-                "preview",
+                "preview", "finalize",
             ];
             assert!(known.contains(&verb), "{method} {path}: {name} starts with no known verb");
             assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}");

@@ -62,6 +62,8 @@ kinds! {
     UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's form is not supported";
     /// Well formed, but not possible.
     INVALID_VALUE = UNPROCESSABLE_ENTITY, "invalid_value", "A value is not possible";
+    /// Events, none of which can be recorded.
+    NO_VALID_EVENT = UNPROCESSABLE_ENTITY, "no_valid_event", "No event is valid";
     /// The Idempotency-Key was used for another request.
     IDEMPOTENCY_KEY_REUSED = UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The key was used for another request";
     /// Our fault.

@@ -1,6 +1,7 @@
 //! Operations that change something: one transaction holds the effect, its audit row and the kept answer.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,8 +18,9 @@ use super::AppState;
 use super::auth::{Access, Auth, Caller};
 use super::problem::{IDEMPOTENCY_KEY_REUSED, IDEMPOTENCY_KEY_RUNNING, INVALID_REQUEST, Problem};
 use super::request::read_json;
+use crate::domain::ids::ApiKeyId;
 use crate::store::idempotency::{self, Answer, Claim};
-use crate::store::{self, Tx, audit};
+use crate::store::{self, StoreError, Tx, audit};
 
 /// Names the client's own key of a request, so that it can be repeated safely.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -26,6 +28,10 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Longest key, in characters.
 const KEY_CHARS_MAX: usize = 255;
+/// How often a key that is held is looked at before the request is refused.
+const RUNNING_LOOKS: u32 = 10;
+/// Pause between two looks.
+const RUNNING_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// When to try again while the first request with a key runs.
 const RUNNING_RETRY_SECONDS: u32 = 1;
 
@@ -78,7 +84,7 @@ impl Work {
         let now = state.clock.now();
         let mut tx = state.db.begin().await.map_err(|error| Problem::from(error).into_response())?;
         if let Some((key, hash)) = &claim {
-            let claimed = idempotency::claim(&mut tx, caller.key, key, hash, now)
+            let claimed = claim_patiently(&mut tx, caller.key, key, hash, now)
                 .await
                 .map_err(|error| Problem::from(error).into_response())?;
             match claimed {
@@ -178,6 +184,24 @@ impl Work {
         }
         Ok(())
     }
+}
+
+/// Claims a key; one that is held is looked at again for a moment, because a request that was refused lets go of its key
+/// only after its answer, when its transaction has ended.
+async fn claim_patiently(
+    tx: &mut PgConnection,
+    api_key: ApiKeyId,
+    key: &str,
+    hash: &[u8],
+    now: DateTime<Utc>,
+) -> Result<Claim, StoreError> {
+    for _ in 1..RUNNING_LOOKS {
+        match idempotency::claim(tx, api_key, key, hash, now).await? {
+            Claim::Running => tokio::time::sleep(RUNNING_LOOK_EVERY).await,
+            claimed => return Ok(claimed),
+        }
+    }
+    idempotency::claim(tx, api_key, key, hash, now).await
 }
 
 fn wire_status(status: StatusCode) -> i16 {

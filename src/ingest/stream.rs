@@ -45,12 +45,6 @@ pub struct StreamNames {
     pub prefix: String,
 }
 
-impl Default for StreamNames {
-    fn default() -> Self {
-        Self { stream: super::STREAM.to_owned(), prefix: super::SUBJECT_PREFIX.to_owned() }
-    }
-}
-
 /// How the stream is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamLimits {
@@ -58,12 +52,6 @@ pub struct StreamLimits {
     pub replicas: usize,
     /// Bytes it may hold before it refuses.
     pub bytes_max: i64,
-}
-
-impl Default for StreamLimits {
-    fn default() -> Self {
-        Self { replicas: 1, bytes_max: 15 * 1024 * 1024 * 1024 }
-    }
 }
 
 /// The stream in its present life.

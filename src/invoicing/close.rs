@@ -25,9 +25,8 @@ const SERIES: &str = "INV";
 /// How rounding is named in the manifest.
 const ROUNDING_RULE: &str =
     "each line once, half away from zero, to the minor unit; the total is the sum of the rounded lines";
-/// How long a close waits for posting to catch up.
-const POSTING_WAIT: Duration = Duration::from_secs(5);
-/// How often it looks.
+/// How often a close looks whether posting has caught up, and the pause between two looks: five seconds in all.
+const POSTING_POLLS: u32 = 100;
 const POSTING_POLL: Duration = Duration::from_millis(50);
 /// Microseconds: what the database keeps of a time.
 const STORED_SUBSECOND_DIGITS: u16 = 6;
@@ -66,42 +65,101 @@ pub async fn close_and_finalize(
     clock: &Clock,
     request: &Request,
 ) -> Result<Closed, InvoicingError> {
-    let mut tx = database.read(Scope::Everything).await?;
-    let first_look = check(&mut tx, clock, request).await?;
-    let watermark = periods::newest_unposted(&mut tx).await?;
-    drop(tx);
-    if let Checked::Done(closed) = first_look {
-        return Ok(closed);
-    }
-    wait_until_posted(database, watermark).await?;
-
     let mut tx = database.begin().await?;
+    let closed = close_within(&mut tx, clock.now(), request).await?;
+    if !closed.already {
+        commit(tx).await?;
+    }
+    Ok(closed)
+}
+
+/// As [`close_and_finalize`], in a transaction of the caller, who commits; nothing is closed until then. The transaction
+/// must be read committed, because this waits in it for posting to catch up.
+///
+/// # Errors
+/// As [`close_and_finalize`].
+pub async fn close_within(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    request: &Request,
+) -> Result<Closed, InvoicingError> {
+    match check(connection, now, request).await {
+        Ok(Checked::Done(closed)) => return Ok(closed),
+        // Without the lock the order may change while it is looked at; it is decided below.
+        Ok(Checked::Due(..)) | Err(InvoicingError::OutOfOrder { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let watermark = periods::newest_unposted(connection).await?;
+    wait_until_posted(connection, watermark).await?;
     // From here to the commit nothing is posted: what the sums say now is what the period holds for ever.
-    periods::lock_closing(&mut tx).await?;
+    periods::lock_closing(connection).await?;
     // Asked again under the lock: a concurrent call may have closed the period since the first look, and a second
     // closing would compute the same invoice again and break on its key; a poster may have made an older period exist,
     // and closing over it would leave that one's usage on no invoice.
-    let (customer, period) = match check(&mut tx, clock, request).await? {
+    let (customer, period) = match check(connection, now, request).await? {
         Checked::Done(closed) => return Ok(closed),
         Checked::Due(customer, period) => (customer, period),
     };
-    ensure_posted(&mut tx, watermark).await?;
-    let documents = compute(&mut tx, customer.id, period).await?;
-    let now = clock.now().trunc_subsecs(STORED_SUBSECOND_DIGITS);
-    periods::ensure(&mut tx, customer.id, period).await?;
-    periods::close(&mut tx, customer.id, period, now).await?;
+    ensure_posted(connection, watermark).await?;
+    let documents = compute(connection, customer.id, period).await?;
+    let now = now.trunc_subsecs(STORED_SUBSECOND_DIGITS);
+    periods::ensure(connection, customer.id, period).await?;
+    periods::close(connection, customer.id, period, now).await?;
     // Made now, so that it starts where this one ends also where the calendar was changed meanwhile.
     let next = Period { start: period.end, end: customer.calendar()?.period_at(period.end)?.end };
-    periods::ensure(&mut tx, customer.id, next).await?;
-    let coverage = coverage(&mut tx, &documents).await?;
+    periods::ensure(connection, customer.id, next).await?;
+    let coverage = coverage(connection, &documents).await?;
     let mut ids = Vec::with_capacity(documents.len());
     for document in documents {
-        ids.push(finalize(&mut tx, &customer, period, document, &coverage, now).await?);
+        ids.push(finalize(connection, &customer, period, document, &coverage, now).await?);
     }
     let detail = json!({"period_start": period.start, "period_end": period.end, "invoices": ids});
-    audit::record(&mut tx, &request.actor, "period.close", &customer.external_id, Some(detail)).await?;
-    commit(tx).await?;
+    audit::record(connection, &request.actor, "period.close", &customer.external_id, Some(detail)).await?;
     Ok(Closed { period, invoices: ids, already: false })
+}
+
+/// One customer's turn in [`close_due`].
+#[derive(Debug)]
+pub struct Turn {
+    /// The customer.
+    pub customer: CustomerId,
+    /// The period.
+    pub period: Period,
+    /// What came of it.
+    pub outcome: Result<Closed, InvoicingError>,
+}
+
+/// Closes every period whose end and grace time have passed, of all customers, each in a transaction of its own. A
+/// customer whose period cannot be closed is left at that, the others go on.
+///
+/// # Errors
+/// [`InvoicingError::Store`] where the customers cannot be listed.
+pub async fn close_due(
+    database: &Database,
+    clock: &Clock,
+    grace: TimeDelta,
+    actor: &str,
+) -> Result<Vec<Turn>, InvoicingError> {
+    let ended_by = clock.now().checked_sub_signed(grace).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let mut turns = Vec::new();
+    let mut failed: Vec<CustomerId> = Vec::new();
+    loop {
+        let mut tx = database.read(Scope::Everything).await?;
+        let mut due = periods::due(&mut tx, ended_by).await?;
+        drop(tx);
+        due.retain(|(customer, _)| !failed.contains(customer));
+        if due.is_empty() {
+            return Ok(turns);
+        }
+        for (customer, period) in due {
+            let request = Request { customer, at: period.start, grace, actor: actor.to_owned() };
+            let outcome = close_and_finalize(database, clock, &request).await;
+            if outcome.is_err() {
+                failed.push(customer);
+            }
+            turns.push(Turn { customer, period, outcome });
+        }
+    }
 }
 
 /// Where a period stands.
@@ -115,7 +173,7 @@ enum Checked {
 /// Whether the period is closed, can be closed, or why it cannot.
 async fn check(
     connection: &mut PgConnection,
-    clock: &Clock,
+    now: DateTime<Utc>,
     request: &Request,
 ) -> Result<Checked, InvoicingError> {
     let customer = periods::customer(connection, request.customer)
@@ -129,7 +187,7 @@ async fn check(
         return Ok(Checked::Done(Closed { period, invoices, already: true }));
     }
     let possible_from = period.end.checked_add_signed(request.grace).unwrap_or(DateTime::<Utc>::MAX_UTC);
-    if clock.now() < possible_from {
+    if now < possible_from {
         return Err(InvoicingError::TooEarly { period, possible_from });
     }
     match periods::next_to_close(connection, customer.id).await? {
@@ -139,23 +197,17 @@ async fn check(
 }
 
 /// Waits, within bounds, until everything recorded before the call is in the sums.
-async fn wait_until_posted(database: &Database, watermark: Option<BatchId>) -> Result<(), InvoicingError> {
-    let Some(watermark) = watermark else { return Ok(()) };
-    let posted = async {
-        loop {
-            let mut tx = database.read(Scope::Everything).await?;
-            if periods::unposted_up_to(&mut tx, watermark).await? == 0 {
-                return Ok(());
-            }
-            drop(tx);
-            tokio::time::sleep(POSTING_POLL).await;
+async fn wait_until_posted(
+    connection: &mut PgConnection,
+    watermark: Option<BatchId>,
+) -> Result<(), InvoicingError> {
+    for _ in 0..POSTING_POLLS {
+        match ensure_posted(connection, watermark).await {
+            Err(InvoicingError::NotPosted { .. }) => tokio::time::sleep(POSTING_POLL).await,
+            outcome => return outcome,
         }
-    };
-    if let Ok(outcome) = tokio::time::timeout(POSTING_WAIT, posted).await {
-        return outcome;
     }
-    let mut tx = database.read(Scope::Everything).await?;
-    ensure_posted(&mut tx, Some(watermark)).await
+    ensure_posted(connection, watermark).await
 }
 
 async fn ensure_posted(

@@ -17,7 +17,7 @@ use crate::domain::ids::CustomerId;
 use crate::domain::period::{CalendarError, Period};
 use crate::store::StoreError;
 
-pub use close::{Closed, DEFAULT_GRACE, Request, close_and_finalize};
+pub use close::{Closed, DEFAULT_GRACE, Request, Turn, close_and_finalize, close_due, close_within};
 pub use lines::{Document, LinesError, documents};
 pub use preview::{Draft, preview};
 

@@ -9,7 +9,7 @@ use crate::domain::ids::{CustomerId, PriceId};
 use crate::domain::period::Period;
 use crate::store::invoices::tallies;
 use crate::store::periods::{self, BilledCustomer, StoredPeriod};
-use crate::store::{Database, Scope, rates};
+use crate::store::rates;
 
 /// A period as it would be invoiced now.
 #[derive(Debug, Clone)]
@@ -26,23 +26,21 @@ pub struct Draft {
     pub as_of: DateTime<Utc>,
 }
 
-/// Computes the draft of the period that holds `at`, in one snapshot and in the caller's scope.
+/// Computes the draft of the period that holds `at`, from the caller's snapshot and in its scope.
 ///
 /// # Errors
 /// [`InvoicingError`]; [`InvoicingError::UnknownCustomer`] where the scope hides the customer.
 pub async fn preview(
-    database: &Database,
-    scope: Scope,
+    connection: &mut PgConnection,
     customer: CustomerId,
     at: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<Draft, InvoicingError> {
-    let mut tx = database.read(scope).await?;
     let billed =
-        periods::customer(&mut tx, customer).await?.ok_or(InvoicingError::UnknownCustomer(customer))?;
-    let as_of = periods::posted_through(&mut tx, now).await?;
-    let stored = period_holding(&mut tx, &billed, at).await?;
-    let documents = compute(&mut tx, customer, stored.period).await?;
+        periods::customer(connection, customer).await?.ok_or(InvoicingError::UnknownCustomer(customer))?;
+    let as_of = periods::posted_through(connection, now).await?;
+    let stored = period_holding(connection, &billed, at).await?;
+    let documents = compute(connection, customer, stored.period).await?;
     Ok(Draft { customer: billed, period: stored.period, closed_at: stored.closed_at, documents, as_of })
 }
 

@@ -1,22 +1,19 @@
 //! One event of the wire format: the CloudEvents envelope, its data, and their way into [`UsageEvent`].
 
-use std::collections::BTreeMap;
-use std::fmt;
-
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::fields;
 use super::formats::{Format, Reading};
-use super::json::{Count, Object, Text, fault, read, too_deep};
+use super::json::{Count, Object, Text, read, too_deep};
 use super::reason::{Reason, Rejected};
+use super::values::{Attributes, Classes, Sequence};
 use crate::domain::event::{
     Report, SequenceMark, StatedCost, TaskOutcome, TaskRef, Usage, UsageEvent, UsagePart, UsageSource,
 };
 use crate::domain::identity::EventIdentity;
 use crate::domain::money::Currency;
-use crate::domain::tokens::{Quantities, TokenClass};
 
 /// The CloudEvents version of the envelope.
 pub const SPEC_VERSION: &str = "1.0";
@@ -24,12 +21,8 @@ pub const SPEC_VERSION: &str = "1.0";
 pub const USAGE_TYPE: &str = "llm.usage.v1";
 /// Event type of the end of a task.
 pub const TASK_TYPE: &str = "llm.task.v1";
-/// Most attributes of one event.
-pub const ATTRIBUTES_MAX: usize = 32;
 /// Most usage parts of one event.
 pub const PARTS_MAX: usize = 64;
-/// The largest sequence number: ranges of them have an exclusive end and must fit 64 bits.
-const SEQUENCE_MAX: i64 = 1_000_000_000_000_000_000;
 /// The epoch of a gateway that counts without naming one.
 const EPOCH_DEFAULT: &str = "default";
 
@@ -109,15 +102,29 @@ struct ProviderUsage<'a> {
 /// # Errors
 /// [`Rejected`] with the reason; the first fault found decides.
 pub fn parse_event(raw: &[u8]) -> Result<UsageEvent, Rejected> {
+    let text = checked_text(raw)?;
+    match read::<Envelope<'_, Object<Data<'_>>>>(text) {
+        Ok(envelope) => envelope.into_event(),
+        Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
+    }
+}
+
+/// Reads the `data` of a usage event alone, for a quote of what such a call costs.
+///
+/// # Errors
+/// [`Rejected`] as the whole event would be.
+pub fn parse_usage(data: &[u8]) -> Result<Usage, Rejected> {
+    read::<Data<'_>>(checked_text(data)?)?.into_usage()
+}
+
+/// The bytes as text that is safe to read.
+fn checked_text(raw: &[u8]) -> Result<&str, Rejected> {
     let text = std::str::from_utf8(raw)
         .map_err(|_| Rejected::new(Reason::Utf8, "the event holds bytes that are not UTF-8; send UTF-8"))?;
     if too_deep(raw) {
         return Err(Rejected::new(Reason::Json, "the event nests deeper than 128 levels; send it flatter"));
     }
-    match read::<Envelope<'_, Object<Data<'_>>>>(text) {
-        Ok(envelope) => envelope.into_event(),
-        Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
-    }
+    Ok(text)
 }
 
 /// Why an event whose data cannot be read would have been refused before that: another version may shape its data
@@ -288,135 +295,4 @@ fn sequence_mark(
     let Some(&Sequence(number)) = number else { return Ok(None) };
     let epoch = epoch.map_or(Ok(EPOCH_DEFAULT.to_owned()), |epoch| fields::machine_id("epoch", epoch))?;
     Ok(Some(SequenceMark { epoch, number }))
-}
-
-/// The CloudEvents extension `sequence`: an integer from 1, or a text of its digits.
-struct Sequence(i64);
-
-impl<'de> Deserialize<'de> for Sequence {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SequenceVisitor;
-
-        impl Visitor<'_> for SequenceVisitor {
-            type Value = Sequence;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer from 1, or a string of its digits")
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Sequence, E> {
-                match i64::try_from(value) {
-                    Ok(number @ 1..=SEQUENCE_MAX) => Ok(Sequence(number)),
-                    _ => Err(fault(
-                        Reason::Range,
-                        format_args!("a sequence counts from 1 to {SEQUENCE_MAX}; {value} is outside"),
-                    )),
-                }
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Sequence, E> {
-                Err(fault(Reason::Range, format_args!("a sequence counts from 1; {value} is below")))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Sequence, E> {
-                let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-                match text.parse() {
-                    Ok(number) if digits => self.visit_u64(number),
-                    _ => {
-                        Err(fault(Reason::Type, "a sequence is an integer from 1, or a string of its digits"))
-                    }
-                }
-            }
-        }
-
-        deserializer.deserialize_any(SequenceVisitor)
-    }
-}
-
-/// The `usage` object: disjoint classes by name, each at most once.
-struct Classes {
-    quantities: Quantities,
-    /// Whether any class is stated: all zero is a statement, an empty object is none.
-    stated: bool,
-}
-
-impl<'de> Deserialize<'de> for Classes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ClassesVisitor;
-
-        impl<'de> Visitor<'de> for ClassesVisitor {
-            type Value = Classes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of token classes")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Classes, A::Error> {
-                let mut quantities = Quantities::NONE;
-                let mut seen = 0_u32;
-                while let Some(name) = map.next_key::<Text<'de>>()? {
-                    let class: TokenClass =
-                        name.parse().map_err(|unknown| fault(Reason::UnknownClass, unknown))?;
-                    let bit = 1 << class.index();
-                    if seen & bit != 0 {
-                        return Err(fault(Reason::DuplicateKey, format_args!("`{class}` is given twice")));
-                    }
-                    seen |= bit;
-                    let Count(quantity) = map.next_value()?;
-                    quantities.set(class, quantity).map_err(|limit| fault(Reason::Limit, limit))?;
-                }
-                Ok(Classes { quantities, stated: seen != 0 })
-            }
-        }
-
-        deserializer.deserialize_map(ClassesVisitor)
-    }
-}
-
-/// The `attributes` object: texts by key; `null` says that there is none.
-struct Attributes(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Attributes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AttributesVisitor;
-
-        impl<'de> Visitor<'de> for AttributesVisitor {
-            type Value = Attributes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
-                let mut attributes: BTreeMap<String, Option<String>> = BTreeMap::new();
-                while let Some(key) = map.next_key::<Text<'de>>()? {
-                    let refused = |rejected: Rejected| fault(rejected.reason, rejected.detail);
-                    let key = fields::machine_id("attribute key", &key).map_err(refused)?;
-                    let value = map.next_value::<Option<Text<'de>>>()?;
-                    let value = value
-                        .map(|value| fields::label("attribute value", &value))
-                        .transpose()
-                        .map_err(refused)?;
-                    if attributes.len() == ATTRIBUTES_MAX {
-                        return Err(fault(
-                            Reason::Limit,
-                            format_args!("an event has at most {ATTRIBUTES_MAX} attributes"),
-                        ));
-                    }
-                    if attributes.contains_key(&key) {
-                        return Err(fault(
-                            Reason::DuplicateKey,
-                            format_args!("attribute `{key}` is given twice"),
-                        ));
-                    }
-                    attributes.insert(key, value);
-                }
-                Ok(Attributes(
-                    attributes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
-                ))
-            }
-        }
-
-        deserializer.deserialize_map(AttributesVisitor)
-    }
 }

@@ -192,14 +192,17 @@ impl Scanner<'_> {
     /// From the opening quote to the closing one.
     fn skip_string(&mut self) -> Result<(), Rejected> {
         self.at += 1;
-        while let Some(byte) = self.peek() {
-            match byte {
-                b'"' => return Ok(()),
-                b'\\' => self.at += 2,
-                _ => self.at += 1,
+        loop {
+            let rest = self.body.get(self.at..).unwrap_or_default();
+            let Some(special) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) else {
+                return Err(not_json("the JSON ends inside a string"));
+            };
+            self.at += special;
+            if rest[special] == b'"' {
+                return Ok(());
             }
+            self.at += 2;
         }
-        Err(not_json("the JSON ends inside a string"))
     }
 
     fn skip_blanks(&mut self) {

@@ -10,7 +10,7 @@
 //! Choices where the specification leaves one:
 //! - Explicit zeros are usage (recorded as zero); an empty `usage` and a payload without counts are `unmetered`.
 //! - `null` is "not given" for every optional field; an empty text is a mistake (`length`).
-//! - A UUID in any spelling is the same id. Nil and max UUIDs are none.
+//! - Ids are opaque and compared byte for byte: two spellings of a UUID are two ids.
 //! - Times are cut to microseconds; leap seconds are refused.
 //! - Costs, prices and currencies in the body never become money; a provider's stated cost is kept beside ours.
 //! - The model that the provider reports goes before the model that the event names; the provider's name that the
@@ -27,11 +27,13 @@ mod message;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit};
-pub use event::{ATTRIBUTES_MAX, PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event};
+pub use event::{PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_usage};
 pub use formats::Format;
 pub use hash::content_hash;
 pub use hints::{Hints, hints};
 pub use message::{MESSAGE_MAX_BYTES, MESSAGE_MAX_EVENTS, Message, split};
 pub use reason::{Reason, Rejected, UnknownReason};
+pub use values::ATTRIBUTES_MAX;

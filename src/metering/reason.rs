@@ -45,7 +45,7 @@ text_enum! {
         Ambiguous = "ambiguous",
         /// No usable event id.
         NoId = "no_id",
-        /// An event id in a form that could name two events.
+        /// An event id with characters that ids do not allow.
         BadId = "bad_id",
         /// Not an RFC 3339 time with an offset.
         Time = "time",
@@ -81,6 +81,8 @@ text_enum! {
         UnknownEstimate = "unknown_estimate",
         /// Another event with this identity is recorded.
         Conflict = "conflict",
+        /// The database refuses the event's data.
+        Unstorable = "unstorable",
         /// The event made the program fail.
         Panic = "panic",
     }

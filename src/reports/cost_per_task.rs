@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 
 use super::ReportError;
 use super::figures::{Figures, Ratio};
@@ -10,7 +11,7 @@ use crate::domain::event::Outcome;
 use crate::domain::money::{Amount, Currency};
 use crate::store::reports::{TaskScope, TaskTotals, task_totals};
 use crate::store::usage::{Grouping, UsageFilter, sums};
-use crate::store::{Database, Scope, periods};
+use crate::store::{Scope, periods};
 
 /// How totals of single tasks are distributed. Percentiles are exact totals of actual tasks: nearest rank, see
 /// [`percentile`].
@@ -94,20 +95,20 @@ pub struct CostPerTask {
     pub as_of: DateTime<Utc>,
 }
 
-/// Reports on the tasks whose last event lies in the interval, in one snapshot and in the caller's scope.
+/// Reports on the tasks whose last event lies in the interval, from the caller's snapshot, which was
+/// begun in `scope`.
 ///
 /// # Errors
 /// [`ReportError`].
 pub async fn cost_per_task(
-    database: &Database,
+    connection: &mut PgConnection,
     scope: Scope,
     tasks: &TaskScope,
     now: DateTime<Utc>,
 ) -> Result<CostPerTask, ReportError> {
     let tasks = TaskScope { customer: scope.customer().or(tasks.customer), ..tasks.clone() };
-    let mut tx = database.read(scope).await?;
-    let as_of = periods::posted_through(&mut tx, now).await?;
-    let totals = task_totals(&mut tx, &tasks).await?;
+    let as_of = periods::posted_through(connection, now).await?;
+    let totals = task_totals(connection, &tasks).await?;
     let untyped = UsageFilter {
         customer: tasks.customer,
         from: tasks.from,
@@ -115,7 +116,7 @@ pub async fn cost_per_task(
         task_type: Some(String::new()),
         ..UsageFilter::default()
     };
-    let untyped = sums(&mut tx, &untyped, Grouping::default()).await?;
+    let untyped = sums(connection, &untyped, Grouping::default()).await?;
     let shows_cost = scope.customer().is_none();
     let unattributed = untyped.into_iter().map(|sums| Unattributed {
         events: sums.events,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 
 use super::ReportError;
 use super::figures::Figures;
@@ -15,7 +16,7 @@ use crate::domain::invoice::PriceTerms;
 use crate::domain::money::Amount;
 use crate::domain::tokens::{Quantities, TokenClass};
 use crate::store::usage::{Grouping, UsageFilter, UsageSums, sums};
-use crate::store::{Database, Scope, periods, rates};
+use crate::store::{Scope, periods, rates};
 
 text_enum! {
     /// What usage can be grouped by.
@@ -80,12 +81,12 @@ pub struct UsageReport {
     pub as_of: DateTime<Utc>,
 }
 
-/// Sums usage in one snapshot, in the caller's scope.
+/// Sums usage from the caller's snapshot, which was begun in `scope`.
 ///
 /// # Errors
 /// [`ReportError`].
 pub async fn usage(
-    database: &Database,
+    connection: &mut PgConnection,
     scope: Scope,
     query: &UsageQuery,
     now: DateTime<Utc>,
@@ -103,12 +104,11 @@ pub async fn usage(
     };
     let mut filter = query.filter.clone();
     filter.customer = scope.customer().or(filter.customer);
-    let mut tx = database.read(scope).await?;
-    let as_of = periods::posted_through(&mut tx, now).await?;
-    let groups = sums(&mut tx, &filter, grouping).await?;
+    let as_of = periods::posted_through(connection, now).await?;
+    let groups = sums(connection, &filter, grouping).await?;
     let shows_cost = scope.customer().is_none();
     let rows = if by_class {
-        let terms = rates::by_price(&mut tx, &prices(&groups)).await?;
+        let terms = rates::by_price(connection, &prices(&groups)).await?;
         rows_by_class(&groups, &terms, shows_cost)?
     } else {
         groups.iter().map(|group| row(group, shows_cost)).collect()

@@ -35,3 +35,28 @@ pub async fn unaccounted(
     .await?;
     Ok(holes)
 }
+
+/// How far recording and posting are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Events in batches from the stream, however they ended.
+    pub events: i64,
+    /// Batches that are not posted yet.
+    pub unposted_batches: i64,
+}
+
+/// How far recording and posting are.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn progress(connection: &mut PgConnection) -> Result<Progress, StoreError> {
+    let progress = sqlx::query_as!(
+        Progress,
+        r#"SELECT COALESCE(SUM(events) FILTER (WHERE origin = 'stream'), 0) AS "events!",
+                  COUNT(*) FILTER (WHERE posted_at IS NULL) AS "unposted_batches!"
+           FROM ingest_batches"#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(progress)
+}

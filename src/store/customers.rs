@@ -83,21 +83,6 @@ pub struct NewAssignment {
     pub valid_to: Option<DateTime<Utc>>,
 }
 
-/// A price book as an assignment needs it.
-#[derive(Debug, Clone)]
-pub struct BookRow {
-    /// Its key.
-    pub id: BookId,
-    /// Its name.
-    pub name: String,
-    /// `cost` or `sell`.
-    pub kind: String,
-    /// ISO 4217 code.
-    pub currency: String,
-    /// The cost book that a markup derives it from.
-    pub base_book: Option<String>,
-}
-
 struct RawCustomer {
     id: CustomerId,
     external_id: String,
@@ -245,22 +230,6 @@ pub async fn assignments(
             })
         })
         .collect()
-}
-
-/// The price book with a name.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn book(connection: &mut PgConnection, name: &str) -> Result<Option<BookRow>, StoreError> {
-    let row = sqlx::query_as!(
-        BookRow,
-        r#"SELECT b.id AS "id: BookId", b.name, b.kind, b.currency, base.name AS "base_book?"
-           FROM price_books b LEFT JOIN price_books base ON base.id = b.base_book_id WHERE b.name = $1"#,
-        name
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(row)
 }
 
 /// Assigns books; the open assignment before, if there is one, ends where this one starts, and its start is returned.

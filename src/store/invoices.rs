@@ -248,7 +248,7 @@ pub async fn get(connection: &mut PgConnection, id: InvoiceId) -> Result<Option<
     Ok(load(connection, &[id.0]).await?.pop())
 }
 
-/// Invoices with their lines, newest number first.
+/// Invoices without their lines, newest number first.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -269,7 +269,7 @@ pub async fn list(
     )
     .fetch_all(&mut *connection)
     .await?;
-    load(connection, &ids).await
+    headers(connection, &ids).await
 }
 
 /// Up to `limit` invoices of a series from a number upwards, in order.
@@ -318,7 +318,17 @@ pub async fn all_series(connection: &mut PgConnection) -> Result<Vec<Series>, St
     Ok(series)
 }
 
+/// With their lines, newest number first.
 async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredInvoice>, StoreError> {
+    let mut invoices = headers(connection, ids).await?;
+    let mut lines = load_lines(connection, ids).await?;
+    for stored in &mut invoices {
+        stored.invoice.lines = lines.remove(&stored.invoice.id).unwrap_or_default();
+    }
+    Ok(invoices)
+}
+
+async fn headers(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredInvoice>, StoreError> {
     let headers = sqlx::query!(
         r#"SELECT i.id AS "id: InvoiceId", i.customer_id AS "customer: CustomerId", c.external_id, series, number,
                   period_start, period_end, currency, total_minor, exact_total AS "exact_total: Amount", i.status,
@@ -327,9 +337,8 @@ async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredI
            WHERE i.id = ANY($1) ORDER BY number DESC"#,
         ids
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(connection)
     .await?;
-    let mut lines = load_lines(connection, ids).await?;
     headers
         .into_iter()
         .map(|row| {
@@ -352,7 +361,7 @@ async fn load(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredI
                     time_zone: row.time_zone,
                     manifest: row.manifest,
                     previous_hash: row.previous_hash,
-                    lines: lines.remove(&row.id).unwrap_or_default(),
+                    lines: Vec::new(),
                 },
             })
         })

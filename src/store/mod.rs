@@ -268,6 +268,8 @@ async fn pool(
         ("lock_timeout", "10s"),
         ("idle_in_transaction_session_timeout", "15s"),
         ("timezone", "UTC"),
+        // The ROLLBACK after every release warns where there is nothing to roll back, which is the usual case.
+        ("client_min_messages", "error"),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(connections)

@@ -147,7 +147,8 @@ pub async fn due(
     Ok(rows.into_iter().map(|row| (row.customer, Period { start: row.start_at, end: row.end_at })).collect())
 }
 
-/// Makes the period exist; does nothing where it does already, or where another one holds part of it.
+/// Makes the period exist, cut where a period that exists already holds part of it: after a change of the calendar the
+/// first new period begins where the last old one ends.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -157,7 +158,14 @@ pub async fn ensure(
     period: Period,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO billing_periods (customer_id, start_at, end_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        "INSERT INTO billing_periods (customer_id, start_at, end_at)
+         SELECT $1, cut.start_at, cut.end_at
+         FROM (SELECT GREATEST($2, (SELECT max(end_at) FROM billing_periods
+                                    WHERE customer_id = $1 AND start_at <= $2 AND end_at > $2)) AS start_at,
+                      LEAST($3, (SELECT min(start_at) FROM billing_periods
+                                 WHERE customer_id = $1 AND start_at > $2 AND start_at < $3)) AS end_at) AS cut
+         WHERE cut.start_at < cut.end_at
+         ON CONFLICT DO NOTHING",
         customer.0,
         period.start,
         period.end

@@ -61,7 +61,8 @@ pub struct MissingPeriod {
     pub at: DateTime<Utc>,
 }
 
-/// Usage in the slice that lies in no billing period yet: one instant per customer and UTC hour.
+/// Usage in the slice that lies in no billing period yet: one instant per customer and hour of its
+/// zone: in some zones a period starts within a UTC hour.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -78,7 +79,7 @@ pub async fn missing_periods(
              AND NOT EXISTS (SELECT 1 FROM billing_periods p
                              WHERE p.customer_id = e.customer_id
                                AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at)
-           GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at)"#,
+           GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at, c.time_zone)"#,
         &ids(slice),
         &slice.dates
     )

@@ -341,7 +341,7 @@ pub async fn calls(
         .collect())
 }
 
-/// The currencies of a customer's cost and charge at a time; the cost's is `None` where the scope hides cost books.
+/// The currencies of a customer's cost and charge; the cost's is `None` where the scope hides cost books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Currencies {
     /// Of the cost.
@@ -350,35 +350,28 @@ pub struct Currencies {
     pub charge: Currency,
 }
 
-/// The currencies that a customer is rated in: of the books assigned at `at`, else of those assigned nearest before or
-/// first; `None` where no books were ever assigned.
+/// The currencies that a customer is rated in: of its newest assignment. A task's totals are one sum, so this is their
+/// currency as long as a customer stays with one.
 ///
 /// # Errors
-/// [`StoreError`].
+/// [`StoreError`]. A customer without an assignment has no usage; its nothing is in dollars.
 pub async fn currencies(
     connection: &mut PgConnection,
     customer: CustomerId,
-    at: DateTime<Utc>,
-) -> Result<Option<Currencies>, StoreError> {
+) -> Result<Currencies, StoreError> {
     let row = sqlx::query!(
         r#"SELECT s.currency AS "charge!", c.currency AS "cost?"
            FROM book_assignments a
            JOIN price_books s ON s.id = a.sell_book_id
            LEFT JOIN price_books c ON c.id = a.cost_book_id
-           WHERE a.customer_id = $1
-           ORDER BY (a.valid_from <= $2) DESC,
-                    CASE WHEN a.valid_from <= $2 THEN $2 - a.valid_from ELSE a.valid_from - $2 END
-           LIMIT 1"#,
-        customer.0,
-        at
+           WHERE a.customer_id = $1 ORDER BY a.valid_from DESC LIMIT 1"#,
+        customer.0
     )
     .fetch_optional(connection)
     .await?;
-    row.map(|row| {
-        Ok(Currencies {
-            cost: row.cost.map(|code| super::rates::currency(&code)).transpose()?,
-            charge: super::rates::currency(&row.charge)?,
-        })
+    let Some(row) = row else { return Ok(Currencies { cost: None, charge: Currency::USD }) };
+    Ok(Currencies {
+        cost: row.cost.as_deref().map(super::rates::currency).transpose()?,
+        charge: super::rates::currency(&row.charge)?,
     })
-    .transpose()
 }

@@ -4,10 +4,10 @@
 //! zstd is allowed), the design holds.
 
 use async_nats::HeaderMap;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::{Value, json};
 
-use crate::world::{Outcome, World, usage_event};
+use crate::world::{Outcome, World, now, usage_event};
 
 /// One case: the message as published, and how each of its events must end.
 struct Case {
@@ -102,7 +102,7 @@ fn envelope_cases() -> Vec<Case> {
             headers: Some(("Content-Encoding", "zstd")),
             expected: vec![rejected("encoding")],
         },
-        case("B45 gzip without a header", vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], rejected("utf8")),
+        case("B45 gzip without a header", vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], rejected("encoding")),
     ]
 }
 
@@ -119,7 +119,7 @@ fn number_cases() -> Vec<Case> {
         case("B12 2^64 - 1", input("b12b", "18446744073709551615"), rejected("range")),
         case("B12 2^64", input("b12c", "18446744073709551616"), rejected("range")),
         case("B12 400 digits", input("b12d", &"9".repeat(400)), rejected("range")),
-        case("B13 1e400", input("b13a", "1e400"), rejected("type")),
+        case("B13 1e400", input("b13a", "1e400"), rejected("range")),
         case("B13 1e3", input("b13b", "1e3"), rejected("type")),
         case("B13 1.0", input("b13c", "1.0"), rejected("type")),
         case("B13 1.5", input("b13d", "1.5"), rejected("type")),
@@ -163,7 +163,7 @@ fn identity_cases() -> Vec<Case> {
     vec![
         case("B19 no id", with("b19", |e| drop(e.as_object_mut().unwrap().remove("id"))), rejected("no_id")),
         case("B19 empty id", with("b19b", |e| e["id"] = json!("")), rejected("no_id")),
-        case("B19 blank id", with("b19c", |e| e["id"] = json!(" ")), rejected("bad_id")),
+        case("B19 blank id", with("b19c", |e| e["id"] = json!(" ")), rejected("no_id")),
         case("B19 null id", with("b19d", |e| e["id"] = json!(null)), rejected("no_id")),
         // Ids are free texts by design: these are other ids, not other spellings of one.
         case(
@@ -232,7 +232,7 @@ fn identity_cases() -> Vec<Case> {
         case(
             "B42 SQL, templates",
             with("b42", |e| {
-                e["data"]["attributes"] = json!({"note": "'; DROP TABLE usage_events; -- $1 %s {{7*7}}"})
+                e["data"]["attributes"] = json!({"note": "'; DROP TABLE usage_events; -- $1 %s {{7*7}}"});
             }),
             Outcome::Recorded,
         ),
@@ -261,7 +261,7 @@ fn time_cases() -> Vec<Case> {
     let time = |id: &str, at: Value, outcome: Outcome, name: &'static str| {
         case(name, with(id, |e| e["time"] = at), outcome)
     };
-    let now = Utc::now();
+    let at = now();
     vec![
         time("b28a", json!("1970-01-01T00:00:00Z"), rejected("too_old"), "B28 1970"),
         time("b28b", json!("0001-01-01T00:00:00Z"), rejected("too_old"), "B28 year 1"),
@@ -274,15 +274,15 @@ fn time_cases() -> Vec<Case> {
         time("b28i", json!("2026-11-01T10:00:00"), rejected("time"), "B28 no offset"),
         time("b28j", json!("2026-11-01T10:00:00+99:00"), rejected("time"), "B28 offset of 99 hours"),
         time("b28k", json!(1_764_000_000), rejected("type"), "B28 a number"),
-        time("b29", json!((now + TimeDelta::minutes(10)).to_rfc3339()), rejected("future"), "B29 future"),
+        time("b29", json!((at + TimeDelta::minutes(10)).to_rfc3339()), rejected("future"), "B29 future"),
         time(
             "b29b",
-            json!((now + TimeDelta::minutes(4)).to_rfc3339()),
+            json!((at + TimeDelta::minutes(4)).to_rfc3339()),
             Outcome::Recorded,
             "B29 a clock 4 minutes ahead",
         ),
-        time("b30", json!((now - TimeDelta::days(36)).to_rfc3339()), rejected("too_old"), "B30 too old"),
-        time("b30b", json!((now - TimeDelta::days(34)).to_rfc3339()), Outcome::Recorded, "B30 old enough"),
+        time("b30", json!((at - TimeDelta::days(36)).to_rfc3339()), rejected("too_old"), "B30 too old"),
+        time("b30b", json!((at - TimeDelta::days(34)).to_rfc3339()), Outcome::Recorded, "B30 old enough"),
     ]
 }
 
@@ -310,7 +310,7 @@ fn identity_pairs() -> Vec<Case> {
     cases.extend(pair(
         "B24 another time",
         again("b24").into(),
-        with("b24", |e| e["time"] = json!((Utc::now() - TimeDelta::hours(3)).to_rfc3339())),
+        with("b24", |e| e["time"] = json!((now() - TimeDelta::hours(3)).to_rfc3339())),
         conflict(),
     ));
     cases.extend(pair(

@@ -1,10 +1,26 @@
 //! Tests over real servers: one binary. Run them with `make test`, or `cargo run -- dev exec -- cargo test`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; clippy knows tests by their functions only"
+)]
+
 mod architecture;
 mod bad_inputs;
 mod harness;
+mod http_access;
+mod http_bed;
+mod http_reports;
+mod http_resources;
+mod http_writes;
+mod invoicing;
+mod ledger;
 mod prices;
 mod real_data;
+mod recording;
+mod reports;
 mod servers;
 mod setup;
 mod world;

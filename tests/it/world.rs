@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_nats::jetstream::{self, Context};
 use async_nats::{ConnectOptions, HeaderMap};
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
 use tokio::task::JoinHandle;
@@ -69,9 +71,12 @@ pub struct World {
     pub names: StreamNames,
     pub recorder: Recorder,
     context: Context,
-    consumer: Mutex<Option<(Shutdown, JoinHandle<Result<(), IngestError>>)>>,
+    consumer: Mutex<Option<Consuming>>,
     jobs: Shutdown,
 }
+
+/// A consumer of this process, and what stops it.
+type Consuming = (Shutdown, JoinHandle<Result<(), IngestError>>);
 
 /// A usage event that every world can record.
 pub fn usage_event(id: &str) -> Value {
@@ -84,6 +89,11 @@ pub fn usage_event(id: &str) -> Value {
             "usage": {"input": 100, "cache_read": 300, "output": 50},
         },
     })
+}
+
+/// The time.
+pub fn now() -> DateTime<Utc> {
+    Clock::System.now()
 }
 
 /// When test events happen: the same in one test run, so that two copies of an event are equal.
@@ -161,13 +171,38 @@ impl World {
         Self { bed, pool, stream, names, recorder, context, consumer: Mutex::new(None), jobs }
     }
 
+    /// The stream's server.
+    pub const fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Acknowledges so many messages as a consumer that recorded nothing would.
+    pub async fn acknowledge_without_recording(&self, messages: usize) {
+        let consumer = self.stream.consumer().await.unwrap();
+        let mut batch = consumer
+            .batch()
+            .max_messages(messages)
+            .expires(Duration::from_secs(20))
+            .messages()
+            .await
+            .unwrap();
+        while let Some(message) = batch.next().await {
+            message.unwrap().double_ack().await.unwrap();
+        }
+    }
+
     /// Starts the consumer in this process.
     pub fn start_consumer(&self) {
+        self.start_consumer_at(Clock::System);
+    }
+
+    /// The same, with another clock.
+    pub fn start_consumer_at(&self, clock: Clock) {
         let (bed, names, stream) = (self.bed.database.clone(), self.names.clone(), self.stream.clone());
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            let recorder = Recorder::new(bed, Clock::System, &names.prefix, stop).await?;
+            let recorder = Recorder::new(bed, clock, &names.prefix, stop).await?;
             ingest::consumer::run(stream, limits(), recorder, Health::default(), Nudge::default()).await
         });
         *self.consumer.lock().unwrap() = Some((shutdown, task));
@@ -347,8 +382,8 @@ impl World {
             task_type: Some(task_type.to_owned()),
             nested: false,
         };
-        let report =
-            reports::cost_per_task(&self.bed.database, Scope::Everything, &tasks, now).await.unwrap();
+        let mut tx = self.bed.database.read(Scope::Everything).await.unwrap();
+        let report = reports::cost_per_task(&mut tx, Scope::Everything, &tasks, now).await.unwrap();
         let groups = report.groups.into_iter();
         groups.map(|group| (group.outcome.unwrap_or_default(), group.charge.total)).collect()
     }
@@ -405,6 +440,7 @@ impl Drop for World {
     }
 }
 
-fn limits() -> StreamLimits {
+/// How every world's stream is stored.
+pub fn limits() -> StreamLimits {
     StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX }
 }

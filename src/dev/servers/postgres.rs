@@ -20,6 +20,9 @@ const OWNER: &str = "waybill";
 /// Where the data directory goes when PostgreSQL's user cannot enter the home.
 const ELSEWHERE: &str = "/var/tmp";
 
+/// What the extension of a data directory begins with until it is complete.
+const UNFINISHED: &str = "new-";
+
 /// Settings of every private server: loopback only, no Unix socket (their paths are limited to 107 bytes).
 const SETTINGS: [&str; 9] = [
     "listen_addresses=127.0.0.1",
@@ -131,6 +134,17 @@ fn major(data: &Path) -> Option<u32> {
     std::fs::read_to_string(data.join("PG_VERSION")).ok()?.trim().parse().ok()
 }
 
+/// Removes what killed runs have left unfinished, as far as nothing of theirs still writes to it.
+fn remove_unfinished(data: &Path) {
+    let (Some(home), Some(name)) = (data.parent(), data.file_name()) else { return };
+    let unfinished = format!("{}.{UNFINISHED}", name.to_string_lossy());
+    for entry in std::fs::read_dir(home).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&unfinished) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
 /// Makes the data directory beside its place and moves it there when it is complete. The owner's role and database
 /// are made without a server, by the one user who needs no password; over the network nobody is a superuser.
 async fn create(
@@ -140,10 +154,8 @@ async fn create(
     state: &State,
     keep: Keep,
 ) -> Result<(), DevError> {
-    let new = data.with_extension("new");
-    if new.exists() {
-        std::fs::remove_dir_all(&new).map_err(DevError::io("cannot remove", &new))?;
-    }
+    remove_unfinished(data);
+    let new = data.with_extension(format!("{UNFINISHED}{}", super::password()));
     std::fs::create_dir_all(&new).map_err(DevError::io("cannot create", &new))?;
     process::permit(&new, 0o700)?;
     account.own(&new)?;

@@ -51,8 +51,6 @@ pub struct BookInfo {
 /// only: these always change the price, so a priority call without a priority price is unpriced, never charged at the
 /// standard rate. `platform` and `region` must equal the call's where the price names them, and a price without them is
 /// for all: most regions cost the same. Letter case does not matter.
-/// `platform`, `region`, `service_tier`, `processing` and `speed` must equal the call's; where the call has a value
-/// and no price asks for it, the price without that condition applies.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]

@@ -51,6 +51,7 @@ struct KeyView {
 
 /// A key that was just made.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ApiKeyWithToken)]
 struct NewKeyView {
     #[serde(flatten)]
     key: KeyView,
@@ -111,6 +112,7 @@ async fn list_api_keys(
 
 /// A key to be made.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewApiKey)]
 #[serde(deny_unknown_fields)]
 struct NewKey {
     /// What it may do.

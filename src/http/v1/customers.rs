@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::response::Response;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -11,6 +11,7 @@ use utoipa_axum::routes;
 
 use crate::domain::money::Currency;
 use crate::domain::period::{BillingCalendar, CalendarError};
+use crate::domain::price::{BookInfo, BookKind};
 use crate::http::AppState;
 use crate::http::auth::{Admin, Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
@@ -19,10 +20,14 @@ use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::{Work, Write};
 use crate::store::catalog;
-use crate::store::customers::{self, AssignmentRow, BookRow, CustomerRow, CustomerStatus, NewAssignment};
+use crate::store::customers::{self, AssignmentRow, CustomerRow, CustomerStatus, NewAssignment};
+use crate::store::prices::{self, Book};
 
 /// The cost book where neither the request nor the sell book names one: the one that ships with the program.
 const DEFAULT_COST_BOOK: &str = "provider-cost";
+
+/// Years that an assignment may start and end in; the others cannot be written as RFC 3339, or are mistakes.
+const YEARS: std::ops::RangeInclusive<i32> = 2000..=9999;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -260,6 +265,7 @@ async fn update_customer(
 
 /// Price books to be assigned.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewAssignment)]
 #[serde(deny_unknown_fields)]
 struct NewAssignmentBody {
     /// What the customer pays by.
@@ -287,23 +293,18 @@ async fn create_assignment(
     Write { mut work, body, .. }: Write<Finance, NewAssignmentBody>,
 ) -> Result<Response, Problem> {
     let NewAssignmentBody { sell_book, cost_book, valid_from, valid_to } = body;
-    if valid_to.is_some_and(|to| to <= valid_from) {
-        return Err(Problem::invalid("valid_to", "must be after valid_from"));
+    if !YEARS.contains(&valid_from.year()) {
+        return Err(Problem::invalid("valid_from", "must be between the years 2000 and 9999"));
+    }
+    if valid_to.is_some_and(|to| to <= valid_from || !YEARS.contains(&to.year())) {
+        return Err(Problem::invalid("valid_to", "must be after valid_from, and before the year 10000"));
     }
     let customer = find(&mut work, &external_id).await?;
-    let sell = book(&mut work, "sell_book", "sell", &sell_book).await?;
-    let cost_name =
-        cost_book.or_else(|| sell.base_book.clone()).unwrap_or_else(|| DEFAULT_COST_BOOK.to_owned());
-    let cost = book(&mut work, "cost_book", "cost", &cost_name).await?;
-    if sell.currency != cost.currency {
-        return Err(Problem::invalid(
-            "cost_book",
-            format!(
-                "`{}` is in {} and `{}` in {}; the sell book and the cost book of an assignment must have the same currency",
-                sell.name, sell.currency, cost.name, cost.currency
-            ),
-        ));
-    }
+    let sell = book(&mut work, "sell_book", BookKind::Sell, &sell_book).await?;
+    let cost_name = cost_book.or(sell.base).unwrap_or_else(|| DEFAULT_COST_BOOK.to_owned());
+    let cost = book(&mut work, "cost_book", BookKind::Cost, &cost_name).await?;
+    let (sell, cost) = (sell.info, cost.info);
+    check_currencies(&sell, &cost)?;
     let new = NewAssignment { sell_book: sell.id, cost_book: cost.id, valid_from, valid_to };
     let ended = customers::assign(work.db(), customer.id, new)
         .await
@@ -330,14 +331,29 @@ async fn find(work: &mut Work, external_id: &str) -> Result<CustomerRow, Problem
     customers::by_external_id(work.db(), external_id).await?.ok_or_else(unknown)
 }
 
-async fn book(work: &mut Work, field: &'static str, kind: &str, name: &str) -> Result<BookRow, Problem> {
-    match customers::book(work.db(), name).await? {
-        Some(book) if book.kind == kind => Ok(book),
+async fn book(work: &mut Work, field: &'static str, kind: BookKind, name: &str) -> Result<Book, Problem> {
+    match prices::find_book(work.db(), name).await? {
+        Some(book) if book.info.kind == kind => Ok(book),
         Some(book) => {
-            Err(Problem::invalid(field, format!("`{name}` is a {} book; name a {kind} book", book.kind)))
+            Err(Problem::invalid(field, format!("`{name}` is a {} book; name a {kind} book", book.info.kind)))
         }
         None => Err(Problem::invalid(field, format!("there is no price book `{name}`"))),
     }
+}
+
+/// Charge and cost of one event are compared and subtracted, so they are in one currency.
+fn check_currencies(sell: &BookInfo, cost: &BookInfo) -> Result<(), Problem> {
+    if sell.currency == cost.currency {
+        return Ok(());
+    }
+    let (sell, cost) =
+        (format!("`{}` is in {}", sell.name, sell.currency), format!("`{}` in {}", cost.name, cost.currency));
+    Err(Problem::invalid(
+        "cost_book",
+        format!(
+            "{sell} and {cost}; the sell book and the cost book of an assignment must have the same currency"
+        ),
+    ))
 }
 
 fn unknown() -> Problem {

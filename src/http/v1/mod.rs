@@ -2,10 +2,16 @@
 
 mod api_keys;
 mod customers;
+mod events;
+mod figures;
 mod gateways;
+mod invoices;
 mod price_books;
 mod prices;
 mod rejections;
+mod reports;
+mod tasks;
+mod usage;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -14,10 +20,15 @@ use super::AppState;
 /// All resources.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
+        .merge(events::routes())
         .merge(customers::routes())
         .merge(gateways::routes())
         .merge(price_books::routes())
         .merge(prices::routes())
         .merge(api_keys::routes())
         .merge(rejections::routes())
+        .merge(usage::routes())
+        .merge(tasks::routes())
+        .merge(reports::routes())
+        .merge(invoices::routes())
 }

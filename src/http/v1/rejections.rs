@@ -20,6 +20,7 @@ use crate::http::problem::Problem;
 use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::{Work, Write};
+use crate::metering::Reason;
 use crate::store::rejections::{self, RejectionFilter, RejectionRow};
 
 /// Longest note of a discarded rejection, in characters.
@@ -172,7 +173,7 @@ impl CsvRow for RejectionView {
 #[serde(deny_unknown_fields)]
 struct Filter {
     /// Only of this reason.
-    reason: Option<String>,
+    reason: Option<Reason>,
     /// Only events that name this customer.
     customer: Option<String>,
     /// Only from this gateway.
@@ -197,7 +198,7 @@ async fn list_rejections(
 ) -> Result<Response, Problem> {
     let before = page.after::<i64>()?.map(RejectionId);
     let narrow = RejectionFilter {
-        reason: filter.reason.as_deref(),
+        reason: filter.reason.map(Reason::as_str),
         customer: filter.customer.as_deref(),
         gateway: filter.gateway.as_deref(),
         provider: filter.provider.as_deref(),
@@ -272,7 +273,7 @@ async fn replay_rejection(
 struct ReplayMany {
     /// All open ones of this reason ...
     #[schema(example = "unpriced")]
-    reason: String,
+    reason: Reason,
     /// ... that name this customer,
     customer: Option<String>,
     /// from this gateway,
@@ -303,7 +304,7 @@ async fn replay_rejections(
     Write { mut work, body, .. }: Write<Finance, ReplayMany>,
 ) -> Result<Response, Problem> {
     let filter = RejectionFilter {
-        reason: Some(&body.reason),
+        reason: Some(body.reason.as_str()),
         customer: body.customer.as_deref(),
         gateway: body.gateway.as_deref(),
         provider: body.provider.as_deref(),
@@ -315,7 +316,7 @@ async fn replay_rejections(
         "customer": body.customer, "gateway": body.gateway, "provider": body.provider, "model": body.model,
         "waive_window": body.waive_window, "requested": requested,
     });
-    work.audit("rejection.replay_all", &body.reason, Some(detail)).await?;
+    work.audit("rejection.replay_all", body.reason.as_str(), Some(detail)).await?;
     work.answer(StatusCode::ACCEPTED, None, &ReplayRequested { requested }).await
 }
 

@@ -35,11 +35,11 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
     let response: Response<'_> = read(body)?;
     let flat = response.input_tokens.is_some() || response.output_tokens.is_some();
     let usage: Attempt<'_> = usage_of(body, response.usage, flat)?;
-    if usage.prompt_tokens.is_some() {
+    if usage.prompt_tokens.is_some() || usage.input_tokens_details.is_some() {
         return Err(Rejected::new(
             Reason::Ambiguous,
-            "the body has prompt_tokens, which the Messages API never sends; send the format litellm or \
-             portkey.anthropic",
+            "the body has prompt_tokens or input_tokens_details, which the Messages API never sends; send the format \
+             that it is in",
         ));
     }
     if usage.is_empty() {

@@ -38,6 +38,8 @@ struct Usage<'a> {
     output_tokens: Option<Count>,
     total_tokens: Option<Count>,
     cache_read_input_tokens: Option<Count>,
+    /// Claude Code's usage by model, which is otherwise of this shape, says creation for write.
+    #[serde(alias = "cacheCreationInputTokens")]
     cache_write_input_tokens: Option<Count>,
     #[serde(borrow)]
     cache_details: Option<Vec<Object<CacheDetail<'a>>>>,

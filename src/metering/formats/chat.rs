@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::tokens::{Quantities, TokenClass};
 use crate::metering::json::{Count, Object, Text, read};
-use crate::metering::reason::Rejected;
+use crate::metering::reason::{Reason, Rejected};
 
 /// A chat completion as far as it is needed here.
 #[derive(Deserialize)]
@@ -179,7 +179,25 @@ impl Caches {
 
 impl Usage<'_> {
     /// Cache reads and writes as the details of the prompt state them.
+    ///
+    /// Claude's cache counts beside the prompt are `ambiguous` unless they repeat the details: half of the gateways
+    /// that send them mean a prompt without them.
     pub(super) fn caches(&self) -> Result<Caches, Rejected> {
+        let caches = self.caches_in_details()?;
+        let repeats = |beside: Option<Count>, inside: i64| or_zero(beside) == 0 || or_zero(beside) == inside;
+        if repeats(self.cache_read_input_tokens, caches.read)
+            && repeats(self.cache_creation_input_tokens, caches.written())
+        {
+            return Ok(caches);
+        }
+        Err(Rejected::new(
+            Reason::Ambiguous,
+            "cache counts of Claude stand beside an OpenAI prompt; send the format portkey.anthropic, litellm or \
+             anthropic.messages",
+        ))
+    }
+
+    fn caches_in_details(&self) -> Result<Caches, Rejected> {
         let Some(Object(details)) = &self.prompt_tokens_details else { return Ok(Caches::default()) };
         let written = agreed(&[details.cache_write_tokens, details.cache_creation_tokens], "cache writes")?;
         let split = details.cache_creation_token_details.as_ref().map(|Object(split)| split);

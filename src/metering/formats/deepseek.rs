@@ -2,15 +2,15 @@
 
 use super::chat::{self, Caches, Reasoning};
 use super::{Format, Reading, agreed, inconsistent, need};
-use crate::metering::json::{Count, Object};
+use crate::metering::json::Count;
 use crate::metering::reason::Rejected;
 
 pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let call = chat::call(body, Format::DeepSeekChat)?;
     let usage = &call.usage;
     let prompt = need(usage.prompt_tokens, "prompt_tokens")?;
-    let cached = usage.prompt_tokens_details.as_ref().and_then(|Object(details)| details.cached_tokens);
-    let hit = agreed(&[usage.prompt_cache_hit_tokens, cached], "the cache hit")?;
+    let cached = usage.caches()?.read;
+    let hit = agreed(&[usage.prompt_cache_hit_tokens, Some(Count(cached))], "the cache hit")?;
     if let Some(Count(miss)) = usage.prompt_cache_miss_tokens
         && hit + miss != prompt
     {

@@ -45,8 +45,10 @@ pub(super) struct Attempt<'a> {
     pub iterations: Option<&'a RawValue>,
     /// Never in a response of the Messages API; some proxies add it.
     pub total_tokens: Option<Count>,
-    /// Never in a response of the Messages API.
+    /// OpenAI's, never in a response of the Messages API.
     pub prompt_tokens: Option<IgnoredAny>,
+    /// OpenAI's, never in a response of the Messages API.
+    pub input_tokens_details: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -239,6 +239,17 @@ fn inconsistent(detail: impl fmt::Display) -> Rejected {
     Rejected::new(Reason::Inconsistent, format_args!("{detail}; send the provider's usage unchanged"))
 }
 
+/// Refuses a body of the Messages API under a name of OpenAI's: both count in `input_tokens`, but not the same.
+fn not_of_anthropic(counts: [Option<Count>; 2]) -> Result<(), Rejected> {
+    if counts.into_iter().all(|count| or_zero(count) == 0) {
+        return Ok(());
+    }
+    Err(Rejected::new(
+        Reason::Ambiguous,
+        "the body has cache counts as only the Messages API sends them; send the format anthropic.messages",
+    ))
+}
+
 fn unmetered(format: Format) -> Rejected {
     Rejected::new(
         Reason::Unmetered,

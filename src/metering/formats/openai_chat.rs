@@ -2,8 +2,7 @@
 //!
 //! Cached, written and audio tokens are inside the prompt; reasoning, audio and rejected predictions inside the
 //! completion. Choices: Perplexity's citations are input beside the prompt (their rate is the input rate), its
-//! reasoning stands beside the completion, its search queries are `web_search` fees. Claude's cache counts beside
-//! this shape are `ambiguous`: half of the gateways that send them mean an exclusive prompt.
+//! reasoning stands beside the completion, its search queries are `web_search` fees.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -13,21 +12,11 @@ use super::{Format, Reading, or_zero, quantities, stated};
 use crate::domain::money::Amount;
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::read;
-use crate::metering::reason::{Reason, Rejected};
+use crate::metering::reason::Rejected;
 
 pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let mut call = chat::call(body, Format::OpenAiChat)?;
     let caches = call.usage.caches()?;
-    let beside_read = or_zero(call.usage.cache_read_input_tokens);
-    let beside_write = or_zero(call.usage.cache_creation_input_tokens);
-    let repeated = |beside: i64, inside: i64| beside == 0 || beside == inside;
-    if !repeated(beside_read, caches.read) || !repeated(beside_write, caches.written()) {
-        return Err(Rejected::new(
-            Reason::Ambiguous,
-            "cache counts of Claude stand beside an OpenAI prompt; send the format portkey.anthropic, litellm or \
-             anthropic.messages",
-        ));
-    }
     let stated_cost = cost(&call.usage);
     let searches = [or_zero(call.usage.num_search_queries), call.usage.web_searches()?];
     let citations = or_zero(call.usage.citation_tokens);

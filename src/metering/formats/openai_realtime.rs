@@ -7,7 +7,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Format, Reading, inconsistent, need, or_zero, quantities, rest, unmetered, usage_of};
+use super::{
+    Format, Reading, inconsistent, need, not_of_anthropic, or_zero, quantities, rest, unmetered, usage_of,
+};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
 use crate::metering::reason::Rejected;
@@ -31,6 +33,8 @@ struct Usage {
     output_tokens: Option<Count>,
     output_token_details: Option<Object<Modalities>>,
     total_tokens: Option<Count>,
+    cache_read_input_tokens: Option<Count>,
+    cache_creation_input_tokens: Option<Count>,
 }
 
 #[derive(Deserialize, Default)]
@@ -71,6 +75,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     if usage.input_tokens.is_none() && usage.output_tokens.is_none() {
         return Err(unmetered(Format::OpenAiRealtime));
     }
+    not_of_anthropic([usage.cache_read_input_tokens, usage.cache_creation_input_tokens])?;
     let input = need(usage.input_tokens, "input_tokens")?;
     let output = need(usage.output_tokens, "output_tokens")?;
     if let Some(Count(total)) = usage.total_tokens

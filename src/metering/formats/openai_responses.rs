@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 
 use super::chat::{Caches, ServerSideTools};
 use super::{
-    Format, Reading, Served, inconsistent, need, or_zero, quantities, rest, stated, unmetered, usage_of, xai,
+    Format, Reading, Served, inconsistent, need, not_of_anthropic, or_zero, quantities, rest, stated,
+    unmetered, usage_of, xai,
 };
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
@@ -38,6 +39,8 @@ struct Usage {
     output_tokens: Option<Count>,
     output_tokens_details: Option<Object<OutputDetails>>,
     total_tokens: Option<Count>,
+    cache_read_input_tokens: Option<Count>,
+    cache_creation_input_tokens: Option<Count>,
     cost_in_usd_ticks: Option<Count>,
     server_side_tool_usage_details: Option<Object<ServerSideTools>>,
 }
@@ -68,6 +71,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     if usage.input_tokens.is_none() && usage.output_tokens.is_none() {
         return Err(unmetered(Format::OpenAiResponses));
     }
+    not_of_anthropic([usage.cache_read_input_tokens, usage.cache_creation_input_tokens])?;
     let input = need(usage.input_tokens, "input_tokens")?;
     let output = need(usage.output_tokens, "output_tokens")?;
     if let Some(Count(total)) = usage.total_tokens

@@ -1,7 +1,13 @@
 //! The wire format as a whole, through the same door as the consumer: bytes in, events or reasons out.
 
+mod captures;
 mod payloads;
+mod properties;
+mod schema;
+mod vectors;
 mod wire;
+
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -36,6 +42,20 @@ fn usage(event: &UsageEvent) -> &Usage {
         Report::Usage(usage) => usage,
         Report::Outcome(_) => panic!("a usage event was read as an outcome"),
     }
+}
+
+/// Files that are shared between checkouts: `$WAYBILL_SHARED`, or `shared` beside or above this one. Without them the
+/// tests that need them say so and pass; in CI they fail.
+fn shared(path: &str) -> Option<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let named = std::env::var_os("WAYBILL_SHARED").map(PathBuf::from);
+    let places = named.into_iter().chain([root.join("../shared"), root.join("../../shared")]);
+    let found = places.map(|place| place.join(path)).find_map(|file| std::fs::read_to_string(file).ok());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{path} is missing; set WAYBILL_SHARED to where it is");
+        eprintln!("SKIPPED: {path} is missing; set WAYBILL_SHARED to where it is");
+    }
+    found
 }
 
 /// The parts of a provider's payload, read through the wire format.

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::{event_with, parse, plain_event, reason, usage};
 use crate::domain::event::{Outcome, Report, UsageSource};
 use crate::domain::tokens::{QUANTITY_MAX, TokenClass};
-use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, split};
+use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, parse_usage, split};
 
-/// The plain event with one field set, by JSON pointer; `Value::Null` as `remove` takes it away.
-fn with(pointer: &str, value: Value) -> Value {
+/// The plain event with one field set, by JSON pointer.
+pub(super) fn with(pointer: &str, value: Value) -> Value {
     let mut event = plain_event();
     let (parent, key) = pointer.rsplit_once('/').unwrap();
     event.pointer_mut(parent).unwrap().as_object_mut().unwrap().insert(key.to_owned(), value);
@@ -86,6 +86,16 @@ fn a_task_outcome_is_read() {
         event["data"] = data.clone();
         assert_eq!(reason(&event), Err(expected), "{data}");
     }
+}
+
+#[test]
+fn the_data_alone_reads_as_in_its_event() {
+    let event = plain_event();
+    let alone = parse_usage(event["data"].to_string().as_bytes()).unwrap();
+    assert_eq!(&alone, usage(&parse(&event).unwrap()));
+    assert_eq!(parse_usage(b"{}").unwrap_err().reason, Reason::Unmetered);
+    assert_eq!(parse_usage(b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::Utf8);
+    assert_eq!(parse_usage("[".repeat(200).as_bytes()).unwrap_err().reason, Reason::Json);
 }
 
 #[test]
@@ -223,9 +233,9 @@ fn b16_zero_is_usage_and_nothing_is_not() {
     assert_eq!(reason(&both), Err(Reason::Ambiguous));
 }
 
-#[test]
-fn b19_to_b41_texts() {
-    for (pointer, value, expected) in [
+/// Fields of the plain event that make it refused: where, what, why.
+pub(super) fn refused_fields() -> Vec<(&'static str, Value, Reason)> {
+    vec![
         ("/id", Value::Null, Reason::NoId),
         ("/id", json!(""), Reason::NoId),
         ("/id", json!(" "), Reason::NoId),
@@ -271,7 +281,12 @@ fn b19_to_b41_texts() {
         ("/sequence", json!("1.5"), Reason::Type),
         ("/sequence", json!("+1"), Reason::Type),
         ("/sequence", json!(i64::MAX), Reason::Range),
-    ] {
+    ]
+}
+
+#[test]
+fn b19_to_b41_texts() {
+    for (pointer, value, expected) in refused_fields() {
         assert_eq!(reason(&with(pointer, value.clone())), Err(expected), "{pointer} {value}");
     }
     assert_eq!(reason(&without("/id")), Err(Reason::NoId));
@@ -280,11 +295,9 @@ fn b19_to_b41_texts() {
 }
 
 #[test]
-fn b21_a_uuid_is_one_id_in_any_spelling() {
+fn b21_ids_are_compared_as_they_are_written() {
     let upper = parse(&with("/id", json!("0198C3A2-6F2E-7C4B-9F1A-0242AC120002"))).unwrap();
-    let plain = parse(&plain_event()).unwrap();
-    assert_eq!(upper, plain);
-    assert_eq!(content_hash(&upper), content_hash(&plain));
+    assert_ne!(upper.identity, parse(&plain_event()).unwrap().identity);
 }
 
 #[test]
@@ -343,6 +356,16 @@ fn the_hash_covers_what_is_billed_and_nothing_else() {
     ] {
         assert_eq!(hash(&with(pointer, value.clone())), plain, "{pointer} {value}");
     }
+    let named = |provider: &str, model: &str| {
+        hash(&event_with(&json!({"provider": provider, "model": model, "usage": {"input": 1}})))
+    };
+    assert_ne!(named("ab", "c"), named("a", "bc"));
+    let seen = |tokens: i64| {
+        let body = json!({"billed_units": {"input_tokens": 5}, "tokens": {"input_tokens": tokens}});
+        hash(&event_with(&json!({"provider": "cohere", "model": "m",
+            "provider_usage": {"format": "cohere.v2", "body": body}})))
+    };
+    assert_ne!(seen(300_000), seen(300_001), "the prompt that chooses the context tier");
     let task = |task: Value| hash(&with("/data/task", task));
     assert_ne!(task(json!({"id": "ab", "type": "c"})), task(json!({"id": "a", "type": "bc"})));
     assert_ne!(task(json!({"id": "a", "type": "b"})), task(json!({"id": "a", "parent": "b"})));

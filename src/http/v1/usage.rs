@@ -1,0 +1,228 @@
+//! Summed usage.
+
+use axum::extract::State;
+use axum::response::Response;
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::figures::{MoneyRow, MoneyView, QuantitiesView, customer, interval, money_columns, respond};
+use crate::domain::tokens::TokenClass;
+use crate::http::AppState;
+use crate::http::auth::{Caller, Finance, Read, Reader};
+use crate::http::problem::Problem;
+use crate::http::request::Query;
+use crate::http::table::{Cells, Format};
+use crate::reports::{Dimension, UsageQuery, UsageReport, UsageRow, usage};
+use crate::store::usage::UsageFilter;
+
+/// The resource's routes.
+pub fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(get_usage)).routes(routes!(get_margin))
+}
+
+/// Which usage, grouped by what.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct UsageParams {
+    /// Hours that start at or after this time; without it 30 days before `to`. Usage is summed by hours aligned to the
+    /// customer's zone, and an hour counts as a whole.
+    from: Option<DateTime<Utc>>,
+    /// Hours that start before this time; without it now.
+    to: Option<DateTime<Utc>>,
+    /// Any of `customer`, `day` (in the customer's zone), `provider`, `model`, `project`, `task_type`, `class`, separated by
+    /// commas.
+    #[param(example = "model,class")]
+    group_by: Option<String>,
+    /// Only of this customer, by `external_id`; a customer's key always gets its own.
+    customer: Option<String>,
+    /// Only of this provider.
+    provider: Option<String>,
+    /// Only of this model, by its canonical name.
+    model: Option<String>,
+    /// Only of this project; empty for usage of none.
+    project: Option<String>,
+    /// Only of this task type; empty for usage of none.
+    task_type: Option<String>,
+}
+
+/// Summed usage.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageReport)]
+struct UsageReportView {
+    /// The groups; one row per currency where there are several.
+    data: Vec<UsageRowView>,
+    /// Start of the interval.
+    from: DateTime<Utc>,
+    /// End of the interval.
+    to: DateTime<Utc>,
+    /// Everything recorded up to then is in it.
+    as_of: DateTime<Utc>,
+}
+
+/// One group. A dimension that was not asked for is left out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageRow)]
+struct UsageRowView {
+    /// The customer's `external_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    customer: Option<String>,
+    /// The day in the customer's zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day: Option<NaiveDate>,
+    /// The provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
+    /// The model's canonical name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    /// The project; empty for usage of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<String>,
+    /// The task type; empty for usage of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_type: Option<String>,
+    /// The token class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    class: Option<TokenClass>,
+    /// Calls; null where grouped by class, because one call uses several.
+    events: Option<i64>,
+    quantities: QuantitiesView,
+    #[serde(flatten)]
+    money: MoneyView,
+}
+
+impl UsageRowView {
+    fn new(row: UsageRow, caller: &Caller) -> Self {
+        let UsageRow {
+            customer,
+            day,
+            provider,
+            model,
+            project,
+            task_type,
+            class,
+            events,
+            quantities,
+            figures,
+        } = row;
+        Self {
+            customer,
+            day,
+            provider,
+            model,
+            project,
+            task_type,
+            class,
+            events,
+            quantities: QuantitiesView(quantities),
+            money: MoneyView::new(&figures, caller),
+        }
+    }
+}
+
+impl MoneyRow for UsageRowView {
+    money_columns!(quantities: "customer", "day", "provider", "model", "project", "task_type", "class", "events");
+
+    fn cells(&self, cells: &mut Cells) {
+        cells
+            .maybe_text(self.customer.as_deref())
+            .maybe_value(self.day)
+            .maybe_text(self.provider.as_deref())
+            .maybe_text(self.model.as_deref())
+            .maybe_text(self.project.as_deref())
+            .maybe_text(self.task_type.as_deref())
+            .maybe_value(self.class)
+            .maybe_value(self.events);
+        self.quantities.cells(cells);
+        self.money.cells(cells);
+    }
+}
+
+/// Sum usage
+///
+/// By any dimensions. Customers see the amount they pay; finance sees cost, charge and margin.
+#[utoipa::path(get, path = "/v1/usage", operation_id = "get_usage", tag = "reports", params(UsageParams),
+    responses((status = 200, description = "The sums", content(
+        (UsageReportView = "application/json"), (String = "text/csv")))))]
+async fn get_usage(
+    format: Format,
+    Query(params): Query<UsageParams>,
+    State(state): State<AppState>,
+    read: Read<Reader>,
+) -> Result<Response, Problem> {
+    let Read { caller, mut tx, .. } = read;
+    let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
+    let (query, now) = (params.query(customer, "", &state)?, state.clock.now());
+    let report = usage(&mut tx, caller.scope(), &query, now).await?;
+    answer(format, &caller, "usage", &query, report)
+}
+
+/// Report margins
+///
+/// Cost, charge and margin, by customer where nothing else is asked for. The margin is null where cost and charge are in
+/// different currencies.
+#[utoipa::path(get, path = "/v1/reports/margin", operation_id = "get_margin", tag = "reports", params(UsageParams),
+    responses((status = 200, description = "The margins", content(
+        (UsageReportView = "application/json"), (String = "text/csv")))))]
+async fn get_margin(
+    format: Format,
+    Query(params): Query<UsageParams>,
+    State(state): State<AppState>,
+    read: Read<Finance>,
+) -> Result<Response, Problem> {
+    let Read { caller, mut tx, .. } = read;
+    let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
+    let (query, now) = (params.query(customer, "customer", &state)?, state.clock.now());
+    let report = usage(&mut tx, caller.scope(), &query, now).await?;
+    answer(format, &caller, "margin", &query, report)
+}
+
+impl UsageParams {
+    fn query(
+        self,
+        customer: Option<crate::domain::ids::CustomerId>,
+        group_by_default: &str,
+        state: &AppState,
+    ) -> Result<UsageQuery, Problem> {
+        let (from, to) = interval(self.from, self.to, state.clock.now())?;
+        let group_by = self.group_by.as_deref().unwrap_or(group_by_default);
+        let group_by = group_by
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                name.parse::<Dimension>().map_err(|error| Problem::invalid("group_by", error.to_string()))
+            })
+            .collect::<Result<_, _>>()?;
+        let filter = UsageFilter {
+            customer,
+            from,
+            to,
+            provider: self.provider,
+            model: self.model,
+            project: self.project,
+            task_type: self.task_type,
+        };
+        Ok(UsageQuery { filter, group_by })
+    }
+}
+
+fn answer(
+    format: Format,
+    caller: &Caller,
+    name: &str,
+    query: &UsageQuery,
+    report: UsageReport,
+) -> Result<Response, Problem> {
+    let view = UsageReportView {
+        data: report.rows.into_iter().map(|row| UsageRowView::new(row, caller)).collect(),
+        from: query.filter.from,
+        to: query.filter.to,
+        as_of: report.as_of,
+    };
+    respond(format, caller, name, &view, &view.data)
+}

@@ -1,0 +1,235 @@
+//! Usage, tasks, reports and invoices through the API: what finance sees, what a customer sees, and that both agree.
+
+use axum::http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::http_bed::Api;
+use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
+
+/// Two customers' October; the API's clock stands in November.
+async fn filled() -> (Api, Ledger) {
+    let api = Api::start().await;
+    let mut ledger = Ledger::beside(&api.bed).await;
+    let (acme, globex) = (ledger.customer("acme", "UTC").await, ledger.customer("globex", "UTC").await);
+    let part = Row {
+        parent: Some("refund-1"),
+        ..task_call(acme, "2026-10-02T01:01:00Z", "lookup-1", "lookup", 1_000)
+    };
+    ledger
+        .record(&[
+            task_call(acme, "2026-10-02T01:00:00Z", "refund-1", "refund", 1_000_000),
+            Row {
+                project: Some("=cmd()"),
+                rare: Some(json!({"web_search": 1})),
+                ..call(acme, "2026-10-03T01:00:00Z", "a", 0, 1)
+            },
+            part,
+            ended(acme, "2026-10-02T02:00:00Z", "refund-1", "refund", "success"),
+            task_call(acme, "2026-10-05T01:00:00Z", "refund-2", "refund", 3_000_000),
+            ended(acme, "2026-10-05T02:00:00Z", "refund-2", "refund", "failure"),
+            task_call(globex, "2026-10-02T01:00:00Z", "canary", "canary", 777),
+        ])
+        .await;
+    ledger.post().await;
+    (api, ledger)
+}
+
+const OCTOBER: &str = "from=2026-10-01T00:00:00Z&to=2026-11-01T00:00:00Z";
+
+async fn json(api: &Api, key: &str, path: &str) -> Value {
+    let answer = api.get(key, path).await;
+    assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
+    answer.json()
+}
+
+async fn csv(api: &Api, key: &str, path: &str) -> String {
+    let answer = api.send(Method::GET, key, path, "", &[("accept", "text/csv")]).await;
+    assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
+    assert!(answer.headers[header::CONTENT_TYPE].to_str().unwrap().starts_with("text/csv"));
+    answer.text
+}
+
+#[tokio::test]
+async fn usage_and_margin() {
+    let (api, _ledger) = filled().await;
+    let finance = &api.keys.finance;
+    let usage =
+        json(&api, finance, &format!("/v1/usage?{OCTOBER}&group_by=customer,model&customer=acme")).await;
+    let row = &usage["data"][0];
+    assert_eq!(
+        *row,
+        json!({"customer": "acme", "model": "gpt-5", "events": 4, "quantities": {"input": 4_001_000, "output": 1, "web_search": 1},
+               "cost": "6.011511", "charge": "12.023022", "margin": "6.011511", "margin_ratio": "0.5000", "currency": "USD"})
+    );
+    assert_eq!(usage["as_of"], "2026-11-23T12:00:00Z");
+    let margin = json(&api, finance, &format!("/v1/reports/margin?{OCTOBER}")).await;
+    let customers: Vec<&Value> =
+        margin["data"].as_array().unwrap().iter().map(|row| &row["customer"]).collect();
+    assert_eq!(customers, ["acme", "globex"]);
+    let file = csv(&api, finance, &format!("/v1/usage?{OCTOBER}&group_by=project")).await;
+    assert!(file.contains("\r\n,,,,'=cmd(),,,1,"), "{file}");
+    assert_eq!(api.get(&api.keys.acme, "/v1/reports/margin").await.problem(), (403, "forbidden".to_owned()));
+    for query in ["group_by=colour", "from=2026-11-01T00:00:00Z&to=2026-11-01T00:00:00Z"] {
+        let refused = api.get(finance, &format!("/v1/usage?{query}")).await;
+        assert_eq!(refused.problem(), (422, "invalid_value".to_owned()), "{query}");
+    }
+    assert_eq!(
+        api.get(finance, "/v1/usage?grupo=model").await.problem(),
+        (400, "invalid_request".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_customer_sees_its_own_amounts_and_no_cost() {
+    let (api, _ledger) = filled().await;
+    let key = &api.keys.acme;
+    let post = json!({"customer": "acme", "period": "2026-10"});
+    let closed = api.post(&api.keys.finance, "/v1/invoices/finalize", &post).await.json();
+    let invoice = closed["invoices"][0]["id"].as_str().unwrap().to_owned();
+    let paths = [
+        format!("/v1/usage?{OCTOBER}&group_by=model,class,day,project,task_type,provider,customer"),
+        format!("/v1/usage?{OCTOBER}"),
+        "/v1/tasks".to_owned(),
+        "/v1/tasks/refund-1".to_owned(),
+        "/v1/tasks/refund-1/calls".to_owned(),
+        format!("/v1/reports/cost-per-task?{OCTOBER}"),
+        format!("/v1/reports/cost-per-task?{OCTOBER}&nested=true"),
+        "/v1/invoices".to_owned(),
+        "/v1/invoices/preview?period=2026-10".to_owned(),
+        format!("/v1/invoices/{invoice}"),
+    ];
+    for path in &paths {
+        let body = json(&api, key, path).await.to_string();
+        for hidden in ["\"cost\"", "\"charge\"", "margin", "globex", "canary", "777", "manifest"] {
+            assert!(!body.contains(hidden), "{path} shows {hidden}: {body}");
+        }
+        assert!(body.contains("amount") || body.contains("total"), "{path}: {body}");
+    }
+    for path in paths.iter().filter(|path| path.as_str() != "/v1/tasks/refund-1") {
+        let file = csv(&api, key, path).await;
+        let columns = file.lines().next().unwrap();
+        assert!(
+            !columns.contains("cost") && !columns.contains("margin") && !file.contains("canary"),
+            "{path}: {file}"
+        );
+    }
+    // Another customer's are not found, the same as what does not exist.
+    let other = &api.keys.globex;
+    let missing = api.get(other, "/v1/tasks/refund-1").await;
+    assert_eq!(missing.comparable(), api.get(other, "/v1/tasks/no-such-task").await.comparable());
+    assert_eq!(missing.problem(), (404, "not_found".to_owned()));
+    let foreign = api.get(other, &format!("/v1/invoices/{invoice}")).await;
+    assert_eq!(
+        foreign.comparable(),
+        api.get(other, &format!("/v1/invoices/{}", uuid::Uuid::nil())).await.comparable()
+    );
+    for path in [
+        "/v1/usage?customer=acme",
+        "/v1/tasks?customer=acme",
+        "/v1/invoices?customer=acme",
+        "/v1/invoices/preview?customer=acme",
+    ] {
+        assert_eq!(api.get(other, path).await.problem(), (404, "not_found".to_owned()), "{path}");
+    }
+    assert_eq!(json(&api, other, "/v1/invoices").await["data"], json!([]));
+    let refused = api.post(key, "/v1/invoices/finalize", &post).await;
+    assert_eq!(refused.problem(), (403, "forbidden".to_owned()));
+}
+
+#[tokio::test]
+async fn tasks_with_their_steps_and_what_a_success_costs() {
+    let (api, _ledger) = filled().await;
+    let finance = &api.keys.finance;
+    assert_eq!(api.get(finance, "/v1/tasks").await.problem(), (422, "invalid_value".to_owned()));
+    let first = json(&api, finance, "/v1/tasks?customer=acme&limit=2").await;
+    let next = first["next_cursor"].as_str().unwrap();
+    let second = json(&api, finance, &format!("/v1/tasks?customer=acme&limit=2&cursor={next}")).await;
+    let ids: Vec<&Value> = [&first, &second]
+        .into_iter()
+        .flat_map(|page| page["data"].as_array().unwrap())
+        .map(|task| &task["id"])
+        .collect();
+    assert_eq!(ids, ["refund-2", "refund-1", "lookup-1"]);
+    let task = json(&api, finance, "/v1/tasks/refund-1?customer=acme").await;
+    assert_eq!(
+        (&task["charge"], &task["cost"], &task["outcome"]),
+        (&json!("3"), &json!("1.5"), &json!("success"))
+    );
+    assert_eq!((&task["nested"]["charge"], &task["nested"]["tasks"]), (&json!("3.003"), &json!(2)));
+    let kinds: Vec<&Value> = task["steps"].as_array().unwrap().iter().map(|step| &step["kind"]).collect();
+    assert_eq!(kinds, ["usage", "outcome"]);
+    let steps = json(&api, finance, "/v1/tasks/refund-1/calls?customer=acme&limit=1").await;
+    assert_eq!((&steps["data"][0], &steps["has_more"]), (&task["steps"][0], &json!(true)));
+
+    let report =
+        json(&api, &api.keys.acme, &format!("/v1/reports/cost-per-task?{OCTOBER}&nested=true")).await;
+    let [refund] = report["types"].as_array().unwrap().as_slice() else { panic!("one type: {report}") };
+    assert_eq!(refund["success_rate"], "0.5000");
+    assert_eq!(refund["per_success"], json!({"amount": "12.003", "currency": "USD"}));
+    assert_eq!(refund["wasted"], json!({"amount": "9", "currency": "USD"}));
+    assert_eq!(report["unattributed"], json!([{"calls": 1, "amount": "0.020022", "currency": "USD"}]));
+    let groups: Vec<(&Value, &Value)> = report["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| (&group["outcome"], &group["amount"]["p50"]))
+        .collect();
+    assert_eq!(groups, [(&json!("failure"), &json!("9")), (&json!("success"), &json!("3.003"))]);
+}
+
+#[tokio::test]
+async fn an_invoice_is_previewed_finalized_once_and_read() {
+    let (api, ledger) = filled().await;
+    let finance = &api.keys.finance;
+    let preview = json(&api, finance, "/v1/invoices/preview?customer=acme&period=2026-10").await;
+    let running = json(&api, finance, "/v1/invoices/preview?customer=acme").await;
+    assert_eq!(
+        (&running["period_start"], &running["invoices"]),
+        (&json!("2026-11-01T00:00:00Z"), &json!([]))
+    );
+
+    let body = json!({"customer": "acme", "period": "2026-10"});
+    let closed = api.post_once(finance, "/v1/invoices/finalize", &body, "close-1").await;
+    assert_eq!(closed.status, StatusCode::OK, "{}", closed.text);
+    let replayed = api.post_once(finance, "/v1/invoices/finalize", &body, "close-1").await;
+    assert_eq!(
+        (replayed.text, &replayed.headers["idempotent-replayed"]),
+        (closed.text.clone(), &"true".parse().unwrap())
+    );
+    let again = api.post(finance, "/v1/invoices/finalize", &body).await.json();
+    let closed = closed.json();
+    assert_eq!((&closed["already_closed"], &again["already_closed"]), (&json!(false), &json!(true)));
+    assert_eq!(closed["invoices"], again["invoices"]);
+
+    let id = closed["invoices"][0]["id"].as_str().unwrap();
+    let invoice = json(&api, finance, &format!("/v1/invoices/{id}")).await;
+    assert_eq!(invoice["lines"], preview["invoices"][0]["lines"]);
+    assert_eq!(
+        (&invoice["number"], &invoice["total"], &invoice["exact_total"]),
+        (&json!("INV-000001"), &json!("12.02"), &json!("12.023022"))
+    );
+    assert_eq!(invoice["manifest"]["events"], 4);
+    assert_eq!(
+        invoice["lines"][0],
+        json!({"line": 1, "kind": "usage", "service_start": "2026-10-01T00:00:00Z",
+        "service_end": "2026-11-01T00:00:00Z", "provider": "openai", "model": "gpt-5", "class": "input", "quantity": 4_001_000,
+        "rate": "0.000003", "exact_amount": "12.003", "amount": "12.00", "currency": "USD"})
+    );
+    let file = csv(&api, &api.keys.acme, &format!("/v1/invoices/{id}")).await;
+    assert_eq!(file.lines().count(), 4, "{file}");
+    assert!(file.contains("1,usage,2026-10-01T00:00:00Z,2026-11-01T00:00:00Z,openai,gpt-5,input,4001000,0.000003,12.003,12.00,USD"), "{file}");
+
+    let early =
+        api.post(finance, "/v1/invoices/finalize", &json!({"customer": "acme", "period": "2026-11"})).await;
+    assert_eq!(early.problem(), (409, "conflict".to_owned()));
+    let odd =
+        api.post(finance, "/v1/invoices/finalize", &json!({"customer": "acme", "period": "October"})).await;
+    assert_eq!(odd.problem(), (422, "invalid_value".to_owned()));
+    let nobody =
+        api.post(finance, "/v1/invoices/finalize", &json!({"customer": "nobody", "period": "2026-10"})).await;
+    assert_eq!(nobody.problem(), (404, "not_found".to_owned()));
+    assert_eq!(ledger.count("SELECT count(*) FROM invoices").await, 1);
+    let proof =
+        waybill::reports::verify::verify(&ledger.database, utc("2026-12-01T00:00:00Z")).await.unwrap();
+    assert_eq!(proof.findings, []);
+}

@@ -1,0 +1,312 @@
+//! Closing periods: one invoice whatever runs beside it, exact to the last digit, final.
+
+use chrono::TimeDelta;
+use futures_util::future::join_all;
+use serde_json::json;
+use waybill::clock::Clock;
+use waybill::domain::ids::CustomerId;
+use waybill::invoicing::{
+    Closed, DEFAULT_GRACE, InvoicingError, Request, close_and_finalize, close_due, preview,
+};
+use waybill::reports::verify::{self, Check};
+use waybill::store::{Scope, invoices, periods};
+
+use crate::harness::wait_until;
+use crate::ledger::{Ledger, Row, call, utc};
+
+fn request(customer: CustomerId, at: &str) -> Request {
+    Request { customer, at: utc(at), grace: DEFAULT_GRACE, actor: "test".to_owned() }
+}
+
+async fn close(ledger: &Ledger, now: &str, customer: CustomerId, at: &str) -> Result<Closed, InvoicingError> {
+    close_and_finalize(&ledger.database, &Clock::fixed(utc(now)), &request(customer, at)).await
+}
+
+async fn invoice(ledger: &Ledger, closed: &Closed) -> invoices::StoredInvoice {
+    let [id] = closed.invoices.as_slice() else { panic!("one invoice, not {:?}", closed.invoices) };
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    invoices::get(&mut tx, *id).await.unwrap().unwrap()
+}
+
+fn lines(stored: &invoices::StoredInvoice) -> Vec<String> {
+    let line = |line: &waybill::domain::invoice::InvoiceLine| {
+        let service = line.service.start.format("%m-%dT%H:%M");
+        format!(
+            "{} {service} {} {} {} = {} {}",
+            line.kind, line.model, line.class, line.quantity, line.exact, line.amount
+        )
+    };
+    stored.invoice.lines.iter().map(line).collect()
+}
+
+async fn assert_proven(ledger: &Ledger) {
+    let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+    assert_eq!(proof.findings, [], "the ledger holds");
+    assert_eq!(proof.extent.journal_rows, ledger.count("SELECT count(*) FROM usage_events").await);
+}
+
+#[tokio::test]
+async fn a_period_is_invoiced_line_by_line_and_late_usage_on_the_next() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "Asia/Kathmandu").await;
+    let rare = Row {
+        rare: Some(json!({"web_search": 3, "output_audio": 2})),
+        ..call(acme, "2026-10-20T00:00:00Z", "b", 0, 7)
+    };
+    ledger
+        .record(&[
+            // The first instant of October and the last of it, in a zone of 5 h 45 min.
+            call(acme, "2026-09-30T18:15:00Z", "a", 1_000_001, 0),
+            call(acme, "2026-10-31T18:14:59.999999Z", "c", 1, 0),
+            rare,
+            call(acme, "2026-10-31T18:15:00Z", "d", 5, 0),
+        ])
+        .await;
+    ledger.post().await;
+    let closed = close(&ledger, "2026-11-01T00:00:00Z", acme, "2026-10-15T00:00:00Z").await.unwrap();
+    let october = invoice(&ledger, &closed).await;
+    assert_eq!(
+        lines(&october),
+        [
+            "usage 09-30T18:15 gpt-5 input 1000002 = 3.000006 3.00",
+            "usage 09-30T18:15 gpt-5 output 7 = 0.000154 0.00",
+            "usage 09-30T18:15 gpt-5 output_audio 2 = 0.000044 0.00",
+            "usage 09-30T18:15 gpt-5 web_search 3 = 0.06 0.06",
+        ]
+    );
+    assert_eq!(october.invoice.display_number(), "INV-000001");
+    assert_eq!(october.invoice.exact_total.to_string(), "3.060204");
+    assert_eq!(october.invoice.total.to_string(), "3.06");
+    assert_eq!(october.invoice.manifest["events"], 3);
+    assert_eq!(october.invoice.manifest["streams"][0]["covered"], json!([[1, 2]]));
+    assert_eq!(october.content_hash, october.invoice.content_hash());
+
+    // Late: it happened in October, and in a September that was never billed.
+    ledger
+        .record(&[
+            call(acme, "2026-10-31T00:00:00Z", "e", 100, 0),
+            call(acme, "2026-09-10T00:00:00Z", "f", 10, 0),
+        ])
+        .await;
+    ledger.post().await;
+    let closed = close(&ledger, "2026-12-01T00:00:00Z", acme, "2026-11-15T00:00:00Z").await.unwrap();
+    let november = invoice(&ledger, &closed).await;
+    assert_eq!(
+        lines(&november),
+        [
+            "usage 10-31T18:15 gpt-5 input 5 = 0.000015 0.00",
+            "late_usage 08-31T18:15 gpt-5 input 10 = 0.00003 0.00",
+            "late_usage 09-30T18:15 gpt-5 input 100 = 0.0003 0.00",
+        ]
+    );
+    assert_eq!(november.invoice.previous_hash.as_ref(), Some(&october.content_hash));
+    let untouched = invoice(&ledger, &Closed { invoices: vec![october.invoice.id], ..closed.clone() }).await;
+    assert_eq!(untouched, october);
+    // A period before the first billed one counts as closed: what it held came late.
+    let september = close(&ledger, "2026-12-01T00:00:00Z", acme, "2026-09-15T00:00:00Z").await.unwrap();
+    assert!(september.already && september.invoices.is_empty());
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn fifty_closings_at_once_make_one_invoice() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    ledger.post().await;
+    let clock = Clock::fixed(utc("2026-11-02T00:00:00Z"));
+    let request = request(acme, "2026-10-01T00:00:00Z");
+    let closing = || {
+        wait_until("the closing is let through", async || {
+            match close_and_finalize(&ledger.database, &clock, &request).await {
+                Ok(closed) => Some(closed),
+                Err(error) if error.retryable() => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+    };
+    let closings = join_all((0..50).map(|_| closing())).await;
+    let mut first = 0;
+    let mut ids = Vec::new();
+    for closed in closings {
+        first += usize::from(!closed.already);
+        ids.extend(closed.invoices);
+    }
+    assert_eq!((first, ids.len()), (1, 50));
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(ledger.count("SELECT count(*) FROM invoices").await, 1);
+    assert_eq!(ledger.count("SELECT last_number FROM invoice_series").await, 1);
+    assert_eq!(ledger.count("SELECT count(*) FROM audit_log WHERE action = 'period.close'").await, 1);
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_final_invoice_refuses_every_change() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    ledger.post().await;
+    close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await.unwrap();
+    for statement in [
+        "UPDATE invoices SET total_minor = total_minor + 1",
+        "UPDATE invoices SET status = 'void', total_minor = 0",
+        "DELETE FROM invoices",
+        "TRUNCATE invoices CASCADE",
+        "UPDATE invoice_line_items SET amount_minor = 0",
+        "DELETE FROM invoice_line_items",
+        "TRUNCATE invoice_line_items",
+        "UPDATE usage_events SET charge = 0",
+        "DELETE FROM usage_events",
+    ] {
+        let refused = sqlx::raw_sql(statement).execute(&ledger.pool).await.expect_err(statement);
+        let code = refused.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        assert_eq!(code.as_deref(), Some("23001"), "{statement}: {refused}");
+    }
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_period_is_closed_when_it_is_over_in_order_and_posted() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger
+        .record(&[
+            call(acme, "2026-09-20T00:00:00Z", "a", 1, 0),
+            call(acme, "2026-11-20T00:00:00Z", "b", 1, 0),
+        ])
+        .await;
+    ledger.post().await;
+
+    let early = close(&ledger, "2026-10-01T00:59:59Z", acme, "2026-09-01T00:00:00Z").await;
+    assert!(
+        matches!(early, Err(InvoicingError::TooEarly { possible_from, .. }) if possible_from == utc("2026-10-01T01:00:00Z")),
+        "{early:?}"
+    );
+    let hasty = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-11-01T00:00:00Z").await;
+    assert!(
+        matches!(hasty, Err(InvoicingError::OutOfOrder { next }) if next.start == utc("2026-09-01T00:00:00Z")),
+        "{hasty:?}"
+    );
+    let nobody = close(&ledger, "2026-12-02T00:00:00Z", CustomerId(-1), "2026-11-01T00:00:00Z").await;
+    assert!(matches!(nobody, Err(InvoicingError::UnknownCustomer(_))), "{nobody:?}");
+
+    close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-09-01T00:00:00Z").await.unwrap();
+    // Nothing was used in October: it is closed without an invoice, and no number is spent.
+    let empty = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await.unwrap();
+    assert!(!empty.already && empty.invoices.is_empty());
+    let again = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await.unwrap();
+    assert!(again.already && again.invoices.is_empty());
+
+    // Recorded before the closing and not posted: the closing waits, in vain.
+    ledger.record(&[call(acme, "2026-11-21T00:00:00Z", "c", 1, 0)]).await;
+    let unposted = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-11-01T00:00:00Z").await;
+    assert!(matches!(unposted, Err(InvoicingError::NotPosted { batches: 1 })), "{unposted:?}");
+    ledger.post().await;
+    let november = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-11-01T00:00:00Z").await.unwrap();
+    let november = invoice(&ledger, &november).await;
+    assert_eq!(lines(&november), ["usage 11-01T00:00 gpt-5 input 2 = 0.000006 0.00"]);
+    assert_eq!(november.invoice.display_number(), "INV-000002");
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_closing_waits_for_the_poster() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    let (closed, ()) =
+        tokio::join!(close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z"), ledger.post());
+    assert_eq!(
+        lines(&invoice(&ledger, &closed.unwrap()).await),
+        ["usage 10-01T00:00 gpt-5 input 1000000 = 3 3.00"]
+    );
+}
+
+#[tokio::test]
+async fn the_preview_is_the_invoice_and_sees_its_own_customer_only() {
+    let mut ledger = Ledger::new().await;
+    let (acme, other) = (ledger.customer("acme", "UTC").await, ledger.customer("other", "UTC").await);
+    ledger
+        .record(&[
+            call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 3),
+            Row { model: "tiny", ..call(acme, "2026-10-21T00:00:00Z", "b", 1, 0) },
+            call(other, "2026-10-20T00:00:00Z", "c", 77, 0),
+        ])
+        .await;
+    ledger.post().await;
+    let at = utc("2026-10-15T00:00:00Z");
+    let now = utc("2026-11-02T00:00:00Z");
+    let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
+    let draft = preview(&mut tx, acme, at, now).await.unwrap();
+    let foreign = preview(&mut tx, other, at, now).await;
+    assert!(matches!(foreign, Err(InvoicingError::UnknownCustomer(_))), "{foreign:?}");
+    drop(tx);
+    assert_eq!((draft.closed_at, draft.as_of, draft.documents.len()), (None, now, 1));
+    let closed = close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-15T00:00:00Z").await.unwrap();
+    let stored = invoice(&ledger, &closed).await;
+    assert_eq!(stored.invoice.lines, draft.documents[0].lines);
+    assert_eq!(stored.invoice.exact_total, draft.documents[0].exact_total);
+    assert_eq!(stored.invoice.exact_total.to_string(), "3.000066000000001");
+    assert_eq!(stored.invoice.total, draft.documents[0].total);
+    // The customer of the invoice may read it, another may not.
+    for (scope, visible) in [(Scope::Customer(acme), true), (Scope::Customer(other), false)] {
+        let mut tx = ledger.database.read(scope).await.unwrap();
+        assert_eq!(invoices::get(&mut tx, stored.invoice.id).await.unwrap().is_some(), visible);
+    }
+}
+
+#[tokio::test]
+async fn everything_due_is_closed_and_one_failure_stops_nobody_else() {
+    let mut ledger = Ledger::new().await;
+    let (acme, broken) = (ledger.customer("acme", "UTC").await, ledger.customer("broken", "UTC").await);
+    ledger
+        .record(&[
+            call(acme, "2026-09-20T00:00:00Z", "a", 1, 0),
+            call(acme, "2026-10-20T00:00:00Z", "b", 1, 0),
+            call(broken, "2026-10-20T00:00:00Z", "c", 1, 0),
+        ])
+        .await;
+    ledger.post().await;
+    ledger
+        .run(&format!(
+            "UPDATE usage_rollups SET charge = charge + 0.000000000000001 WHERE customer_id = {broken}"
+        ))
+        .await;
+    let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
+    let turns = close_due(&ledger.database, &clock, TimeDelta::hours(1), "test").await.unwrap();
+    let closed: Vec<_> =
+        turns.iter().map(|turn| (turn.customer, turn.period.start, turn.outcome.is_ok())).collect();
+    let (september, october) = (utc("2026-09-01T00:00:00Z"), utc("2026-10-01T00:00:00Z"));
+    assert_eq!(closed, [(acme, september, true), (broken, october, false), (acme, october, true)]);
+    assert!(matches!(turns[1].outcome, Err(InvoicingError::Lines(_))));
+    let findings = verify::verify(&ledger.database, utc("2027-01-01T00:00:00Z")).await.unwrap().findings;
+    assert_eq!(findings.iter().map(|finding| finding.check).collect::<Vec<_>>(), [Check::Rollups]);
+}
+
+#[tokio::test]
+async fn a_new_calendar_starts_where_the_old_period_ends() {
+    let ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.open_period(acme, "UTC", "2026-11-15T00:00:00Z").await;
+    for zone in ["America/New_York", "Asia/Kathmandu"] {
+        ledger.open_period(acme, zone, "2026-12-15T00:00:00Z").await;
+    }
+    ledger.open_period(acme, "America/New_York", "2026-11-30T20:00:00Z").await;
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    let stored: Vec<_> = periods::list(&mut tx, acme)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|stored| (stored.period.start.to_rfc3339(), stored.period.end.to_rfc3339()))
+        .collect();
+    let pair = |start: &str, end: &str| (format!("{start}:00+00:00"), format!("{end}:00+00:00"));
+    assert_eq!(
+        stored,
+        [
+            pair("2026-11-01T00:00", "2026-12-01T00:00"),
+            pair("2026-12-01T00:00", "2026-12-01T05:00"),
+            pair("2026-12-01T05:00", "2027-01-01T05:00"),
+        ]
+    );
+}

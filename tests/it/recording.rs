@@ -1,0 +1,200 @@
+//! What recording does with copies, corrections, gaps in the catalog and concurrent writers.
+
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+use waybill::clock::Clock;
+use waybill::ingest::{Recorder, repair};
+use waybill::shutdown::Shutdown;
+
+use crate::harness::wait_until;
+use crate::world::{Outcome, World, gpt5_prices, now, usage_event};
+
+fn estimate(id: &str) -> Value {
+    let mut event = usage_event(id);
+    event["data"]["usage_source"] = json!("estimated");
+    event
+}
+
+fn correction(id: &str, of: &str, usage: Value) -> Value {
+    let mut event = usage_event(id);
+    event["data"]["corrects"] = json!(of);
+    event["data"]["usage"] = usage;
+    event
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unpriced_usage_waits_for_its_price_and_is_then_recorded_by_itself() {
+    let world = World::idle().await;
+    world.start_consumer();
+    world.publish("gw-1", &usage_event("e-1")).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"]);
+    assert_eq!(world.recorded_events().await, 0, "unpriced is never zero");
+    world.verified().await;
+
+    world.publish_prices(gpt5_prices()).await;
+    wait_until("the event is recorded", async || (world.recorded_events().await == 1).then_some(())).await;
+    wait_until("the rejection is resolved", async || world.open_rejections().await.is_empty().then_some(()))
+        .await;
+    world.settled().await;
+    assert_eq!(world.task("acme", "task-1").await.calls, 1);
+    // The same message again is a duplicate of what the replay recorded.
+    let again = world.publish("gw-1", &usage_event("e-1")).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(again, 1).await, [Outcome::Duplicate]);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_is_replaced_by_final_usage_and_voided_by_zeros() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    world.settled().await;
+    let guessed = world.totals().await;
+    assert_eq!((guessed.events, guessed.input, guessed.output), (1, 100, 50));
+
+    world.publish("gw-1", &correction("final", "guess", json!({"input": 120, "output": 60}))).await;
+    world.settled().await;
+    let corrected = world.totals().await;
+    assert_eq!((corrected.events, corrected.input, corrected.output), (1, 120, 60));
+    // 120 x 1.25 + 60 x 10 dollars per million.
+    assert_eq!(corrected.cost.to_string(), "0.00075");
+    assert_eq!(world.task("acme", "task-1").await.calls, 1);
+    world.verified().await;
+
+    // A second correction of the same estimate replaces the first.
+    world.publish("gw-1", &correction("void", "guess", json!({"input": 0, "output": 0}))).await;
+    world.settled().await;
+    let voided = world.totals().await;
+    assert_eq!((voided.input, voided.output, voided.cost.to_string().as_str()), (0, 0, "0"));
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_waits_for_its_estimate_and_only_estimates_are_corrected() {
+    let world = World::start().await;
+    world.publish("gw-1", &correction("early", "late", json!({"input": 7, "output": 0}))).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unknown_estimate"]);
+    world.publish("gw-1", &estimate("late")).await;
+    wait_until("the correction is recorded", async || world.open_rejections().await.is_empty().then_some(()))
+        .await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 7);
+
+    world.publish("gw-1", &usage_event("measured")).await;
+    let refused =
+        world.publish("gw-1", &correction("no", "measured", json!({"input": 1, "output": 0}))).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(refused, 1).await, [Outcome::Rejected("unknown_estimate")]);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn estimate_and_correction_may_share_a_message() {
+    let world = World::start().await;
+    let both = json!([correction("b", "a", json!({"input": 3, "output": 1})), estimate("a")]);
+    world.publish("gw-1", &both).await;
+    world.settled().await;
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input, totals.output), (1, 3, 1));
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_consumers_and_copies_in_every_message_record_each_event_once() {
+    let world = World::start().await;
+    // A second consumer on the same durable, with a recorder of its own.
+    let shutdown = Shutdown::new();
+    let second =
+        Recorder::new(world.bed.database.clone(), Clock::System, &world.names.prefix, shutdown.clone());
+    let second = second.await.unwrap();
+    let running = tokio::spawn(waybill::ingest::consumer::run(
+        world.stream.clone(),
+        crate::world::limits(),
+        second,
+        waybill::health::Health::default(),
+        waybill::ingest::Nudge::default(),
+    ));
+    for round in 0..60 {
+        let copies: Vec<Value> =
+            (round..round + 20).map(|number| usage_event(&format!("e-{number}"))).collect();
+        world.publish("gw-1", &json!(copies)).await;
+    }
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, 79);
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    world.verified().await;
+    shutdown.stop();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_on_another_booking_date_is_still_a_duplicate() {
+    let world = World::start().await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    world.settled().await;
+    world.stop_consumer().await;
+    // The same event comes again a month later, into another partition.
+    let later = Clock::fixed(now() + TimeDelta::days(31));
+    world.start_consumer_at(later);
+    let again = world.publish("gw-1", &usage_event("e-1")).await;
+    let new = world.publish("gw-1", &usage_event("e-2")).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(again, 1).await, [Outcome::Duplicate]);
+    assert_eq!(world.outcomes(new, 1).await, [Outcome::Recorded]);
+    let partitions: i64 = sqlx::query_scalar("SELECT count(DISTINCT tableoid) FROM usage_events")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(partitions, 2);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sequences_that_nobody_recorded_are_read_again() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    // Acknowledged by somebody who never recorded them.
+    for number in 0..5 {
+        world.publish("gw-1", &usage_event(&format!("e-{number}"))).await;
+    }
+    world.acknowledge_without_recording(5).await;
+    let repaired = repair::repair(&world.stream, &world.recorder).await.unwrap();
+    assert_eq!((repaired.unaccounted, repaired.repaired, repaired.gone), (5, 5, 0));
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, 5);
+    let again = repair::repair(&world.stream, &world.recorder).await.unwrap();
+    assert_eq!(again.unaccounted, 0);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_could_lose_usage_is_refused() {
+    use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
+    use waybill::ingest::{IngestError, stream};
+    let world = World::idle().await;
+    let names = waybill::ingest::StreamNames {
+        stream: format!("{}_WRONG", world.names.stream),
+        prefix: format!("wrong.{}", world.names.prefix),
+    };
+    let wrong = Config {
+        name: names.stream.clone(),
+        subjects: vec![format!("{}.*", names.prefix)],
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::Old,
+        max_bytes: 1 << 20,
+        allow_rollup: true,
+        ..Config::default()
+    };
+    world.context().create_stream(wrong).await.unwrap();
+    let refused = stream::open(world.context(), &names, crate::world::limits()).await;
+    world.context().delete_stream(&names.stream).await.unwrap();
+    let Err(IngestError::Drift { drift, .. }) = refused else { panic!("the stream must be refused") };
+    for field in ["retention", "discard", "allow_rollup_hdrs", "deny_delete", "deny_purge", "max_msg_size"] {
+        assert!(
+            drift.iter().any(|sentence| sentence.starts_with(field)),
+            "{field} is not named in {drift:?}"
+        );
+    }
+}

@@ -1,0 +1,254 @@
+//! Reports on a small ledger, and that every kind of damage to a ledger is found.
+
+use serde_json::json;
+use waybill::reports::verify::{self, Check};
+use waybill::reports::{Dimension, UsageQuery, cost_per_task, usage};
+use waybill::store::reports::TaskScope;
+use waybill::store::usage::UsageFilter;
+use waybill::store::{Scope, tasks};
+
+use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
+
+async fn shown(ledger: &Ledger, scope: Scope, group_by: &[Dimension]) -> Vec<String> {
+    let filter = UsageFilter {
+        from: utc("2026-10-01T00:00:00Z"),
+        to: utc("2026-11-01T00:00:00Z"),
+        ..UsageFilter::default()
+    };
+    let query = UsageQuery { filter, group_by: group_by.to_vec() };
+    let mut tx = ledger.database.read(scope).await.unwrap();
+    let report = usage(&mut tx, scope, &query, utc("2026-11-01T00:00:00Z")).await.unwrap();
+    let row = |row: waybill::reports::UsageRow| {
+        let names = [
+            row.customer,
+            row.day.map(|day| day.to_string()),
+            row.model,
+            row.project,
+            row.class.map(|class| class.name().to_owned()),
+        ];
+        let name = names.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let units: i64 = row.quantities.raw().iter().sum();
+        let cost = row.figures.cost.map_or("-".to_owned(), |(cost, _)| cost.to_string());
+        format!(
+            "{name}: {units} units, {:?} calls, {} {} {cost}",
+            row.events, row.figures.charge, row.figures.currency
+        )
+    };
+    report.rows.into_iter().map(row).collect()
+}
+
+#[tokio::test]
+async fn usage_is_summed_by_any_dimension_and_a_customer_sees_its_own_charge() {
+    let mut ledger = Ledger::new().await;
+    let (acme, other) =
+        (ledger.customer("acme", "Asia/Kathmandu").await, ledger.customer("other", "UTC").await);
+    let searching = Row {
+        rare: Some(json!({"web_search": 2})),
+        project: Some("support"),
+        ..call(acme, "2026-10-02T20:00:00Z", "b", 10, 1)
+    };
+    ledger
+        .record(&[
+            call(acme, "2026-10-02T01:00:00Z", "a", 100, 0),
+            searching,
+            Row { model: "tiny", ..call(other, "2026-10-02T20:00:00Z", "c", 7, 0) },
+            call(acme, "2026-11-02T20:00:00Z", "outside", 1_000, 0),
+        ])
+        .await;
+    ledger.post().await;
+    assert_eq!(
+        shown(&ledger, Scope::Everything, &[]).await,
+        [": 120 units, Some(3) calls, 0.040352000000007 USD 0.020176000000007"]
+    );
+    assert_eq!(
+        shown(&ledger, Scope::Everything, &[Dimension::Customer, Dimension::Day]).await,
+        [
+            "acme 2026-10-02: 100 units, Some(1) calls, 0.0003 USD 0.00015",
+            // After midnight in Kathmandu, and not yet in London.
+            "acme 2026-10-03: 13 units, Some(1) calls, 0.040052 USD 0.020026",
+            "other 2026-10-02: 7 units, Some(1) calls, 0.000000000000007 USD 0.000000000000007",
+        ]
+    );
+    assert_eq!(
+        shown(&ledger, Scope::Customer(acme), &[Dimension::Class]).await,
+        [
+            "input: 110 units, None calls, 0.00033 USD -",
+            "output: 1 units, None calls, 0.000022 USD -",
+            "web_search: 2 units, None calls, 0.04 USD -",
+        ]
+    );
+    assert_eq!(
+        shown(&ledger, Scope::Customer(other), &[Dimension::Customer, Dimension::Model, Dimension::Project])
+            .await,
+        ["other tiny : 7 units, Some(1) calls, 0.000000000000007 USD -"]
+    );
+}
+
+#[tokio::test]
+async fn tasks_are_counted_once_alone_and_nested() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let at = "2026-10-02T01:00:00Z";
+    let under = |parent: &'static str, row: Row| Row { parent: Some(parent), ..row };
+    ledger
+        .record(&[
+            task_call(acme, at, "root", "refund", 1),
+            under("root", task_call(acme, at, "child", "lookup", 10)),
+            under("child", task_call(acme, at, "grandchild", "lookup", 100)),
+            under("never seen", task_call(acme, at, "orphan", "refund", 1_000)),
+            // Parents in a circle, and a task that hangs on it.
+            under("b", task_call(acme, at, "a", "refund", 10_000)),
+            under("a", task_call(acme, at, "b", "refund", 100_000)),
+            under("b", task_call(acme, at, "on circle", "refund", 1_000_000)),
+            call(acme, at, "no task", 5, 0),
+        ])
+        .await;
+    ledger.record(&[ended(acme, "2026-10-02T02:00:00Z", "root", "refund", "success")]).await;
+    ledger.post().await;
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    let mut report = async |nested| {
+        let scope = TaskScope {
+            customer: Some(acme),
+            from: utc("2026-10-01T00:00:00Z"),
+            to: utc("2026-11-01T00:00:00Z"),
+            task_type: None,
+            nested,
+        };
+        cost_per_task(&mut tx, Scope::Everything, &scope, utc("2026-11-01T00:00:00Z")).await.unwrap()
+    };
+    let shown = |report: &waybill::reports::CostPerTask| -> Vec<String> {
+        let group = |group: &waybill::reports::TaskGroup| {
+            let kind = group.task_type.as_deref().unwrap_or("-");
+            let outcome = group.outcome.as_deref().unwrap_or("open");
+            format!(
+                "{kind} {outcome}: {} tasks, {} calls, {} max {}",
+                group.tasks, group.calls, group.charge.total, group.charge.max
+            )
+        };
+        report.groups.iter().map(group).collect()
+    };
+    let alone = report(false).await;
+    assert_eq!(
+        shown(&alone),
+        [
+            "lookup open: 2 tasks, 2 calls, 0.00033 max 0.0003",
+            "refund success: 1 tasks, 1 calls, 0.000003 max 0.000003",
+            "refund open: 4 tasks, 4 calls, 3.333 max 3",
+        ]
+    );
+    let nested = report(true).await;
+    assert_eq!(
+        shown(&nested),
+        [
+            "refund success: 1 tasks, 3 calls, 0.000333 max 0.000333",
+            "refund open: 4 tasks, 4 calls, 3.333 max 3",
+        ]
+    );
+    let [refund] = nested.types.as_slice() else { panic!("one type, not {:?}", nested.types) };
+    assert_eq!(refund.charge_per_success.unwrap().to_string(), "0.000333");
+    assert_eq!(nested.unattributed[0].figures.charge.to_string(), "0.000015");
+    let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
+    let totals = tasks::tree_totals(&mut tx, acme, "a").await.unwrap();
+    assert_eq!((totals.tasks, totals.charge.to_string().as_str()), (3, "3.33"));
+    let root = tasks::get(&mut tx, acme, "root").await.unwrap().unwrap();
+    let calls = tasks::calls(&mut tx, acme, &root, None, 10).await.unwrap();
+    let kinds: Vec<&str> = calls.iter().map(|call| call.kind.as_str()).collect();
+    assert_eq!(kinds, ["usage", "outcome"]);
+    let rest = tasks::calls(&mut tx, acme, &root, Some((calls[0].occurred_at, calls[0].event_key.0, 0)), 10)
+        .await
+        .unwrap();
+    assert_eq!(rest, calls[1..]);
+}
+
+/// A ledger with a bit of everything, one batch of it not posted.
+async fn sound() -> Ledger {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let searching = Row {
+        rare: Some(json!({"web_search": 2})),
+        ..task_call(acme, "2026-10-02T01:00:00Z", "t", "refund", 9)
+    };
+    ledger.record(&[searching, ended(acme, "2026-10-02T02:00:00Z", "t", "refund", "success")]).await;
+    ledger.record(&[Row { model: "tiny", ..call(acme, "2026-10-03T01:00:00Z", "x", 3, 0) }]).await;
+    ledger.post().await;
+    let request = waybill::invoicing::Request {
+        customer: acme,
+        at: utc("2026-10-03T01:00:00Z"),
+        grace: waybill::invoicing::DEFAULT_GRACE,
+        actor: "test".to_owned(),
+    };
+    let clock = waybill::clock::Clock::fixed(utc("2026-11-02T00:00:00Z"));
+    waybill::invoicing::close_and_finalize(&ledger.database, &clock, &request).await.unwrap();
+    ledger.record(&[call(acme, "2026-11-03T01:00:00Z", "unposted", 4, 4)]).await;
+    ledger
+}
+
+async fn found(ledger: &Ledger) -> Vec<Check> {
+    let proof = verify::verify(&ledger.database, utc("2027-01-01T00:00:00Z")).await.unwrap();
+    let mut checks: Vec<Check> = proof.findings.iter().map(|finding| finding.check).collect();
+    checks.dedup();
+    checks
+}
+
+/// The proof of the proof: each damage is found by the check that is there for it.
+#[tokio::test]
+async fn every_damage_is_found() {
+    let ledger = sound().await;
+    assert_eq!(found(&ledger).await, []);
+    let anew = "INSERT INTO usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id, gateway_id, occurred_at,
+        source, id, content_hash, model, input, cost_price_id, sell_price_id, cost, charge)
+        SELECT booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id, gateway_id, occurred_at, source, id, content_hash,
+        model, input, cost_price_id, sell_price_id, cost, charge FROM gone";
+    let replaced = |change: &str| {
+        format!(
+            "CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT * FROM usage_events WHERE id = 'x'; DELETE FROM usage_events WHERE id = 'x'; UPDATE gone SET {change}; {anew}"
+        )
+    };
+    for (damage, expected) in [
+        ("UPDATE usage_rollups SET input = input + 1 WHERE sell_price_id = 4".to_owned(), vec![Check::InvoiceLines, Check::Rollups]),
+        ("UPDATE usage_rollups SET charge = charge + 0.000000000000001 WHERE sell_price_id = 4".to_owned(), vec![Check::Rollups]),
+        ("UPDATE usage_rollups SET rare = '{\"web_search\": 3}' WHERE rare IS NOT NULL".to_owned(), vec![Check::InvoiceLines, Check::Rollups]),
+        ("DELETE FROM usage_rollups WHERE sell_price_id = 4".to_owned(), vec![Check::InvoiceLines, Check::Rollups]),
+        ("UPDATE usage_rollups SET hour = '2026-11-01Z' WHERE sell_price_id = 4".to_owned(), vec![Check::Periods]),
+        ("UPDATE usage_rollups SET booked_period = '2026-11-01Z' WHERE sell_price_id = 4".to_owned(), vec![Check::InvoiceLines]),
+        ("UPDATE tasks SET cost = cost + 0.000000000000001".to_owned(), vec![Check::Tasks]),
+        ("UPDATE tasks SET rare = NULL".to_owned(), vec![Check::Tasks]),
+        ("DELETE FROM tasks".to_owned(), vec![Check::Tasks]),
+        (replaced("charge = charge + 0.000000000000001"), vec![Check::Amounts, Check::Rollups]),
+        (replaced("occurred_at = '2019-12-31Z'"), vec![Check::Validity]),
+        (replaced("cost_price_id = 4"), vec![Check::Validity, Check::Rollups]),
+        (replaced("stream_seq = 77"), vec![Check::Bookings]),
+        ("DELETE FROM usage_events WHERE id = 'x'".to_owned(), vec![Check::Batches, Check::Rollups]),
+        (
+            // A copy in another partition, in a batch that claims it.
+            format!("SELECT open_booking_date(DATE '2026-12-01');
+                CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT * FROM usage_events WHERE id = 'unposted';
+                INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
+                SELECT 'stream', incarnation, '{{[4,5)}}', 1, 1, 1, 0, 0, 1, '2026-12-01' FROM ingest_batches LIMIT 1;
+                UPDATE gone SET booked_on = '2026-12-01', stream_seq = 4, batch_id = (SELECT max(id) FROM ingest_batches),
+                    cost = input * 0.0000015, charge = input * 0.000003; {anew}"),
+            vec![Check::Identities],
+        ),
+        ("UPDATE ingest_batches SET recorded = 0, duplicates = events WHERE posted_at IS NULL".to_owned(), vec![Check::Batches]),
+        ("UPDATE ingest_batches SET events = events + 1, rejected = 1 WHERE posted_at IS NULL".to_owned(), vec![Check::Rejections]),
+        (
+            "INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
+             SELECT 'stream', incarnation, '{[9,10)}', 1, 0, 0, 0, 0, 0, booked_on FROM ingest_batches LIMIT 1".to_owned(),
+            vec![Check::Sequences],
+        ),
+        ("UPDATE customers SET closed_through = NULL".to_owned(), vec![Check::Periods]),
+        ("UPDATE invoice_line_items SET quantity = quantity + 1, exact_amount = rate * (quantity + 1) WHERE class = 'input'".to_owned(),
+            vec![Check::InvoiceLines, Check::InvoiceTotals, Check::InvoiceChain]),
+        ("UPDATE invoice_line_items SET amount_minor = amount_minor + 1 WHERE class = 'input'".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
+        ("UPDATE invoices SET total_minor = total_minor + 1".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
+        ("UPDATE invoices SET customer_name = 'Other'".to_owned(), vec![Check::InvoiceChain]),
+        ("UPDATE invoices SET number = 2".to_owned(), vec![Check::InvoiceChain]),
+        ("UPDATE invoice_series SET last_number = 2".to_owned(), vec![Check::InvoiceChain]),
+        ("DELETE FROM invoice_line_items; DELETE FROM invoices".to_owned(), vec![Check::InvoiceLines, Check::InvoiceChain]),
+    ] {
+        // The triggers refuse such things; here they are off, on a copy of the ledger that is thrown away.
+        let ledger = sound().await;
+        ledger.run(&format!("BEGIN; SET LOCAL session_replication_role = replica; {damage}; COMMIT")).await;
+        assert_eq!(found(&ledger).await, expected, "{damage}");
+    }
+}
