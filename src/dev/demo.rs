@@ -38,7 +38,7 @@ const ACTOR: &str = "waybill dev";
 /// How often it is looked whether everything has arrived.
 const ARRIVAL_POLL: Duration = Duration::from_millis(50);
 
-/// Makes the starter cost book and publishes its prices; publishes what a newer program adds.
+/// Makes the starter cost book and publishes its prices; later, what a newer program adds and nobody has set otherwise.
 ///
 /// # Errors
 /// [`DevError`].
@@ -55,7 +55,10 @@ pub async fn starter_book(database: &Database) -> Result<(), DevError> {
         };
         prices::create_book(&mut tx, &book, ACTOR).await?;
     }
-    prices::publish(&mut tx, starter::BOOK, &prices, ACTOR).await?;
+    let (_, refused) = prices::publish_fitting(&mut tx, starter::BOOK, &prices, ACTOR).await?;
+    for fault in refused {
+        tracing::info!(%fault, "starter price left out");
+    }
     commit(tx).await?;
     Ok(())
 }

@@ -208,6 +208,28 @@ async fn what_is_refused_stores_nothing_and_says_why() {
 }
 
 #[tokio::test]
+async fn of_a_list_what_fits_is_published_and_the_rest_named() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("2", "2026-01-01", "")]).await.expect("a price");
+    let list = [
+        price("3", "2026-01-01", ""),
+        price("-1", "2026-02-01", r#","conditions":{"speed":"fast"}"#),
+        price("4", "2026-01-01", r#","conditions":{"service_tier":"flex"}"#),
+    ];
+    let mut tx = database.begin().await.expect("a transaction");
+    let (published, refused) =
+        prices::publish_fitting(&mut tx, "cost", &list, "test").await.expect("some fit");
+    store::commit(tx).await.expect("committed");
+    assert_eq!(published.prices.iter().map(|price| price.status).collect::<Vec<_>>(), [Status::Added]);
+    let mut named: Vec<usize> = refused.iter().map(|fault| fault.index).collect();
+    named.sort_unstable();
+    assert_eq!(named, [0, 1]);
+    assert_eq!(cost(database, "cost", "2026-06-01T00:00:00Z").await, "2");
+}
+
+#[tokio::test]
 async fn a_dry_run_is_the_same_publication_rolled_back() {
     let bed = TestBed::new().await;
     let database = &bed.database;

@@ -149,14 +149,9 @@ impl Planner {
         let overlapping: Vec<usize> = (0..entries.len())
             .filter(|at| same_key(&entries[*at]) && intervals_meet(entries[*at].interval(), interval))
             .collect();
-        for at in &overlapping {
-            let there = &entries[*at].draft;
-            let both_open = there.valid_to.is_none() && draft.valid_to.is_none();
-            let says_nothing_new =
-                entries[*at].interval() == interval || (both_open && there.valid_from <= draft.valid_from);
-            if says_nothing_new && there.same_terms(&draft) {
-                return Ok(Published::Unchanged(entries[*at].slot));
-            }
+        let stands = overlapping.iter().find(|at| stands_already(&entries[**at].draft, &draft, entries));
+        if let Some(at) = stands {
+            return Ok(Published::Unchanged(entries[*at].slot));
         }
         for entry in
             entries.iter().filter(|entry| !same_key(entry) && intervals_meet(entry.interval(), interval))
@@ -290,6 +285,23 @@ impl Planner {
     }
 }
 
+/// Whether a standing price says what a new one says: the same terms in the same interval; or both open and standing
+/// since earlier; or open as published, but continued up to its successor.
+fn stands_already(there: &PriceDraft, new: &PriceDraft, entries: &[Entry]) -> bool {
+    let same_start = there.valid_from == new.valid_from;
+    let nothing_new = match (there.valid_to, new.valid_to) {
+        (None, None) => there.valid_from <= new.valid_from,
+        (Some(end), None) => {
+            let successor = |entry: &Entry| {
+                entry.draft.conditions_key == there.conditions_key && entry.draft.valid_from == end
+            };
+            same_start && entries.iter().any(successor)
+        }
+        (ends, new_end) => same_start && ends == new_end,
+    };
+    nothing_new && there.same_terms(new)
+}
+
 /// The parts of an interval that no alias covers.
 fn uncovered(
     known: &[ModelAlias],
@@ -396,6 +408,22 @@ mod tests {
             assert_eq!(plan.published, [Published::Unchanged(Slot::Standing(PriceId(7)))]);
         }
         assert!(plan(stands(), vec![], &[price(0, Some(5), "2")]).is_err(), "an earlier end is a change");
+    }
+
+    #[test]
+    fn a_history_without_ends_can_be_published_again() {
+        let history =
+            [price(0, None, "3"), price(10, None, "2"), price(20, None, "1"), price(30, Some(40), "9")];
+        let rows = plan(vec![], vec![], &history).unwrap().rows;
+        let stands =
+            rows.into_iter().zip(1..).map(|(draft, id)| Standing { id: PriceId(id), draft }).collect();
+        let again = plan(stands, vec![], &history).unwrap();
+        assert_eq!(again.rows, []);
+        let closed = vec![standing(7, &price(0, Some(5), "2"))];
+        assert!(
+            plan(closed, vec![], &[price(0, None, "2")]).is_err(),
+            "what was closed does not open by itself"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Publishing, closing and deriving prices.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -126,6 +126,37 @@ pub async fn publish(
         audit::record(connection, actor, "prices.publish", &name, Some(summary(&publication))).await?;
     }
     Ok(publication)
+}
+
+/// Publishes those of the prices that can be published, and says why the others cannot: for lists that somebody else keeps.
+///
+/// # Errors
+/// As [`publish`], but for [`PricesError::Refused`].
+pub async fn publish_fitting(
+    connection: &mut PgConnection,
+    book: &str,
+    new: &[NewPrice],
+    actor: &str,
+) -> Result<(Publication, Vec<PriceFault>), PricesError> {
+    let mut fitting: Vec<(usize, NewPrice)> = new.iter().cloned().enumerate().collect();
+    let mut faults: Vec<PriceFault> = Vec::new();
+    loop {
+        let (indices, prices): (Vec<usize>, Vec<NewPrice>) = fitting.into_iter().unzip();
+        // A refusal comes before anything is written, so the transaction can go on.
+        match publish(connection, book, &prices, actor).await {
+            Ok(publication) => return Ok((publication, faults)),
+            Err(PricesError::Refused(found)) if !found.is_empty() => {
+                let refused: HashSet<usize> = found.iter().map(|fault| fault.index).collect();
+                faults.extend(found.into_iter().map(|fault| {
+                    let index = indices.get(fault.index).copied().unwrap_or(fault.index);
+                    PriceFault { index, ..fault }
+                }));
+                let kept = indices.into_iter().zip(prices).enumerate();
+                fitting = kept.filter(|(at, _)| !refused.contains(at)).map(|(_, price)| price).collect();
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn summary(publication: &Publication) -> Value {
@@ -287,9 +318,9 @@ async fn derive(
         let mut rows = Vec::with_capacity(added.len());
         for (cost, id) in added.iter().zip(reserve_ids(connection, added.len()).await?) {
             let draft = derived(&cost.draft, dependent.factor).map_err(|error| {
-                let detail = format!("a markup of {} takes it out of range: {error}", dependent.factor);
-                let path = "rates".to_owned();
-                PricesError::Refused(vec![PriceFault { index: 0, path, detail, conflicts_with: None }])
+                let what = format!("{} {}", cost.draft.provider, cost.draft.model);
+                let detail = format!("a markup of {} takes {what} out of range: {error}", dependent.factor);
+                PricesError::Field { field: "rates", detail }
             })?;
             rows.push(Insertion { id, book: dependent.book, draft, derived_from: Some(cost.id) });
         }

@@ -1,0 +1,239 @@
+//! Price books, prices and quotes through the API.
+
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::http_bed::{Answer, Api};
+
+fn expect(answer: &Answer, status: u16, code: &str) {
+    assert_eq!(answer.problem(), (status, code.to_owned()), "{}", answer.text);
+}
+
+fn made(answer: &Answer) -> Value {
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+    answer.json()
+}
+
+/// gpt-5.6-sol with its long-context tier, and gpt-5 under two names.
+fn published() -> Value {
+    let sol = |above: Option<i64>, input: &str, output: &str| {
+        json!({"provider": "openai", "model": "gpt-5.6-sol", "conditions": {"context_above": above}, "per": 1_000_000,
+               "rates": {"input": input, "cache_read": "0.4", "output": output}, "fees": {"web_search": "0.01"},
+               "valid_from": "2026-08-21T00:00:00Z", "source": "https://example.com/prices", "checked_at": "2026-11-01"})
+    };
+    json!([
+        sol(None, "4", "20"),
+        sol(Some(272_000), "8", "30"),
+        {"provider": "openai", "model": "gpt-5", "aliases": ["gpt-5-2025-08-07"], "per": 1_000_000,
+         "rates": {"input": "1.25", "cache_read": "0.125", "output": "10"}, "multiplier": "1.1",
+         "valid_from": "2025-08-07T00:00:00Z"},
+    ])
+}
+
+/// A cost book with prices, a sell book of cost plus 20 % that acme is assigned, and one that nobody is.
+async fn books(api: &Api) {
+    let finance = &api.keys.finance;
+    let book = |body: Value| async move { made(&api.post(finance, "/v1/price-books", &body).await) };
+    book(json!({"name": "list", "kind": "cost", "currency": "USD"})).await;
+    let sell =
+        book(json!({"name": "plus-20", "kind": "sell", "currency": "USD", "base": "list", "markup": "1.20"}))
+            .await;
+    assert_eq!(sell["markup"], "1.2");
+    book(json!({"name": "secret", "kind": "sell", "currency": "USD", "base": "list", "markup": "3"})).await;
+    let publication = made(&api.post(finance, "/v1/price-books/list/prices", &published()).await);
+    assert_eq!((&publication["derived"], &publication["aliases"]), (&json!(6), &json!(1)));
+    let assignment = json!({"sell_book": "plus-20", "valid_from": "2025-01-01T00:00:00Z"});
+    made(&api.post(finance, "/v1/customers/acme/assignments", &assignment).await);
+}
+
+async fn quote(api: &Api, key: &str, book: &str, data: Value) -> Answer {
+    let body = json!({"book": book, "at": "2026-11-23T10:00:00Z", "data": data});
+    api.post(key, "/v1/prices/quote", &body).await
+}
+
+#[tokio::test]
+async fn a_quote_shows_every_class_and_sums_up() {
+    let api = Api::start().await;
+    books(&api).await;
+    let data = json!({"provider": "openai", "model": "gpt-5.6-sol",
+        "usage": {"input": 200, "cache_read": 2000, "output": 380, "reasoning": 120, "web_search": 2}});
+    let answer = quote(&api, &api.keys.finance, "list", data.clone()).await.json();
+    assert_eq!((&answer["amount"], &answer["currency"]), (&json!("0.0316"), &json!("USD")));
+    let part = &answer["parts"][0];
+    assert_eq!((&part["model"], &part["tier_input"]), (&json!("gpt-5.6-sol"), &json!(2200)));
+    assert_eq!(
+        part["classes"][0],
+        json!({"class": "input", "quantity": 200, "rate": "4", "per": 1_000_000,
+        "amount": "0.0008", "currency": "USD", "inherited_from": null})
+    );
+    assert_eq!(part["classes"][3]["inherited_from"], "output");
+    assert_eq!(part["fees"][0]["amount"], "0.02");
+    let sold = quote(&api, &api.keys.acme, "plus-20", data.clone()).await.json();
+    assert_eq!(sold["amount"], "0.03792");
+    // Past the threshold the whole request is at the upper tier.
+    let long = json!({"provider": "openai", "model": "gpt-5.6-sol",
+        "usage": {"input": 72_001, "cache_read": 200_000, "output": 1000}});
+    assert_eq!(quote(&api, &api.keys.finance, "list", long).await.json()["amount"], "0.686008");
+    // A multiplier is in the rates, and an alias is the model.
+    let dated = json!({"provider": "openai", "model": "gpt-5-2025-08-07", "usage": {"input": 1_000_000}});
+    let dated = quote(&api, &api.keys.finance, "list", dated).await.json();
+    assert_eq!((&dated["amount"], &dated["parts"][0]["model"]), (&json!("1.375"), &json!("gpt-5")));
+    assert_eq!(dated["parts"][0]["multiplier"], "1.1");
+}
+
+#[tokio::test]
+async fn what_cannot_be_quoted_says_why() {
+    let api = Api::start().await;
+    books(&api).await;
+    let finance = &api.keys.finance;
+    let call = |model: &str| json!({"provider": "openai", "model": model, "usage": {"input": 1}});
+    let mut priority = call("gpt-5");
+    priority["service_tier"] = json!("priority");
+    let mut pages = call("gpt-5");
+    pages["usage"] = json!({"page": 3});
+    for (book, data, field) in [
+        ("nowhere", call("gpt-5"), "book"),
+        ("list", call("gpt-7"), "data (part 0)"),
+        ("list", priority, "data (part 0)"),
+        ("list", pages, "data (part 0)"),
+        ("list", json!({"provider": "openai", "model": "gpt-5", "usage": {"input": -1}}), "data"),
+    ] {
+        let answer = quote(&api, finance, book, data).await;
+        expect(&answer, 422, "invalid_value");
+        assert_eq!(answer.json()["errors"][0]["field"], field, "{}", answer.text);
+    }
+    expect(&quote(&api, &api.keys.gateway, "list", call("gpt-5")).await, 403, "forbidden");
+}
+
+#[tokio::test]
+async fn a_customer_sees_its_own_sell_prices_and_nothing_of_cost() {
+    let api = Api::start().await;
+    books(&api).await;
+    let acme = &api.keys.acme;
+    let seen = api.get(acme, "/v1/prices").await.json();
+    let seen = seen["data"].as_array().unwrap();
+    assert_eq!(seen.len(), 3);
+    for price in seen {
+        assert_eq!(price["book"], "plus-20");
+        for hidden in ["derived_from", "source", "checked_at"] {
+            assert!(price.get(hidden).is_none(), "{price}");
+        }
+    }
+    let gpt5 = api.get(acme, "/v1/prices?model=gpt-5-2025-08-07").await.json();
+    assert_eq!(gpt5["data"][0]["rates"]["input"], "1.65");
+    assert_eq!(gpt5["data"][0]["aliases"], json!(["gpt-5-2025-08-07"]));
+    assert_eq!(api.get(&api.keys.globex, "/v1/prices").await.json()["data"], json!([]));
+    let cost = api.get(&api.keys.finance, "/v1/prices?book=list").await.json();
+    let cost = cost["data"][0]["id"].as_i64().unwrap();
+    let (foreign, missing) =
+        (api.get(acme, &format!("/v1/prices/{cost}")).await, api.get(acme, "/v1/prices/999999").await);
+    expect(&foreign, 404, "not_found");
+    assert_eq!(foreign.comparable(), missing.comparable());
+    let call = json!({"provider": "openai", "model": "gpt-5", "usage": {"input": 1}});
+    for book in ["list", "secret", "nowhere"] {
+        expect(&quote(&api, acme, book, call.clone()).await, 422, "invalid_value");
+    }
+    expect(&api.get(acme, "/v1/price-books").await, 403, "forbidden");
+    expect(&api.post(acme, "/v1/price-books/list/prices", &published()).await, 403, "forbidden");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_change_and_stores_nothing() {
+    let api = Api::start().await;
+    books(&api).await;
+    let finance = &api.keys.finance;
+    let version = api.catalog_version().await;
+    let cut = json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000,
+        "rates": {"input": "1", "cache_read": "0.1375", "output": "11"}, "valid_from": "2026-12-01T00:00:00Z"}]);
+    let dry = api.post(finance, "/v1/price-books/list/prices?dry_run=true", &cut).await;
+    assert_eq!(dry.status, StatusCode::OK, "{}", dry.text);
+    let dry = dry.json();
+    assert_eq!((&dry["dry_run"], &dry["prices"][0]["id"]), (&json!(true), &Value::Null));
+    assert_eq!(dry["prices"][0]["status"], "changed");
+    let changes = dry["prices"][0]["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert_eq!((&changes[0]["old"]["rate"], &changes[0]["new"]["rate"]), (&json!("1.375"), &json!("1")));
+    assert_eq!(api.catalog_version().await, version);
+    let wet = made(&api.post(finance, "/v1/price-books/list/prices", &cut).await);
+    assert_eq!(wet["continued"].as_array().unwrap().len(), 1);
+    let again = api.post(finance, "/v1/price-books/list/prices", &cut).await;
+    assert_eq!((again.status, &again.json()["prices"][0]["status"]), (StatusCode::OK, &json!("unchanged")));
+}
+
+#[tokio::test]
+async fn a_bad_price_is_refused_with_its_path_and_what_it_conflicts_with() {
+    let api = Api::start().await;
+    books(&api).await;
+    let path = "/v1/price-books/list/prices";
+    let finance = &api.keys.finance;
+    let with = |field: &str, value: Value| {
+        let mut prices = published();
+        prices[2][field] = value;
+        prices
+    };
+    for (field, value, path_of_error) in [
+        ("rates", json!({"inptu": "1"}), "[2].rates.inptu"),
+        ("rates", json!({"input": "-1"}), "[2].rates.input"),
+        ("rates", json!({"input": "1.0000000000000000000000000001"}), "[2].rates.input"),
+        ("per", Value::Null, "[2].per"),
+        ("multiplier", json!("NaN"), "[2].multiplier"),
+        ("conditions", json!({"hours_utc": ["25:00-26:00"]}), "[2].conditions.hours_utc[0]"),
+        ("valid_to", json!("2025-08-07T00:00:00Z"), "[2].valid_to"),
+    ] {
+        let answer = api.post(finance, path, &with(field, value)).await;
+        expect(&answer, 422, "invalid_value");
+        assert_eq!(answer.json()["errors"][0]["field"], path_of_error, "{}", answer.text);
+    }
+    for (field, value) in
+        [("rates", json!({"input": 1.25})), ("valid_from", json!("soon")), ("vendor", json!("x"))]
+    {
+        expect(&api.post(finance, path, &with(field, value)).await, 400, "invalid_body");
+    }
+    let conflict = api.post(finance, path, &with("rates", json!({"input": "2"}))).await;
+    expect(&conflict, 409, "conflict");
+    let standing = api.get(finance, "/v1/prices?book=list&model=gpt-5").await.json();
+    let id = standing["data"][0]["id"].as_i64().unwrap();
+    let detail = conflict.json()["errors"][0]["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains(&format!("price {id}")), "{detail}");
+    assert_eq!(standing["data"][0]["rates"]["input"], "1.25");
+    expect(&api.post(finance, path, &json!([])).await, 422, "invalid_value");
+    expect(&api.post(finance, "/v1/price-books/nowhere/prices", &published()).await, 404, "not_found");
+    let taken = json!({"name": "list", "kind": "cost", "currency": "USD"});
+    expect(&api.post(finance, "/v1/price-books", &taken).await, 409, "already_exists");
+}
+
+#[tokio::test]
+async fn prices_are_listed_read_and_ended() {
+    let api = Api::start().await;
+    books(&api).await;
+    let finance = &api.keys.finance;
+    let first = api.get(finance, "/v1/prices?book=list&limit=2").await.json();
+    assert_eq!(first["data"].as_array().unwrap().len(), 2);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let rest = api.get(finance, &format!("/v1/prices?book=list&limit=2&cursor={cursor}")).await.json();
+    assert_eq!((rest["data"].as_array().unwrap().len(), &rest["has_more"]), (1, &json!(false)));
+    let gpt5 = &first["data"][0];
+    assert_eq!((&gpt5["multiplier"], &gpt5["rates"]["input"]), (&json!("1.1"), &json!("1.25")));
+    let reasoning =
+        gpt5["effective_rates"].as_array().unwrap().iter().find(|rate| rate["class"] == "reasoning").unwrap();
+    assert_eq!((&reasoning["rate"], &reasoning["inherited_from"]), (&json!("11"), &json!("output")));
+
+    let csv = api.send(Method::GET, finance, "/v1/prices?book=list", "", &[("accept", "text/csv")]).await;
+    assert_eq!(csv.text.lines().count(), 4, "{}", csv.text);
+
+    let id = gpt5["id"].as_i64().unwrap();
+    let path = format!("/v1/prices/{id}");
+    let ended = api.patch(finance, &path, &json!({"valid_to": "2026-12-01T00:00:00Z"})).await;
+    assert_eq!(ended.status, StatusCode::OK, "{}", ended.text);
+    assert_eq!(ended.json()["valid_to"], "2026-12-01T00:00:00Z");
+    let old = api.get(finance, &path).await.json();
+    assert_eq!(old["superseded_by"], ended.json()["id"]);
+    expect(&api.patch(finance, &path, &json!({"valid_to": "2026-12-01T00:00:00Z"})).await, 409, "conflict");
+    expect(
+        &api.patch(finance, "/v1/prices/999999", &json!({"valid_to": "2026-12-01T00:00:00Z"})).await,
+        404,
+        "not_found",
+    );
+    let then = api.get(finance, "/v1/prices?book=list&model=gpt-5&at=2026-12-01T00:00:00Z").await.json();
+    assert_eq!(then["data"], json!([]));
+}
