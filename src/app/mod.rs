@@ -255,6 +255,15 @@ impl App {
     }
 }
 
+/// An error for people: its sentence, and those of its causes that say something new.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said {
+        said if said.is_empty() => cause,
+        said if said.contains(&cause) => said,
+        said => format!("{said}: {cause}"),
+    })
+}
+
 /// Resolves with Ctrl-C or SIGTERM.
 async fn signalled() -> anyhow::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -24,7 +24,7 @@ pub async fn unaccounted(
            )
            SELECT sequence AS "sequence!"
            FROM accounted,
-                unnest(int8multirange(int8range(1, $2, '[]')) - accounted.sequences) AS hole,
+                unnest(int8multirange(int8range(1, $2::bigint + 1)) - accounted.sequences) AS hole,
                 generate_series(lower(hole), upper(hole) - 1) AS sequence
            LIMIT $3"#,
         incarnation,
