@@ -62,6 +62,15 @@ CREATE TABLE price_books (
     CHECK (base_book_id IS NULL OR kind = 'sell')
 );
 
+-- Factors of a markup book for some of its models, instead of its general one. Set with the book, like that.
+CREATE TABLE price_book_markups (
+    book_id integer NOT NULL REFERENCES price_books,
+    -- A model's name, or the beginning of one and `*`; of those that match, the longest decides.
+    pattern text NOT NULL CHECK (char_length(pattern) BETWEEN 1 AND 128),
+    markup  numeric(12, 6) NOT NULL CHECK (markup >= 0 AND markup < 1000),
+    PRIMARY KEY (book_id, pattern)
+);
+
 -- Other names of a model, dated like prices: `gpt-5-2025-08-07` -> `gpt-5`.
 CREATE TABLE model_aliases (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -529,6 +538,7 @@ CREATE TRIGGER lines_no_truncate BEFORE TRUNCATE ON invoice_line_items FOR EACH 
 CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE ON audit_log FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER journal_append_only BEFORE UPDATE OR DELETE ON usage_events FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER markups_append_only BEFORE UPDATE OR DELETE ON price_book_markups FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER rates_append_only BEFORE UPDATE OR DELETE ON price_rates FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 -- A price may only ever be superseded.

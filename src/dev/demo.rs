@@ -1,5 +1,6 @@
 //! The demo: customers, a sell book over the starter cost book, and traffic through the real stream.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -52,6 +53,7 @@ pub async fn starter_book(database: &Database) -> Result<(), DevError> {
             currency: Currency::USD,
             base: None,
             markup: None,
+            markups: BTreeMap::new(),
         };
         prices::create_book(&mut tx, &book, ACTOR).await?;
     }
@@ -79,6 +81,7 @@ pub async fn set_up(database: &Database) -> Result<bool, DevError> {
         currency: Currency::USD,
         base: Some(starter::BOOK.to_owned()),
         markup: Some(Quote(MARKUP.to_owned())),
+        markups: BTreeMap::new(),
     };
     let sell_book = prices::create_book(&mut tx, &sell, ACTOR).await?.info.id;
     let cost_book = prices::find_book(&mut tx, starter::BOOK)

@@ -126,8 +126,8 @@ async fn a_cut_is_dated_and_reaches_the_books_that_mark_it_up() {
     assert_eq!(cost(database, "sell", "2026-11-01T00:00:00Z").await, "9");
     assert_eq!(cost(database, "cost", "2026-11-01T00:00:00Z").await, "1.25");
 
-    // A book made later derives what stands.
-    let late = r#"{"name":"late","kind":"sell","currency":"USD","base":"cost","markup":"2"}"#;
+    // A book made later derives what stands, and may have other factors for some models.
+    let late = r#"{"name":"late","kind":"sell","currency":"USD","base":"cost","markup":"9","markups":{"gpt-*":"2"}}"#;
     create(database, late).await.expect("another sell book");
     assert_eq!(cost(database, "late", "2026-01-01T00:00:00Z").await, "5");
     assert_eq!(cost(database, "late", "2026-11-01T00:00:00Z").await, "2.5");
@@ -201,6 +201,11 @@ async fn what_is_refused_stores_nothing_and_says_why() {
         (r#"{"name":"x","kind":"cost","currency":"USD","base":"cost","markup":"1"}"#, "base"),
         (r#"{"name":"x","kind":"sell","currency":"USD","base":"sell","markup":"1"}"#, "base"),
         (r#"{"name":"x","kind":"sell","currency":"USD","base":"cost","markup":"-1"}"#, "markup"),
+        (r#"{"name":"x","kind":"sell","currency":"USD","markups":{"gpt-5":"2"}}"#, "base"),
+        (
+            r#"{"name":"x","kind":"sell","currency":"USD","base":"cost","markup":"1","markups":{"*":"2"}}"#,
+            "markups",
+        ),
     ] {
         let refused = book(json).await;
         assert!(matches!(refused, Err(PricesError::Field { field, .. }) if field == named), "{refused:?}");

@@ -104,14 +104,19 @@ impl Quote {
     }
 }
 
-/// Quotes by class, a class named twice refused: which of the two would be meant?
-fn distinct_quotes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Quote>, D::Error> {
+/// Quotes by name, a name given twice refused: which of the two would be meant?
+///
+/// # Errors
+/// The deserializer's.
+pub fn distinct_quotes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Quote>, D::Error> {
     struct Quotes;
     impl<'de> de::Visitor<'de> for Quotes {
         type Value = BTreeMap<String, Quote>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object of decimals in quotes by class")
+            f.write_str("an object of decimals in quotes")
         }
 
         fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {

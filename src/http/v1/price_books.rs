@@ -1,5 +1,7 @@
 //! Price books, and publishing prices into them.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -51,9 +53,12 @@ struct BookView {
     currency: Currency,
     /// The cost book whose prices it marks up.
     base: Option<String>,
-    /// The factor on every rate of the base.
+    /// The factor on every rate of the base, where `markups` has no other.
     #[schema(value_type = Option<String>, example = "1.2")]
     markup: Option<Decimal>,
+    /// Other factors for some models, by name or by the beginning of a name and `*`; the longest that matches decides.
+    #[schema(value_type = BTreeMap<String, String>)]
+    markups: BTreeMap<String, Decimal>,
     /// When it was made.
     created_at: DateTime<Utc>,
 }
@@ -61,20 +66,33 @@ struct BookView {
 impl From<Book> for BookView {
     fn from(book: Book) -> Self {
         let Book { info, base, markup, created_at } = book;
-        Self { name: info.name, kind: info.kind, currency: info.currency, base, markup, created_at }
+        let (markup, markups) = markup.map(|markup| (markup.general, markup.by_model)).unzip();
+        Self {
+            name: info.name,
+            kind: info.kind,
+            currency: info.currency,
+            base,
+            markup,
+            markups: markups.unwrap_or_default(),
+            created_at,
+        }
     }
 }
 
 impl CsvRow for BookView {
-    const HEADER: &'static [&'static str] = &["name", "kind", "currency", "base", "markup", "created_at"];
+    const HEADER: &'static [&'static str] =
+        &["name", "kind", "currency", "base", "markup", "markups", "created_at"];
 
     fn cells(&self, cells: &mut Cells) {
+        let markups: Vec<String> =
+            self.markups.iter().map(|(pattern, factor)| format!("{pattern}={factor}")).collect();
         cells
             .text(&self.name)
             .value(self.kind)
             .value(self.currency)
             .maybe_text(self.base.as_deref())
             .maybe_value(self.markup)
+            .text(&markups.join(" "))
             .time(self.created_at);
     }
 }

@@ -1,20 +1,19 @@
 //! Price books, and everything in them as rating loads it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::publish::derived;
 use super::read::{Selection, select};
 use super::write::{Insertion, insert, reserve_ids};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Currency;
-use crate::domain::price::quotation::Quote;
+use crate::domain::price::markup::{Markup, MarkupError};
+use crate::domain::price::quotation::{Quote, distinct_quotes};
 use crate::domain::price::{BookInfo, BookKind, ModelAlias, Price, resolve_parents};
 use crate::store::{audit, catalog};
 
@@ -36,6 +35,10 @@ pub struct NewBook {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub markup: Option<Quote>,
+    /// Other factors for some models, by name or by the beginning of a name and `*`; the longest that matches decides.
+    #[serde(default, deserialize_with = "distinct_quotes")]
+    #[schema(value_type = BTreeMap<String, String>, example = json!({"claude-*": "1.3"}))]
+    pub markups: BTreeMap<String, Quote>,
 }
 
 /// A price book.
@@ -45,8 +48,8 @@ pub struct Book {
     pub info: BookInfo,
     /// The name of the cost book whose prices it marks up.
     pub base: Option<String>,
-    /// The factor on every rate of the base.
-    pub markup: Option<Decimal>,
+    /// The factors on the rates of the base.
+    pub markup: Option<Markup>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
 }
@@ -68,7 +71,9 @@ pub async fn list_books(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Book>, StoreError> {
-    find(connection, None, after, limit).await
+    let mut books = find(connection, None, after, limit).await?;
+    add_markups(connection, &mut books).await?;
+    Ok(books)
 }
 
 /// The price book of a name.
@@ -76,7 +81,9 @@ pub async fn list_books(
 /// # Errors
 /// [`StoreError`].
 pub async fn find_book(connection: &mut PgConnection, name: &str) -> Result<Option<Book>, StoreError> {
-    Ok(find(connection, Some(name), None, 1).await?.pop())
+    let mut books = find(connection, Some(name), None, 1).await?;
+    add_markups(connection, &mut books).await?;
+    Ok(books.pop())
 }
 
 async fn find(
@@ -105,10 +112,29 @@ async fn find(
                 kind: parsed("price_books", "kind", &row.kind)?,
                 currency: parsed("price_books", "currency", &row.currency)?,
             };
-            let markup = row.markup.map(|markup| markup.normalize());
+            let markup =
+                row.markup.map(|general| Markup { general: general.normalize(), by_model: BTreeMap::new() });
             Ok(Book { info, base: row.base, markup, created_at: row.created_at })
         })
         .collect()
+}
+
+/// The factors for some models; apart, because they are no customer's to read.
+async fn add_markups(connection: &mut PgConnection, books: &mut [Book]) -> Result<(), StoreError> {
+    let ids: Vec<i32> = books.iter().map(|book| book.info.id.0).collect();
+    let rows = sqlx::query!(
+        r#"SELECT book_id AS "book_id: BookId", pattern, markup FROM price_book_markups WHERE book_id = ANY($1)"#,
+        &ids,
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let book = books.iter_mut().find(|book| book.info.id == row.book_id);
+        if let Some(markup) = book.and_then(|book| book.markup.as_mut()) {
+            markup.by_model.insert(row.pattern, row.markup.normalize());
+        }
+    }
+    Ok(())
 }
 
 /// Reads a stored word as a domain value.
@@ -133,7 +159,7 @@ pub async fn create_book(
     new: &NewBook,
     actor: &str,
 ) -> Result<Book, PricesError> {
-    let factor = checked(new)?;
+    let markup = checked(new)?;
     let base = match &new.base {
         Some(name) => Some(locked_base(connection, new, name).await?),
         None => None,
@@ -146,22 +172,24 @@ pub async fn create_book(
         new.kind.as_str(),
         new.currency.as_str(),
         base_id,
-        factor,
+        markup.as_ref().map(|markup| markup.general),
     )
     .fetch_optional(&mut *connection)
     .await?
     .ok_or_else(|| PricesError::BookExists(new.name.clone()))?;
-    if let (Some(base), Some(factor)) = (&base, factor) {
-        derive_all(connection, base.info.id, BookId(id), factor).await?;
+    if let (Some(base), Some(markup)) = (&base, &markup) {
+        insert_markups(connection, BookId(id), markup).await?;
+        derive_all(connection, base.info.id, BookId(id), markup).await?;
     }
     catalog::bump(connection).await?;
-    let detail = json!({"kind": new.kind, "currency": new.currency, "base": new.base, "markup": new.markup});
+    let detail = json!({"kind": new.kind, "currency": new.currency, "base": new.base, "markup": new.markup,
+                        "markups": new.markups});
     audit::record(connection, actor, "price_book.create", &new.name, Some(detail)).await?;
     find_book(connection, &new.name).await?.ok_or_else(|| PricesError::UnknownBook(new.name.clone()))
 }
 
 /// Checks what can be checked without the database; returns the markup.
-fn checked(new: &NewBook) -> Result<Option<Decimal>, PricesError> {
+fn checked(new: &NewBook) -> Result<Option<Markup>, PricesError> {
     let field = |field, detail: &str| PricesError::Field { field, detail: detail.to_owned() };
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let name = new.name.as_bytes();
@@ -169,22 +197,18 @@ fn checked(new: &NewBook) -> Result<Option<Decimal>, PricesError> {
         return Err(field("name", "is not 1 to 63 of a-z 0-9 and -, not starting with -"));
     }
     match (&new.base, &new.markup) {
-        (None, None) => Ok(None),
+        (None, None) if new.markups.is_empty() => Ok(None),
         (Some(_), None) => {
             Err(field("markup", "is missing: a book with a base needs the factor on its rates"))
         }
-        (None, Some(_)) => {
-            Err(field("base", "is missing: a markup needs the cost book that it is applied to"))
-        }
+        (None, _) => Err(field("base", "is missing: a markup needs the cost book that it is applied to")),
         (Some(_), Some(_)) if new.kind == BookKind::Cost => {
             Err(field("base", "is for sell books: a cost book is what providers charge"))
         }
-        (Some(_), Some(quote)) => {
-            let detail = "is not a decimal from 0 to below 1000 with at most 6 places";
-            let factor = quote.exact().map_err(|_| field("markup", detail))?;
-            let fits = !factor.is_sign_negative() && factor < Decimal::from(1000) && factor.scale() <= 6;
-            if fits { Ok(Some(factor)) } else { Err(field("markup", detail)) }
-        }
+        (Some(_), Some(general)) => Markup::read(general, &new.markups).map(Some).map_err(|error| {
+            let name = if matches!(error, MarkupError::Pattern(_)) { "markups" } else { "markup" };
+            field(name, &error.to_string())
+        }),
     }
 }
 
@@ -207,18 +231,36 @@ async fn locked_base(connection: &mut PgConnection, new: &NewBook, name: &str) -
     Ok(base)
 }
 
+async fn insert_markups(
+    connection: &mut PgConnection,
+    book: BookId,
+    markup: &Markup,
+) -> Result<(), StoreError> {
+    for (pattern, factor) in &markup.by_model {
+        sqlx::query!(
+            "INSERT INTO price_book_markups (book_id, pattern, markup) VALUES ($1, $2, $3)",
+            book.0,
+            pattern,
+            factor,
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
 async fn derive_all(
     connection: &mut PgConnection,
     base: BookId,
     book: BookId,
-    factor: Decimal,
+    markup: &Markup,
 ) -> Result<(), PricesError> {
     let selection = Selection { book: Some(base), explicit_only: true, ..Selection::standing() };
     let prices = select(connection, &selection).await?;
     let ids = reserve_ids(connection, prices.len()).await?;
     let mut rows = Vec::with_capacity(prices.len());
     for (price, id) in prices.iter().zip(ids) {
-        let draft = derived(&price.draft, factor).map_err(|error| PricesError::Field {
+        let draft = markup.derive(&price.draft).map_err(|error| PricesError::Field {
             field: "markup",
             detail: format!("takes price {} out of range: {error}", price.id),
         })?;
@@ -244,7 +286,7 @@ pub async fn load_books(connection: &mut PgConnection) -> Result<Vec<LoadedBook>
 /// # Errors
 /// [`StoreError`].
 pub async fn load_book(connection: &mut PgConnection, name: &str) -> Result<Option<LoadedBook>, StoreError> {
-    let Some(book) = find_book(connection, name).await? else { return Ok(None) };
+    let Some(book) = find(connection, Some(name), None, 1).await?.pop() else { return Ok(None) };
     let id = book.info.id;
     Ok(load(connection, vec![book], Some(id)).await?.pop())
 }
@@ -299,27 +341,16 @@ async fn load(
         .collect())
 }
 
-/// A price as the derived one of a markup book points to it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Dependent {
-    /// The markup book.
-    pub book: BookId,
-    /// Its factor.
-    pub factor: Decimal,
-}
-
 /// The books that mark up a cost book, locked in the order of their ids.
-pub(super) async fn dependents(
-    connection: &mut PgConnection,
-    base: BookId,
-) -> Result<Vec<Dependent>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id: BookId", markup AS "markup!" FROM price_books WHERE base_book_id = $1 ORDER BY id FOR UPDATE"#,
-        base.0,
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows.into_iter().map(|row| Dependent { book: row.id, factor: row.markup }).collect())
+pub(super) async fn dependents(connection: &mut PgConnection, base: BookId) -> Result<Vec<Book>, StoreError> {
+    sqlx::query!("SELECT id FROM price_books WHERE base_book_id = $1 ORDER BY id FOR UPDATE", base.0)
+        .fetch_all(&mut *connection)
+        .await?;
+    let name = sqlx::query_scalar!("SELECT name FROM price_books WHERE id = $1", base.0)
+        .fetch_one(&mut *connection)
+        .await?;
+    let books = books(connection).await?;
+    Ok(books.into_iter().filter(|book| book.base.as_ref() == Some(&name)).collect())
 }
 
 /// The derived price in one book of each cost price, by cost price.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -13,9 +12,9 @@ use super::read::{Selection, get, select};
 use super::write::{Insertion, insert, insert_aliases, reserve_ids, supersede};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
-use crate::domain::money::{MoneyError, Rate};
+use crate::domain::money::Rate;
 use crate::domain::price::publication::{Plan, Published, Slot, Standing, plan};
-use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault, QuotedRate};
+use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
 use crate::domain::price::{BookInfo, ModelAlias};
 use crate::domain::tokens::TokenClass;
 use crate::store::{audit, catalog};
@@ -292,20 +291,6 @@ pub async fn close(
     Ok(copy)
 }
 
-/// The price of a markup book over a cost price: every rate times the factor.
-pub(super) fn derived(cost: &PriceDraft, factor: Decimal) -> Result<PriceDraft, MoneyError> {
-    let mut rates = BTreeMap::new();
-    for (class, quote) in &cost.rates {
-        let (rate, rounded) = quote.rate.marked_up(factor)?;
-        let per = if class.is_fee() { 1 } else { cost.per };
-        let quoted = rate.times(per).ok_or_else(|| MoneyError::OutOfRange(rate.per_unit().to_string()))?;
-        rates.insert(*class, QuotedRate { quoted, rate, rounded });
-    }
-    let draft =
-        PriceDraft { rates, multiplier: Decimal::ONE, source: None, checked_at: None, ..cost.clone() };
-    Ok(draft)
-}
-
 /// Brings the markup books of a cost book in line with what was added to it and superseded in it.
 async fn derive(
     connection: &mut PgConnection,
@@ -315,19 +300,21 @@ async fn derive(
 ) -> Result<usize, PricesError> {
     let mut count = 0;
     for dependent in dependents(connection, base).await? {
+        let Some(markup) = &dependent.markup else { continue };
+        let book = dependent.info.id;
         let mut rows = Vec::with_capacity(added.len());
         for (cost, id) in added.iter().zip(reserve_ids(connection, added.len()).await?) {
-            let draft = derived(&cost.draft, dependent.factor).map_err(|error| {
-                let what = format!("{} {}", cost.draft.provider, cost.draft.model);
-                let detail = format!("a markup of {} takes {what} out of range: {error}", dependent.factor);
+            let draft = markup.derive(&cost.draft).map_err(|error| {
+                let (book, model) = (&dependent.info.name, &cost.draft.model);
+                let detail = format!("the markup of `{book}` takes `{model}` out of range: {error}");
                 PricesError::Field { field: "rates", detail }
             })?;
-            rows.push(Insertion { id, book: dependent.book, draft, derived_from: Some(cost.id) });
+            rows.push(Insertion { id, book, draft, derived_from: Some(cost.id) });
         }
         let by_cost: HashMap<PriceId, PriceId> =
             added.iter().zip(&rows).map(|(cost, row)| (cost.id, row.id)).collect();
         let olds: Vec<i64> = superseded.iter().map(|(old, _)| old.0).collect();
-        let standing = derived_prices(connection, dependent.book, &olds).await?;
+        let standing = derived_prices(connection, book, &olds).await?;
         let follow: Vec<(PriceId, Option<PriceId>)> = superseded
             .iter()
             .filter_map(|(old, copy)| {
