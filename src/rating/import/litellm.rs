@@ -36,7 +36,9 @@ const RATES: [(&str, TokenClass); 18] = [
     ("input_cost_per_token_cache_hit", TokenClass::CacheRead),
 ];
 /// Keys of one fee that come for the input and the output; taken where they do not contradict each other.
-const EITHER: [(&str, TokenClass); 7] = [
+const EITHER: [(&str, TokenClass); 8] = [
+    // A search unit of a rerank call is counted as a request.
+    ("input_cost_per_query", TokenClass::Request),
     ("input_cost_per_image", TokenClass::Image),
     ("output_cost_per_image", TokenClass::Image),
     ("input_cost_per_second", TokenClass::Second),
@@ -48,7 +50,7 @@ const EITHER: [(&str, TokenClass); 7] = [
 /// Suffixes that name a service tier or a batch.
 const TIERS: [&str; 6] = ["priority", "flex", "batches", "balanced", "ultrafast", "decisions"];
 /// Beginnings of keys about money that we cannot hold, and why.
-const UNSUPPORTED: [(&str, &str); 26] = [
+const UNSUPPORTED: [(&str, &str); 25] = [
     ("explicit_cache_read_input_token_cost", "a second rate for cache reads has no class"),
     ("citation_cost_per_token", "citation tokens have no class"),
     ("input_dbu_cost_per_token", "it is in units of account; the dollars are beside it"),
@@ -57,7 +59,6 @@ const UNSUPPORTED: [(&str, &str); 26] = [
     ("web_search_billing_unit", "fees are per search"),
     ("search_free_requests", "free allowances are not modelled"),
     ("google_maps_grounding_cost_per_query", "the fee has no class"),
-    ("input_cost_per_query", "a search unit has no class"),
     ("guardrail_cost_per_unit", "the fee has no class"),
     ("input_cost_per_text_message", "the fee has no class"),
     ("annotation_cost_per_page", "annotated pages have no class of their own"),

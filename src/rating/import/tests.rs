@@ -174,7 +174,8 @@ fn every_price_key_of_litellm_is_mapped_or_has_a_reason() {
         cache_read_input_image_token_cost code_interpreter_cost_per_session cost_per_second input_cost_per_audio_token \
         input_cost_per_audio_token_batches input_cost_per_audio_token_priority input_cost_per_character \
         input_cost_per_character_above_128k_tokens input_cost_per_image input_cost_per_image_above_128k_tokens \
-        input_cost_per_image_token input_cost_per_image_token_batches input_cost_per_request input_cost_per_second \
+        input_cost_per_image_token input_cost_per_image_token_batches input_cost_per_query input_cost_per_request \
+        input_cost_per_second \
         input_cost_per_token_cache_hit input_cost_per_video_token input_cost_per_video_token_batches ocr_cost_per_page \
         ocr_cost_per_page_batches output_cost_per_audio_token output_cost_per_character \
         output_cost_per_character_above_128k_tokens output_cost_per_image output_cost_per_image_token \
@@ -192,7 +193,7 @@ fn every_price_key_of_litellm_is_mapped_or_has_a_reason() {
         citation_cost_per_token computer_use_input_cost_per_1k_tokens computer_use_output_cost_per_1k_tokens \
         explicit_cache_read_input_token_cost file_search_cost_per_1k_calls file_search_cost_per_gb_per_day \
         google_maps_grounding_cost_per_query guardrail_cost_per_unit input_cost_per_audio_per_second \
-        input_cost_per_audio_per_second_above_128k_tokens input_cost_per_pixel input_cost_per_query \
+        input_cost_per_audio_per_second_above_128k_tokens input_cost_per_pixel \
         input_cost_per_text_message input_cost_per_video_per_second input_cost_per_video_per_second_above_128k_tokens \
         input_cost_per_video_per_second_above_15s_interval input_cost_per_video_per_second_above_8s_interval \
         input_dbu_cost_per_token ocr_cost_per_credit output_cost_per_image_0.5K output_cost_per_image_1024 \

@@ -120,6 +120,19 @@ mod tests {
             ("xai grok-4.3 input 200000", now, "0.5"),
             ("google gemini-2.5-flash input 4000 output 200 reasoning 300", now, "0.00245"),
             ("mistral mistral-large-latest input 1000 output 1000", now, "0.002"),
+            // What providers and routers stated themselves for such calls.
+            ("xai grok-4.3 input 6140 cache_read 3072 output 3417 web_search 3", now, "0.0318319"),
+            ("xai grok-4.3 input 10869 cache_read 10496 output 3646 web_search 8", now, "0.06480045"),
+            ("google gemini-3.8-flash input 47 output 558 reasoning 744", now, "0.00491775"),
+            ("google gemini-2.5-flash input 2 output 6 reasoning 356", "2026-02-25T00:00:00Z", "0.0009056"),
+            (
+                "anthropic claude-opus-5 input 8 output 224 cache_read 96086 cache_write_1h 11940",
+                now,
+                "0.173083",
+            ),
+            ("anthropic claude-fable-5-1 input 2 output 4 cache_write_1h 40913", now, "0.81848"),
+            ("anthropic claude-opus-4-8 input 6540 output 10700", "2026-07-01T00:00:00Z", "0.3002"),
+            ("openai gpt-5.6-luna input 425 output 55 reasoning 516", "2026-09-16T00:00:00Z", "0.0007702"),
             // Peak hours of working days.
             (
                 "deepseek deepseek-flash input 40000 cache_read 60000 output 5000",
