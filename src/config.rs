@@ -11,6 +11,8 @@ use crate::domain::access::Role;
 const DEFAULT_STREAM: &str = "USAGE";
 /// Subjects are this, a dot, and the gateway's name.
 const DEFAULT_SUBJECT_PREFIX: &str = "usage.v1";
+/// How long recording may take, in seconds.
+const DEFAULT_ACK_WAIT_SECONDS: u32 = 60;
 /// What the stream may hold, in bytes.
 const DEFAULT_STREAM_BYTES: i64 = 15 << 30;
 
@@ -40,6 +42,9 @@ pub struct NatsArgs {
     /// Bytes the stream may hold before it refuses new events; at most 60 % of its volume
     #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = DEFAULT_STREAM_BYTES, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
     pub stream_max_bytes: i64,
+    /// Seconds a consumer may take to record a message before it is delivered again; longer than a transaction with its retries
+    #[arg(long, env = "WAYBILL_ACK_WAIT_SECONDS", default_value_t = DEFAULT_ACK_WAIT_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub ack_wait_seconds: u32,
 }
 
 impl NatsArgs {
@@ -51,6 +56,7 @@ impl NatsArgs {
             subject_prefix: DEFAULT_SUBJECT_PREFIX.to_owned(),
             stream_replicas: 1,
             stream_max_bytes: DEFAULT_STREAM_BYTES,
+            ack_wait_seconds: DEFAULT_ACK_WAIT_SECONDS,
         }
     }
 }
