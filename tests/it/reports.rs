@@ -9,6 +9,10 @@ use waybill::store::{Scope, tasks};
 
 use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
 
+/// Tables that refuse changes by trigger.
+const TRIGGERED: [&str; 6] =
+    ["usage_events", "invoices", "invoice_line_items", "prices", "price_rates", "audit_log"];
+
 async fn shown(ledger: &Ledger, scope: Scope, group_by: &[Dimension]) -> Vec<String> {
     let filter = UsageFilter {
         from: utc("2026-10-01T00:00:00Z"),
@@ -248,7 +252,8 @@ async fn every_damage_is_found() {
     ] {
         // The triggers refuse such things; here they are off, on a copy of the ledger that is thrown away.
         let ledger = sound().await;
-        ledger.run(&format!("BEGIN; SET LOCAL session_replication_role = replica; {damage}; COMMIT")).await;
+        let off: String = TRIGGERED.iter().map(|table| format!("ALTER TABLE {table} DISABLE TRIGGER USER;")).collect();
+        ledger.run(&format!("BEGIN; {off} {damage}; COMMIT")).await;
         assert_eq!(found(&ledger).await, expected, "{damage}");
     }
 }
