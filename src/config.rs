@@ -7,6 +7,15 @@ use clap::Args;
 
 use crate::domain::access::Role;
 
+/// The stream that usage events travel in.
+const DEFAULT_STREAM: &str = "USAGE";
+/// Subjects are this, a dot, and the gateway's name.
+const DEFAULT_SUBJECT_PREFIX: &str = "usage.v1";
+/// How long recording may take, in seconds.
+const DEFAULT_ACK_WAIT_SECONDS: u32 = 60;
+/// What the stream may hold, in bytes.
+const DEFAULT_STREAM_BYTES: i64 = 15 << 30;
+
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
@@ -22,17 +31,34 @@ pub struct NatsArgs {
     #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
     pub nats_url: String,
     /// Name of the stream; made where it is missing
-    #[arg(long, env = "WAYBILL_STREAM", default_value = "USAGE")]
+    #[arg(long, env = "WAYBILL_STREAM", default_value = DEFAULT_STREAM)]
     pub stream: String,
     /// What the stream's subjects start with; a dot and the gateway's name follow
-    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = "usage.v1")]
+    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = DEFAULT_SUBJECT_PREFIX)]
     pub subject_prefix: String,
     /// Copies of the stream in the NATS cluster; 3 where the power loss of one machine must lose nothing
     #[arg(long, env = "WAYBILL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
     /// Bytes the stream may hold before it refuses new events; at most 60 % of its volume
-    #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = 15 * 1024 * 1024 * 1024, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
+    #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = DEFAULT_STREAM_BYTES, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
     pub stream_max_bytes: i64,
+    /// Seconds a consumer may take to record a message before it is delivered again; longer than a transaction with its retries
+    #[arg(long, env = "WAYBILL_ACK_WAIT_SECONDS", default_value_t = DEFAULT_ACK_WAIT_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub ack_wait_seconds: u32,
+}
+
+impl NatsArgs {
+    /// A server of one machine with the stream's usual names and limits.
+    pub fn local(nats_url: &str) -> Self {
+        Self {
+            nats_url: nats_url.to_owned(),
+            stream: DEFAULT_STREAM.to_owned(),
+            subject_prefix: DEFAULT_SUBJECT_PREFIX.to_owned(),
+            stream_replicas: 1,
+            stream_max_bytes: DEFAULT_STREAM_BYTES,
+            ack_wait_seconds: DEFAULT_ACK_WAIT_SECONDS,
+        }
+    }
 }
 
 /// What `waybill serve` runs, and where it listens.

@@ -73,12 +73,19 @@ enum Keys {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
     telemetry::init_logs(&log);
+    dispatch(command).await.unwrap_or_else(|error| {
+        eprintln!("{}", app::sentence(&error));
+        ExitCode::FAILURE
+    })
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => app::start(&args).await?.until_stopped().await?,
-        Command::Dev { args: _, command: None } => {}
+        Command::Dev { args, command: None } => app::dev::run(&args).await?,
         Command::Dev { command: Some(Dev::Exec { command }), .. } => {
             let mut words = command.into_iter();
             let program = words.next().unwrap_or_default();

@@ -115,7 +115,7 @@ pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Re
     let stream = ingest::stream::open(&context, &super::names(nats), super::limits(nats)).await?;
     let recorder =
         Recorder::new(database.clone(), Clock::System, &stream.names.prefix, Shutdown::new()).await?;
-    let repaired = ingest::repair::repair(&stream, &recorder).await?;
+    let repaired = ingest::repair::repair(&stream, super::limits(nats), &recorder).await?;
     ingest::posting::post_all(&database).await?;
     println!(
         "{} sequences were unaccounted for: {} read again and recorded, {} no longer in the stream.",

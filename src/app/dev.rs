@@ -1,1 +1,265 @@
-//! `waybill dev`.
+//! `waybill dev`: everything on private servers, with a demo, until Ctrl-C.
+
+use std::fmt::Display;
+
+use anyhow::Context;
+use chrono::{DateTime, TimeDelta, Utc};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{App, signalled, start};
+use crate::clock::Clock;
+use crate::config::{DatabaseArgs, DevArgs, ListenArgs, NatsArgs, ServeArgs};
+use crate::dev::demo;
+use crate::dev::keys::DevEnv;
+use crate::dev::servers::{Keep, Options, Servers};
+use crate::dev::traffic::{CUSTOMERS, GATEWAY};
+use crate::invoicing::{Draft, preview};
+use crate::reports::{self, CostPerTask};
+use crate::store::reports::TaskScope;
+use crate::store::{Database, Scope, customers};
+
+/// Lines of the invoice preview that are shown.
+const LINES_SHOWN: usize = 20;
+/// The interval of the cost-per-task table, in days.
+const REPORT_DAYS: i64 = 35;
+
+/// Starts servers and service, loads the demo into an empty ledger, shows it, and serves until a signal.
+///
+/// # Errors
+/// A sentence for whatever keeps it from running.
+pub async fn run(args: &DevArgs) -> anyhow::Result<()> {
+    let step = Steps::default();
+    step.begin("starting PostgreSQL and NATS");
+    let options = Options {
+        home: args.home.clone(),
+        keep: Keep::Durable,
+        database_url: args.database_url.clone(),
+        nats_url: args.nats_url.clone(),
+    };
+    let mut servers = tokio::select! {
+        servers = Servers::start(options) => servers?,
+        signal = signalled() => return signal,
+    };
+    let served = serve(args, &mut servers, &step).await;
+    step.done();
+    println!("Stopping the servers.");
+    let stopped = servers.stop().await;
+    served?;
+    Ok(stopped?)
+}
+
+async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::Result<()> {
+    step.begin("migrating, publishing the starter prices");
+    let database = Database::connect(servers.database_url()).await?;
+    database.migrate().await?;
+    demo::starter_book(&database).await?;
+    let fresh = if args.demo == 1 { demo::set_up(&database).await? } else { false };
+    database.close().await;
+
+    step.begin("starting the service");
+    let app = start(&serve_args(args, servers)).await?;
+    let mut env = DevEnv::load(&args.home);
+    env.ensure_keys(&app.database, Clock::System.now()).await?;
+    if let Some(address) = app.http_addr {
+        env.set("WAYBILL_URL", format!("http://{address}"));
+    }
+    env.set("WAYBILL_DATABASE_URL", servers.database_url());
+    env.set("WAYBILL_NATS_URL", servers.nats_url());
+    env.save()?;
+    let shown = tokio::select! {
+        shown = show(&app, &env, fresh, step) => shown,
+        signal = signalled() => { signal?; return app.stop().await; }
+        gone = servers.exited() => Err(gone.into()),
+    };
+    if let Err(error) = shown {
+        app.stop().await?;
+        return Err(error);
+    }
+    let shutdown = app.shutdown.clone();
+    let running = app.until_stopped();
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => ended,
+        gone = servers.exited() => {
+            shutdown.stop();
+            // The reason is the server; that the service cannot finish without it follows.
+            let _ = running.await;
+            Err(gone.into())
+        }
+    }
+}
+
+fn serve_args(args: &DevArgs, servers: &Servers) -> ServeArgs {
+    ServeArgs {
+        database: DatabaseArgs { database_url: servers.database_url().to_owned() },
+        nats: NatsArgs::local(servers.nats_url()),
+        listen: ListenArgs { http_addr: args.http_addr, metrics_addr: args.metrics_addr },
+        api: true,
+        consumer: true,
+        jobs: true,
+        migrate: false,
+    }
+}
+
+/// Loads the demo where the ledger was empty, then shows what is there.
+async fn show(app: &App, env: &DevEnv, fresh: bool, step: &Steps) -> anyhow::Result<()> {
+    let now = Clock::System.now();
+    if fresh {
+        step.begin("publishing the demo's traffic through NATS");
+        let sent = demo::traffic(&app.database, &app.publisher, now).await?;
+        step.done();
+        println!(
+            "{} events in {} messages went through the stream and are recorded.",
+            sent.events, sent.messages
+        );
+    }
+    step.done();
+    let mut tx = app.database.read(Scope::Everything).await?;
+    let customer = customers::by_external_id(&mut tx, CUSTOMERS[0]).await?;
+    if let Some(customer) = customer {
+        let draft = preview(&mut tx, customer.id, now, now).await?;
+        print_invoice(&draft)?;
+        let tasks = TaskScope { from: now - TimeDelta::days(REPORT_DAYS), to: now, ..TaskScope::default() };
+        print_tasks(&reports::cost_per_task(&mut tx, Scope::Everything, &tasks, now).await?);
+    }
+    drop(tx);
+    print_addresses(app, env, now);
+    Ok(())
+}
+
+fn print_invoice(draft: &Draft) -> anyhow::Result<()> {
+    let zone: chrono_tz::Tz = draft.customer.time_zone.parse().context("the customer's zone")?;
+    println!(
+        "\nInvoice preview: {} ({}), {} to {} ({zone})",
+        draft.customer.name,
+        draft.customer.external_id,
+        draft.period.start.with_timezone(&zone).format("%Y-%m-%d"),
+        draft.period.end.with_timezone(&zone).format("%Y-%m-%d"),
+    );
+    for document in &draft.documents {
+        let mut table = new_table(&["Model", "Class", "Quantity", "per million", "Exact", "Amount"]);
+        for line in document.lines.iter().take(LINES_SHOWN) {
+            let per_million = line.rate.times(1_000_000).map(|amount| amount.to_string()).unwrap_or_default();
+            table.add_row([
+                Cell::new(&line.model),
+                Cell::new(line.class),
+                right(line.quantity),
+                right(per_million),
+                right(line.exact),
+                right(line.amount),
+            ]);
+        }
+        if document.lines.len() > LINES_SHOWN {
+            table.add_row([Cell::new(format!("… {} more lines", document.lines.len() - LINES_SHOWN))]);
+        }
+        let total = Cell::new(format!("{} {}", document.total, document.currency));
+        table.add_row([
+            Cell::new("Total").add_attribute(Attribute::Bold),
+            Cell::new(""),
+            Cell::new(""),
+            Cell::new(""),
+            right(document.exact_total),
+            total.set_alignment(CellAlignment::Right).add_attribute(Attribute::Bold),
+        ]);
+        println!("{table}");
+    }
+    Ok(())
+}
+
+fn print_tasks(report: &CostPerTask) {
+    println!("\nCost per task, all customers, last {REPORT_DAYS} days (what customers pay)");
+    let mut table =
+        new_table(&["Task type", "Outcome", "Tasks", "Total", "Mean", "p50", "p90", "p99", "Max", ""]);
+    for group in &report.groups {
+        let charge = &group.charge;
+        table.add_row([
+            Cell::new(group.task_type.as_deref().unwrap_or("–")),
+            Cell::new(group.outcome.as_deref().unwrap_or("open")),
+            right(group.tasks),
+            right(short(charge.total)),
+            right(short(charge.mean)),
+            right(short(charge.p50)),
+            right(short(charge.p90)),
+            right(short(charge.p99)),
+            right(short(charge.max)),
+            Cell::new(group.currency),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// Six places are enough to look at; the API gives all.
+fn short(amount: crate::domain::money::Amount) -> String {
+    const PLACES: usize = 6;
+    let text = amount.to_string();
+    match text.split_once('.') {
+        Some((whole, fraction)) if fraction.len() > PLACES => format!("{whole}.{}…", &fraction[..PLACES]),
+        _ => text,
+    }
+}
+
+fn print_addresses(app: &App, env: &DevEnv, now: DateTime<Utc>) {
+    let url = env.get("WAYBILL_URL");
+    println!("\nAPI          {url}/v1        reference {url}/docs");
+    println!("Metrics      http://{}/metrics", app.metrics_addr);
+    println!("NATS         {}", env.get("WAYBILL_NATS_URL"));
+    println!("PostgreSQL   {}", env.get("WAYBILL_DATABASE_URL"));
+    for (label, variable) in [
+        ("Admin key", "WAYBILL_ADMIN_KEY"),
+        ("Finance key", "WAYBILL_FINANCE_KEY"),
+        ("Gateway key", "WAYBILL_GATEWAY_KEY"),
+        ("Customer key", "WAYBILL_CUSTOMER_KEY"),
+    ] {
+        if !env.get(variable).is_empty() {
+            println!("{label:<12} {}", env.get(variable));
+        }
+    }
+    println!("All of these are in {}. Try:", env.path.display());
+    println!("  . {}", env.path.display());
+    println!(
+        "  curl -H \"Authorization: Bearer $WAYBILL_FINANCE_KEY\" \"$WAYBILL_URL/v1/invoices/preview?customer={}\"",
+        CUSTOMERS[0]
+    );
+    println!("  cargo run -q -- verify");
+    println!("Gateway {GATEWAY} may publish since {}. Ctrl-C stops everything.", now.format("%H:%M:%S UTC"));
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold)));
+    table
+}
+
+fn right(value: impl Display) -> Cell {
+    Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
+/// One spinner with what is being done, where there is a terminal; plain lines elsewhere.
+#[derive(Default)]
+struct Steps {
+    bar: std::cell::RefCell<Option<ProgressBar>>,
+}
+
+impl Steps {
+    fn begin(&self, what: &'static str) {
+        self.done();
+        let bar = ProgressBar::new_spinner().with_message(what);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        if bar.is_hidden() {
+            println!("… {what}");
+        }
+        *self.bar.borrow_mut() = Some(bar);
+    }
+
+    fn done(&self) {
+        if let Some(bar) = self.bar.borrow_mut().take() {
+            bar.finish_and_clear();
+        }
+    }
+}

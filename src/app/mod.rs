@@ -76,7 +76,11 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
 }
 
 fn limits(nats: &NatsArgs) -> StreamLimits {
-    StreamLimits { replicas: usize::from(nats.stream_replicas), bytes_max: nats.stream_max_bytes }
+    StreamLimits {
+        replicas: usize::from(nats.stream_replicas),
+        bytes_max: nats.stream_max_bytes,
+        ack_wait: Duration::from_secs(nats.ack_wait_seconds.into()),
+    }
 }
 
 fn names(nats: &NatsArgs) -> StreamNames {
@@ -106,7 +110,7 @@ impl Parts {
         )
         .await?;
         if roles.consumer {
-            let repaired = ingest::repair::repair(&self.stream, &recorder).await?;
+            let repaired = ingest::repair::repair(&self.stream, self.limits, &recorder).await?;
             if repaired.unaccounted > 0 {
                 tracing::warn!(
                     ?repaired,
@@ -253,6 +257,15 @@ impl App {
         self.database.close().await;
         Ok(())
     }
+}
+
+/// An error for people: its sentence, and those of its causes that say something new.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said {
+        said if said.is_empty() => cause,
+        said if said.contains(&cause) => said,
+        said => format!("{said}: {cause}"),
+    })
 }
 
 /// Resolves with Ctrl-C or SIGTERM.

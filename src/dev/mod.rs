@@ -5,7 +5,9 @@
 //! Invariants: a private server ends with the process that started it, however that ends; nothing is installed that a
 //! user did not allow; a wait ends when its condition holds or its deadline passes, never after a fixed time.
 
+pub mod demo;
 pub mod exec;
+pub mod keys;
 pub mod packing;
 pub mod servers;
 pub mod simulate;
@@ -90,6 +92,15 @@ pub enum DevError {
     /// The database did not do as asked.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The starter book or the demo's books were not taken.
+    #[error(transparent)]
+    Prices(#[from] crate::store::prices::PricesError),
+    /// The starter book in the program cannot be read.
+    #[error("the starter cost book cannot be read: {0}")]
+    StarterBook(serde_json::Error),
+    /// The demo's traffic was not taken.
+    #[error(transparent)]
+    Publish(#[from] crate::ingest::PublishError),
 }
 
 impl DevError {

@@ -262,6 +262,26 @@ impl Rate {
     }
 }
 
+/// How far a price may lie from what can be held, as one part in so many, and still count as the same price with noise.
+const NOISE_PARTS: i128 = 1_000_000;
+
+/// The price per unit that a computed number stands for: itself where it has at most 15 places, else rounded half away
+/// from zero to 15, where that changes it by less than a millionth (`1.5000020000000002e-05` came out of a float).
+///
+/// Returns whether it was rounded; `None` where more than noise would be lost.
+pub fn without_noise(value: Decimal) -> Option<(Decimal, bool)> {
+    let value = value.normalize();
+    let Some(surplus) = value.scale().checked_sub(SCALE).filter(|surplus| *surplus > 0) else {
+        return Some((value, false));
+    };
+    let divisor = 10_i128.checked_pow(surplus)?;
+    let femtos = divide_half_away(value.mantissa(), divisor);
+    let lost = femtos.checked_mul(divisor)?.checked_sub(value.mantissa())?;
+    let noise = lost.checked_abs()?.checked_mul(NOISE_PARTS)? < value.mantissa().checked_abs()?;
+    let held = Decimal::try_from_i128_with_scale(femtos, SCALE).ok()?;
+    noise.then_some((held.normalize(), true))
+}
+
 /// A decimal as a whole number of 10^-15 units, or `None` where it has more places or does not fit.
 fn scale_to_femtos(value: Decimal) -> Option<i128> {
     let factor = 10_i128.checked_pow(SCALE.checked_sub(value.scale())?)?;

@@ -54,7 +54,7 @@ pub async fn run(
     health: Health,
     nudge: Nudge,
 ) -> Result<(), IngestError> {
-    let consumer = stream.consumer().await?;
+    let consumer = stream.consumer(limits).await?;
     probe(&recorder, &health).await;
     // One batch waits decided while one is being recorded.
     let (sender, receiver) = mpsc::channel(1);

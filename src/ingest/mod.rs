@@ -25,8 +25,3 @@ pub use posting::Nudge;
 pub use publisher::{PublishError, Published, Publisher};
 pub use record::Recorder;
 pub use stream::{StreamLimits, StreamNames, UsageStream, jetstream};
-
-/// The stream that usage events travel in.
-pub const STREAM: &str = "USAGE";
-/// Subjects are this, a dot, and the gateway's name.
-pub const SUBJECT_PREFIX: &str = "usage.v1";

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::IngestError;
 use super::consumer::incoming;
 use super::record::Recorder;
-use super::stream::UsageStream;
+use super::stream::{StreamLimits, UsageStream};
 use crate::store::journal::Origin;
 use crate::store::{Scope, completeness};
 
@@ -29,8 +29,12 @@ pub struct Repaired {
 ///
 /// # Errors
 /// [`IngestError`].
-pub async fn repair(stream: &UsageStream, recorder: &Recorder) -> Result<Repaired, IngestError> {
-    let mut consumer = stream.consumer().await?;
+pub async fn repair(
+    stream: &UsageStream,
+    limits: StreamLimits,
+    recorder: &Recorder,
+) -> Result<Repaired, IngestError> {
+    let mut consumer = stream.consumer(limits).await?;
     let info = consumer
         .info()
         .await

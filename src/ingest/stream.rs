@@ -23,8 +23,6 @@ const MAX_AGE: Duration = Duration::from_hours(14 * 24);
 const MAX_AGE_LEAST: Duration = Duration::from_hours(7 * 24);
 /// The stream's own deduplication: saves traffic, decides nothing.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
-/// Longer than a transaction with its retries usually takes; a redelivery is only a duplicate.
-const ACK_WAIT: Duration = Duration::from_mins(1);
 /// Messages that may be out for recording at a time.
 const ACK_PENDING_MAX: i64 = 20_000;
 /// Requests to the server that wait for messages.
@@ -45,25 +43,15 @@ pub struct StreamNames {
     pub prefix: String,
 }
 
-impl Default for StreamNames {
-    fn default() -> Self {
-        Self { stream: super::STREAM.to_owned(), prefix: super::SUBJECT_PREFIX.to_owned() }
-    }
-}
-
-/// How the stream is stored.
+/// How the stream is stored and delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamLimits {
     /// Copies in the cluster; three where power loss of one machine must lose nothing.
     pub replicas: usize,
     /// Bytes it may hold before it refuses.
     pub bytes_max: i64,
-}
-
-impl Default for StreamLimits {
-    fn default() -> Self {
-        Self { replicas: 1, bytes_max: 15 * 1024 * 1024 * 1024 }
-    }
+    /// How long a consumer may take to record a message before it is delivered again.
+    pub ack_wait: Duration,
 }
 
 /// The stream in its present life.
@@ -192,12 +180,12 @@ impl UsageStream {
     ///
     /// # Errors
     /// [`IngestError::Drift`] names every wrong setting; [`IngestError::Stream`].
-    pub async fn consumer(&self) -> Result<Consumer<pull::Config>, IngestError> {
+    pub async fn consumer(&self, limits: StreamLimits) -> Result<Consumer<pull::Config>, IngestError> {
         let wanted = pull::Config {
             durable_name: Some(CONSUMER.to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
+            ack_wait: limits.ack_wait,
             max_deliver: -1,
             max_ack_pending: ACK_PENDING_MAX,
             max_waiting: WAITING_MAX,

@@ -7,6 +7,7 @@
 //! does not depend on the order in which prices were loaded; rating a call allocates nothing unless it fails.
 
 mod book;
+pub mod import;
 pub mod starter;
 
 pub use book::{BookError, PriceBook, Rated, Unpriced};

@@ -24,7 +24,7 @@ pub async fn unaccounted(
            )
            SELECT sequence AS "sequence!"
            FROM accounted,
-                unnest(int8multirange(int8range(1, $2, '[]')) - accounted.sequences) AS hole,
+                unnest(int8multirange(int8range(1, $2::bigint + 1)) - accounted.sequences) AS hole,
                 generate_series(lower(hole), upper(hole) - 1) AS sequence
            LIMIT $3"#,
         incarnation,
@@ -34,4 +34,29 @@ pub async fn unaccounted(
     .fetch_all(connection)
     .await?;
     Ok(holes)
+}
+
+/// How far recording and posting are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Events in batches from the stream, however they ended.
+    pub events: i64,
+    /// Batches that are not posted yet.
+    pub unposted_batches: i64,
+}
+
+/// How far recording and posting are.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn progress(connection: &mut PgConnection) -> Result<Progress, StoreError> {
+    let progress = sqlx::query_as!(
+        Progress,
+        r#"SELECT COALESCE(SUM(events) FILTER (WHERE origin = 'stream'), 0) AS "events!",
+                  COUNT(*) FILTER (WHERE posted_at IS NULL) AS "unposted_batches!"
+           FROM ingest_batches"#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(progress)
 }

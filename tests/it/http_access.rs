@@ -83,7 +83,7 @@ impl Canary {
              INSERT INTO prices (book_id, provider, model, conditions_key, per, valid_from, source)
                  SELECT id, 'openai', '{text}', '', 1, '2026-01-01', '{text}' FROM price_books
                  WHERE name IN ('{text}', 'cost-{customer}');
-             INSERT INTO price_rates (price_id, class, rate, quoted) SELECT id, 'input', 0.{tokens}, 0.{tokens} FROM prices WHERE model = '{text}';
+             INSERT INTO price_rates (price_id, class, rate, quoted) SELECT id, 'input', 1, 1 FROM prices WHERE model = '{text}';
              INSERT INTO tasks (customer_id, task_id, task_type, parent, first_event_at, last_event_at, calls, input, cache_read,
                      cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models, first_batch, last_batch,
                      first_booked_on, last_booked_on)

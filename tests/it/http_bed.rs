@@ -81,7 +81,11 @@ impl Api {
         let bed = TestBed::new().await;
         let context = ingest::jetstream(&bed.nats_url, "test").await.unwrap();
         let names = StreamNames { stream: bed.stream.clone(), prefix: bed.subject_prefix.clone() };
-        let limits = StreamLimits { replicas: 1, bytes_max: 16 * 1024 * 1024 };
+        let limits = StreamLimits {
+            replicas: 1,
+            bytes_max: 16 * 1024 * 1024,
+            ack_wait: std::time::Duration::from_mins(1),
+        };
         let stream = ingest::stream::open(&context, &names, limits).await.unwrap();
         let clock = Clock::fixed(noon());
         let publisher = Publisher::new(context, &names.prefix);

@@ -81,7 +81,7 @@ pub fn utc(text: &str) -> DateTime<Utc> {
 }
 
 impl Ledger {
-    /// Books with `gpt-5` (input 0.0000015, output 0.000011 cost; a web search 0.01) and `tiny` (every rate one 10^-15).
+    /// Books with `gpt-5` (input 0.0000015, output 0.000011 cost; `web_search` 0.01) and `tiny` (every rate one 10^-15).
     pub async fn new() -> Self {
         let bed = TestBed::new().await;
         let ledger = Self::beside(&bed).await;

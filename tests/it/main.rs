@@ -18,6 +18,7 @@ mod http_writes;
 mod invoicing;
 mod ledger;
 mod prices;
+mod published;
 mod real_data;
 mod recording;
 mod reports;

@@ -7,7 +7,7 @@ use waybill::ingest::{Recorder, repair};
 use waybill::shutdown::Shutdown;
 
 use crate::harness::wait_until;
-use crate::world::{Outcome, World, gpt5_prices, now, usage_event};
+use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
 
 fn estimate(id: &str) -> Value {
     let mut event = usage_event(id);
@@ -111,7 +111,7 @@ async fn two_consumers_and_copies_in_every_message_record_each_event_once() {
     let second = second.await.unwrap();
     let running = tokio::spawn(waybill::ingest::consumer::run(
         world.stream.clone(),
-        crate::world::limits(),
+        limits(),
         second,
         waybill::health::Health::default(),
         waybill::ingest::Nudge::default(),
@@ -160,11 +160,11 @@ async fn sequences_that_nobody_recorded_are_read_again() {
         world.publish("gw-1", &usage_event(&format!("e-{number}"))).await;
     }
     world.acknowledge_without_recording(5).await;
-    let repaired = repair::repair(&world.stream, &world.recorder).await.unwrap();
+    let repaired = repair::repair(&world.stream, limits(), &world.recorder).await.unwrap();
     assert_eq!((repaired.unaccounted, repaired.repaired, repaired.gone), (5, 5, 0));
     world.settled().await;
     assert_eq!(world.recorded_events().await, 5);
-    let again = repair::repair(&world.stream, &world.recorder).await.unwrap();
+    let again = repair::repair(&world.stream, limits(), &world.recorder).await.unwrap();
     assert_eq!(again.unaccounted, 0);
     world.verified().await;
 }
@@ -188,7 +188,7 @@ async fn a_stream_that_could_lose_usage_is_refused() {
         ..Config::default()
     };
     world.context().create_stream(wrong).await.unwrap();
-    let refused = stream::open(world.context(), &names, crate::world::limits()).await;
+    let refused = stream::open(world.context(), &names, limits()).await;
     world.context().delete_stream(&names.stream).await.unwrap();
     let Err(IngestError::Drift { drift, .. }) = refused else { panic!("the stream must be refused") };
     for field in ["retention", "discard", "allow_rollup_hdrs", "deny_delete", "deny_purge", "max_msg_size"] {

@@ -35,6 +35,8 @@ pub const COST_BOOK: &str = "provider-cost";
 pub const SELL_BOOK: &str = "at-cost";
 /// Small enough for many streams beside each other on one test server.
 const STREAM_BYTES_MAX: i64 = 128 << 20;
+/// What a killed consumer had in hand is delivered again after this.
+const ACK_WAIT: Duration = Duration::from_secs(3);
 /// How many messages a killed consumer has recorded at least before each kill.
 const KILL_AFTER_MESSAGES: i64 = 20;
 
@@ -178,7 +180,7 @@ impl World {
 
     /// Acknowledges so many messages as a consumer that recorded nothing would.
     pub async fn acknowledge_without_recording(&self, messages: usize) {
-        let consumer = self.stream.consumer().await.unwrap();
+        let consumer = self.stream.consumer(limits()).await.unwrap();
         let mut batch = consumer
             .batch()
             .max_messages(messages)
@@ -395,7 +397,7 @@ impl World {
     }
 
     /// The program itself, consuming this world's stream, in a process that can be killed.
-    fn spawn_consumer_process(&self) -> Child {
+    fn spawn_consumer_process(&self) -> Killed {
         Command::new(env!("CARGO_BIN_EXE_waybill"))
             .args(["serve", "--consumer", "--metrics-addr", "127.0.0.1:0"])
             .env("WAYBILL_DATABASE_URL", &self.bed.database_url)
@@ -404,7 +406,9 @@ impl World {
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
             .env("WAYBILL_STREAM_MAX_BYTES", STREAM_BYTES_MAX.to_string())
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
+            .map(Killed)
             .unwrap()
     }
 
@@ -412,13 +416,12 @@ impl World {
     pub async fn killed_three_times_while_draining(&self) {
         for _ in 0..3 {
             let before = self.accounted_messages().await;
-            let mut consumer = self.spawn_consumer_process();
+            let consumer = self.spawn_consumer_process();
             wait_until("the consumer records some messages", async || {
                 (self.accounted_messages().await >= before + KILL_AFTER_MESSAGES).then_some(())
             })
             .await;
-            consumer.kill().unwrap();
-            consumer.wait().unwrap();
+            drop(consumer);
         }
         self.start_consumer();
     }
@@ -428,6 +431,16 @@ impl World {
             .fetch_one(&self.pool)
             .await
             .unwrap()
+    }
+}
+
+/// A process that is killed (SIGKILL) when dropped, so that a failing test leaves none behind.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
@@ -442,5 +455,5 @@ impl Drop for World {
 
 /// How every world's stream is stored.
 pub fn limits() -> StreamLimits {
-    StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX }
+    StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX, ack_wait: ACK_WAIT }
 }

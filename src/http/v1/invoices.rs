@@ -472,9 +472,9 @@ async fn finalize_invoice(
     responses((status = 200, description = "The invoice", content(
         (InvoiceWithLinesView = "application/json"), (String = "text/csv")))))]
 async fn get_invoice(
+    Read { caller, mut tx, .. }: Read<Reader>,
     Path(id): Path<Uuid>,
     format: Format,
-    Read { caller, mut tx, .. }: Read<Reader>,
 ) -> Result<Response, Problem> {
     let stored = invoices::get(&mut tx, InvoiceId(id)).await?.ok_or_else(|| Problem::not_found("invoice"))?;
     let name = stored.invoice.display_number();

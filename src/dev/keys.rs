@@ -1,0 +1,112 @@
+//! The keys of `waybill dev`, kept in `dev.env` so that a second start hands out the same ones.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+
+use super::DevError;
+use super::traffic::{CUSTOMERS, GATEWAY};
+use crate::domain::access::Token;
+use crate::store::api_keys::{self, NewHolder};
+use crate::store::{Database, Tx, commit, customers, gateways};
+
+/// The file in the home.
+const FILE: &str = "dev.env";
+/// Only its owner may read it: it holds keys.
+const MODE: u32 = 0o600;
+/// Variables of the keys.
+const ADMIN: &str = "WAYBILL_ADMIN_KEY";
+const FINANCE: &str = "WAYBILL_FINANCE_KEY";
+const GATEWAY_KEY: &str = "WAYBILL_GATEWAY_KEY";
+const CUSTOMER_KEY: &str = "WAYBILL_CUSTOMER_KEY";
+
+/// What scripts need to talk to the program.
+#[derive(Debug, Clone)]
+pub struct DevEnv {
+    /// Where it is kept.
+    pub path: PathBuf,
+    variables: BTreeMap<String, String>,
+}
+
+impl DevEnv {
+    /// Reads what an earlier start kept; empty where there was none.
+    pub fn load(home: &Path) -> Self {
+        let path = home.join(FILE);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let variables = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect();
+        Self { path, variables }
+    }
+
+    /// Sets a variable.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.variables.insert(name.to_owned(), value.into());
+    }
+
+    /// A variable, empty where it is not set.
+    pub fn get(&self, name: &str) -> &str {
+        self.variables.get(name).map_or("", String::as_str)
+    }
+
+    /// Makes every key that is missing or no longer works; gateway and customer keys only where the demo's exist.
+    ///
+    /// # Errors
+    /// [`DevError::Store`].
+    pub async fn ensure_keys(&mut self, database: &Database, now: DateTime<Utc>) -> Result<(), DevError> {
+        let mut tx = database.begin().await?;
+        self.ensure_key(&mut tx, ADMIN, NewHolder::Admin, now).await?;
+        self.ensure_key(&mut tx, FINANCE, NewHolder::Finance, now).await?;
+        if let Some(gateway) = gateways::id_of(&mut tx, GATEWAY).await? {
+            self.ensure_key(&mut tx, GATEWAY_KEY, NewHolder::Gateway(gateway), now).await?;
+        }
+        if let Some(customer) = customers::by_external_id(&mut tx, CUSTOMERS[0]).await? {
+            self.ensure_key(&mut tx, CUSTOMER_KEY, NewHolder::Customer(customer.id), now).await?;
+        }
+        commit(tx).await?;
+        Ok(())
+    }
+
+    async fn ensure_key(
+        &mut self,
+        tx: &mut Tx,
+        variable: &str,
+        holder: NewHolder,
+        now: DateTime<Utc>,
+    ) -> Result<(), DevError> {
+        if let Some(token) = Token::parse(self.get(variable)) {
+            let known = api_keys::find(tx, token.public_id).await?;
+            let works = known.is_some_and(|key| {
+                key.secret_hash == token.secret_hash()
+                    && key.revoked_at.is_none()
+                    && key.expires_at.is_none_or(|expires_at| now < expires_at)
+            });
+            if works {
+                return Ok(());
+            }
+        }
+        let key = api_keys::create(tx, holder, "waybill dev", None).await?;
+        self.set(variable, key.token);
+        Ok(())
+    }
+
+    /// Writes the file, readable by its owner only; `source` reads it in a shell.
+    ///
+    /// # Errors
+    /// [`DevError::Io`].
+    pub fn save(&self) -> Result<(), DevError> {
+        let lines = self.variables.iter().map(|(name, value)| format!("{name}='{value}'\n"));
+        let text: String = lines.collect();
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(MODE);
+        options
+            .open(&self.path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(DevError::io("cannot write", &self.path))
+    }
+}
