@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use super::Difference;
 use crate::domain::ids::PriceId;
 use crate::domain::invoice::PriceTerms;
-use crate::domain::money::Rate;
+use crate::domain::money::{Amount, Rate};
 use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
 use crate::store::StoreError;
 
@@ -91,13 +92,16 @@ pub async fn booking_differences(
 ) -> Result<Vec<Difference>, StoreError> {
     let rows = sqlx::query_as!(
         Difference,
-        r#"SELECT format('event %s part %s', e.event_key, e.part) AS "subject!",
-                  format('batch %s booked on %s with sequences %s', b.id, b.booked_on, b.sequences) AS "expected!",
-                  format('booked on %s with sequence %s', e.booked_on, e.stream_seq) AS "actual!"
-           FROM usage_events e
-           JOIN ingest_batches b ON b.id = e.batch_id
-           WHERE e.booked_on <> b.booked_on OR (b.origin <> 'replay' AND NOT e.stream_seq <@ b.sequences)
-           ORDER BY e.event_key, e.part LIMIT $1"#,
+        r#"WITH messages AS (
+               SELECT batch_id, booked_on, stream_seq, count(*) AS rows FROM usage_events GROUP BY 1, 2, 3
+           )
+           SELECT format('%s rows of batch %s', m.rows, b.id) AS "subject!",
+                  format('booked on %s, sequences %s', b.booked_on, b.sequences) AS "expected!",
+                  format('booked on %s, sequence %s', m.booked_on, m.stream_seq) AS "actual!"
+           FROM messages m
+           JOIN ingest_batches b ON b.id = m.batch_id
+           WHERE m.booked_on <> b.booked_on OR (b.origin <> 'replay' AND NOT m.stream_seq <@ b.sequences)
+           ORDER BY b.id, m.stream_seq LIMIT $1"#,
         limit
     )
     .fetch_all(connection)
@@ -115,10 +119,13 @@ pub async fn duplicate_identities(
 ) -> Result<Vec<Difference>, StoreError> {
     let rows = sqlx::query_as!(
         Difference,
-        r#"SELECT format('event %s', event_key) AS "subject!", 'recorded once' AS "expected!",
-                  format('recorded in batches %s to %s', min(batch_id), max(batch_id)) AS "actual!"
-           FROM usage_events GROUP BY event_key HAVING min(batch_id) <> max(batch_id)
-           ORDER BY event_key LIMIT $1"#,
+        r#"WITH again AS MATERIALIZED (
+               SELECT event_key, min(batch_id) AS first_batch, max(batch_id) AS last_batch
+               FROM usage_events GROUP BY event_key HAVING min(batch_id) <> max(batch_id)
+           )
+           SELECT format('event %s', event_key) AS "subject!", 'recorded once' AS "expected!",
+                  format('recorded in batches %s to %s', first_batch, last_batch) AS "actual!"
+           FROM again ORDER BY event_key LIMIT $1"#,
         limit
     )
     .fetch_all(connection)
@@ -156,15 +163,13 @@ pub async fn amount_differences(
     let main = |class: TokenClass| -> Vec<Option<Rate>> {
         terms.values().map(|terms| terms.rates[class.index()]).collect()
     };
-    let (rare_prices, rare_classes, rare_rates) = rare_rates(terms);
+    let rare: Vec<Json<BTreeMap<TokenClass, Amount>>> = terms.values().map(rare_rates).collect();
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH main AS (
                SELECT * FROM UNNEST($1::bigint[], $2::numeric[], $3::numeric[], $4::numeric[], $5::numeric[],
-                                    $6::numeric[], $7::numeric[])
-                    AS p (id, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning)
-           ), rare AS (
-               SELECT * FROM UNNEST($8::bigint[], $9::text[], $10::numeric[]) AS p (id, class, rate)
+                                    $6::numeric[], $7::numeric[], $8::jsonb[])
+                    AS p (id, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare)
            ), computed AS (
                SELECT e.event_key, e.part, e.cost, e.charge, e.cost_price_id, e.sell_price_id,
                       -- Without the CASE an absent rate would make a class that was not used unknown.
@@ -175,9 +180,9 @@ pub async fn amount_differences(
                       + CASE WHEN e.output = 0 THEN 0 ELSE e.output * c.output END
                       + CASE WHEN e.reasoning = 0 THEN 0 ELSE e.reasoning * c.reasoning END
                       + CASE WHEN e.rare IS NULL THEN 0 ELSE (
-                            SELECT CASE WHEN count(*) = count(r.rate) THEN COALESCE(sum(q.value::numeric * r.rate), 0) END
-                            FROM jsonb_each_text(e.rare) q
-                            LEFT JOIN rare r ON r.id = e.cost_price_id AND r.class = q.key) END AS cost_computed,
+                            SELECT CASE WHEN count(*) = count(c.rare -> q.key)
+                                        THEN COALESCE(sum(q.value::numeric * (c.rare ->> q.key)::numeric), 0) END
+                            FROM jsonb_each_text(e.rare) q) END AS cost_computed,
                       CASE WHEN e.input = 0 THEN 0 ELSE e.input * s.input END
                       + CASE WHEN e.cache_read = 0 THEN 0 ELSE e.cache_read * s.cache_read END
                       + CASE WHEN e.cache_write_5m = 0 THEN 0 ELSE e.cache_write_5m * s.cache_write_5m END
@@ -185,22 +190,24 @@ pub async fn amount_differences(
                       + CASE WHEN e.output = 0 THEN 0 ELSE e.output * s.output END
                       + CASE WHEN e.reasoning = 0 THEN 0 ELSE e.reasoning * s.reasoning END
                       + CASE WHEN e.rare IS NULL THEN 0 ELSE (
-                            SELECT CASE WHEN count(*) = count(r.rate) THEN COALESCE(sum(q.value::numeric * r.rate), 0) END
-                            FROM jsonb_each_text(e.rare) q
-                            LEFT JOIN rare r ON r.id = e.sell_price_id AND r.class = q.key) END AS charge_computed
+                            SELECT CASE WHEN count(*) = count(s.rare -> q.key)
+                                        THEN COALESCE(sum(q.value::numeric * (s.rare ->> q.key)::numeric), 0) END
+                            FROM jsonb_each_text(e.rare) q) END AS charge_computed
                FROM usage_events e
                LEFT JOIN main c ON c.id = e.cost_price_id
                LEFT JOIN main s ON s.id = e.sell_price_id
                WHERE e.kind <> 'outcome'
+           ), differing AS MATERIALIZED (
+               -- Materialized, else the LIMIT makes the planner walk the whole journal in the order of its index.
+               SELECT * FROM computed
+               WHERE cost IS DISTINCT FROM cost_computed OR charge IS DISTINCT FROM charge_computed
            )
            SELECT format('event %s part %s, cost price %s, sell price %s', event_key, part, cost_price_id,
                          sell_price_id) AS "subject!",
                   format('cost %s, charge %s', COALESCE(trim_scale(cost_computed)::text, 'no rate'),
                          COALESCE(trim_scale(charge_computed)::text, 'no rate')) AS "expected!",
                   format('cost %s, charge %s', trim_scale(cost), trim_scale(charge)) AS "actual!"
-           FROM computed
-           WHERE cost IS DISTINCT FROM cost_computed OR charge IS DISTINCT FROM charge_computed
-           ORDER BY event_key, part LIMIT $11"#,
+           FROM differing ORDER BY event_key, part LIMIT $9"#,
         &prices,
         &main(TokenClass::Input) as _,
         &main(TokenClass::CacheRead) as _,
@@ -208,9 +215,7 @@ pub async fn amount_differences(
         &main(TokenClass::CacheWrite1h) as _,
         &main(TokenClass::Output) as _,
         &main(TokenClass::Reasoning) as _,
-        &rare_prices,
-        &rare_classes as _,
-        &rare_rates as _,
+        &rare as _,
         limit
     )
     .fetch_all(connection)
@@ -218,19 +223,10 @@ pub async fn amount_differences(
     Ok(rows)
 }
 
-/// The rates of the classes without a column, one entry per price and class.
-fn rare_rates(terms: &BTreeMap<PriceId, PriceTerms>) -> (Vec<i64>, Vec<&'static str>, Vec<Rate>) {
-    let mut rates = (Vec::new(), Vec::new(), Vec::new());
-    for (price, terms) in terms {
-        for class in &TokenClass::ALL[MAIN_CLASS_COUNT..] {
-            if let Some(rate) = terms.rates[class.index()] {
-                rates.0.push(price.0);
-                rates.1.push(class.name());
-                rates.2.push(rate);
-            }
-        }
-    }
-    rates
+/// The rates of the classes without a column, as decimal texts.
+fn rare_rates(terms: &PriceTerms) -> Json<BTreeMap<TokenClass, Amount>> {
+    let classes = TokenClass::ALL[MAIN_CLASS_COUNT..].iter();
+    Json(classes.filter_map(|class| Some((*class, terms.rates[class.index()]?.per_unit()))).collect())
 }
 
 /// Usage stamped with a price that was not valid when it happened, or is of the wrong side.
@@ -243,22 +239,24 @@ pub async fn validity_differences(
 ) -> Result<Vec<Difference>, StoreError> {
     let rows = sqlx::query_as!(
         Difference,
-        r#"WITH stamped AS (
+        r#"WITH used AS (
+               -- A reversal takes back what the estimate was charged, by the prices of the estimate's own time.
+               SELECT cost_price_id, sell_price_id, min(occurred_at) AS first_at, max(occurred_at) AS last_at
+               FROM usage_events WHERE kind = 'usage' GROUP BY 1, 2
+           ), stamped AS (
                SELECT p.id, b.kind, p.valid_from, COALESCE(p.valid_to, 'infinity') AS valid_to
                FROM prices p JOIN price_books b ON b.id = p.book_id
            )
-           SELECT format('event %s part %s of %s', e.event_key, e.part, e.occurred_at) AS "subject!",
+           SELECT format('usage from %s to %s', u.first_at, u.last_at) AS "subject!",
                   'a cost price and a sell price valid at that time' AS "expected!",
-                  format('cost price %s (%s, [%s, %s)), sell price %s (%s, [%s, %s))', e.cost_price_id, c.kind,
-                         c.valid_from, c.valid_to, e.sell_price_id, s.kind, s.valid_from, s.valid_to) AS "actual!"
-           FROM usage_events e
-           LEFT JOIN stamped c ON c.id = e.cost_price_id
-           LEFT JOIN stamped s ON s.id = e.sell_price_id
-           -- A reversal takes back what the estimate was charged, by the prices of the estimate's own time.
-           WHERE e.kind = 'usage'
-             AND (c.kind = 'cost' AND c.valid_from <= e.occurred_at AND e.occurred_at < c.valid_to
-                  AND s.kind = 'sell' AND s.valid_from <= e.occurred_at AND e.occurred_at < s.valid_to) IS NOT TRUE
-           ORDER BY e.event_key, e.part LIMIT $1"#,
+                  format('cost price %s (%s, [%s, %s)), sell price %s (%s, [%s, %s))', u.cost_price_id, c.kind,
+                         c.valid_from, c.valid_to, u.sell_price_id, s.kind, s.valid_from, s.valid_to) AS "actual!"
+           FROM used u
+           LEFT JOIN stamped c ON c.id = u.cost_price_id
+           LEFT JOIN stamped s ON s.id = u.sell_price_id
+           WHERE (c.kind = 'cost' AND c.valid_from <= u.first_at AND u.last_at < c.valid_to
+                  AND s.kind = 'sell' AND s.valid_from <= u.first_at AND u.last_at < s.valid_to) IS NOT TRUE
+           ORDER BY u.cost_price_id, u.sell_price_id LIMIT $1"#,
         limit
     )
     .fetch_all(connection)
