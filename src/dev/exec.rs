@@ -68,12 +68,25 @@ async fn run(
     let failed =
         |error: std::io::Error| DevError::Failed { program: program.clone(), detail: error.to_string() };
     let mut child = command.spawn().map_err(failed)?;
-    loop {
+    let group = child.id();
+    let status = loop {
         let signal = tokio::select! {
-            ended = child.wait() => return Ok(code(ended.map_err(failed)?)),
+            ended = child.wait() => break ended.map_err(failed)?,
             signal = signals.next() => signal,
         };
         forward(&child, signal, terminal);
+    };
+    if !terminal {
+        end_group(group);
+    }
+    Ok(code(status))
+}
+
+/// Ends what a command has left running, which would outlive the servers it works with.
+fn end_group(group: Option<u32>) {
+    let group = group.and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    if group.is_some_and(|group| killpg(group, Signal::SIGKILL).is_ok()) {
+        tracing::info!("killed what the command left running");
     }
 }
 

@@ -120,6 +120,12 @@ async fn a_command_gets_its_exit_code_and_signals_through() {
         command
     };
     assert_eq!(exec("exit 3").status().expect("runs").code(), Some(3));
+    let output = exec("(sleep 60; echo late) & exit 5").output().expect("runs");
+    assert_eq!(
+        (output.status.code(), &*output.stdout),
+        (Some(5), &b""[..]),
+        "nothing of the command is left"
+    );
     // The command's parent is waybill: asked to end, it passes that on.
     let output =
         exec("trap 'echo told; exit 4' TERM; kill -TERM $PPID; while :; do sleep 0.1; done").output();
