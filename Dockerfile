@@ -7,7 +7,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     SQLX_OFFLINE=true cargo build --release --locked --bin waybill && cp target/release/waybill /usr/local/bin/
 
 FROM debian:bookworm-slim
-RUN useradd --system --uid 10001 waybill
+RUN useradd --system --uid 10001 waybill && install -d -o waybill -m 700 /var/lib/waybill
 COPY --from=build /usr/local/bin/waybill /usr/local/bin/waybill
 USER waybill
 EXPOSE 8080 9464

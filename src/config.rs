@@ -160,6 +160,28 @@ pub struct VerifyArgs {
     pub database: DatabaseArgs,
 }
 
+/// Periods to be closed.
+#[derive(Debug, Clone, Args)]
+pub struct CloseArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Hours after its end that a period stays open for late usage
+    #[arg(long, default_value_t = 1)]
+    pub grace_hours: u32,
+}
+
+/// Invoices to be listed.
+#[derive(Debug, Clone, Args)]
+pub struct ListInvoicesArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// How many, newest first
+    #[arg(long, default_value_t = 50)]
+    pub limit: u32,
+}
+
 /// Traffic to be published.
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {

@@ -48,6 +48,9 @@ enum Command {
     },
     /// Publish seeded, real-looking traffic to the stream
     Simulate(SimulateArgs),
+    /// Close billing periods, list invoices
+    #[command(subcommand)]
+    Invoices(Invoices),
     /// Make and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -62,6 +65,14 @@ enum Dev {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum Invoices {
+    /// Close every period whose end and grace time have passed, and finalize its invoices
+    Close(CloseArgs),
+    /// List invoices, newest first
+    List(ListInvoicesArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +107,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => return commands::verify(&args).await,
         Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
         Command::Simulate(args) => commands::simulate(&args).await?,
+        Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,
+        Command::Invoices(Invoices::List(args)) => commands::list_invoices(&args).await?,
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
         Command::Keys(Keys::Revoke(args)) => commands::revoke_key(&args).await?,
     }

@@ -6,14 +6,18 @@ use anyhow::{Context, ensure};
 use chrono::TimeDelta;
 
 use crate::clock::Clock;
-use crate::config::{DatabaseArgs, KeyArgs, NatsArgs, RevokeArgs, SimulateArgs, VerifyArgs};
+use crate::config::{
+    CloseArgs, DatabaseArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RevokeArgs, SimulateArgs, VerifyArgs,
+};
 use crate::dev::simulate::{Plan, simulate as run_plan};
 use crate::domain::access::Role;
 use crate::ingest::{self, Publisher, Recorder};
+use crate::invoicing::close_due;
 use crate::reports::verify::{self, Verification};
 use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
-use crate::store::{Database, audit, commit, customers, gateways};
+use crate::store::invoices::{self, InvoiceFilter};
+use crate::store::{Database, Scope, audit, commit, customers, gateways};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
@@ -143,5 +147,58 @@ pub async fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
     };
     let sent = run_plan(&Publisher::new(context, &names.prefix), &plan).await?;
     println!("{} events in {} messages within {:.1?}.", sent.events, sent.messages, sent.elapsed);
+    Ok(())
+}
+
+/// Closes every period whose end and grace time have passed, and finalizes its invoices.
+///
+/// # Errors
+/// Where the database does not answer, or a period could not be closed.
+pub async fn close_invoices(args: &CloseArgs) -> anyhow::Result<()> {
+    let database = database(&args.database).await?;
+    let grace = TimeDelta::hours(args.grace_hours.into());
+    let turns = close_due(&database, &Clock::System, grace, ACTOR).await?;
+    let mut failed = 0;
+    for turn in &turns {
+        let (start, end) = (turn.period.start, turn.period.end);
+        match &turn.outcome {
+            Ok(closed) => println!(
+                "customer {}: {start} to {end} closed, {} invoices",
+                turn.customer,
+                closed.invoices.len()
+            ),
+            Err(error) => {
+                failed += 1;
+                println!("customer {}: {start} to {end} NOT closed: {error}", turn.customer);
+            }
+        }
+    }
+    println!("{} periods were due.", turns.len());
+    ensure!(failed == 0, "{failed} periods could not be closed; run it again when their reason is gone");
+    Ok(())
+}
+
+/// Prints the newest invoices.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn list_invoices(args: &ListInvoicesArgs) -> anyhow::Result<()> {
+    let database = database(&args.database).await?;
+    let mut tx = database.read(Scope::Everything).await?;
+    let filter =
+        InvoiceFilter { customer: None, from: None, to: None, below: None, limit: args.limit.into() };
+    for stored in invoices::list(&mut tx, &filter).await? {
+        let invoice = &stored.invoice;
+        println!(
+            "{}  {:<24} {} to {}  {:>14} {}  {}",
+            invoice.display_number(),
+            stored.customer_external_id,
+            invoice.period.start.date_naive(),
+            invoice.period.end.date_naive(),
+            invoice.total,
+            invoice.total.currency(),
+            stored.status
+        );
+    }
     Ok(())
 }

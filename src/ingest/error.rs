@@ -1,5 +1,8 @@
 //! What can go wrong between the stream and the journal.
 
+use chrono::{DateTime, Utc};
+
+use crate::domain::ids::CustomerId;
 use crate::rating::BookError;
 use crate::store::StoreError;
 
@@ -15,6 +18,14 @@ pub enum IngestError {
     /// A stored billing calendar is wrong.
     #[error("a stored billing calendar cannot be used: {0}")]
     Calendar(#[from] crate::domain::period::CalendarError),
+    /// Usage lies in no billing period, although the missing ones were just made; nothing was folded.
+    #[error("usage of customer {customer} at {at} lies in no billing period; look at its billing_periods")]
+    NoPeriod {
+        /// The customer.
+        customer: CustomerId,
+        /// An instant without a period.
+        at: DateTime<Utc>,
+    },
     /// The stream or its consumer has other settings than correctness needs.
     #[error("{object} has settings that would lose or change usage: {}; correct them or let Waybill create it anew", drift.join("; "))]
     Drift {
@@ -50,9 +61,12 @@ impl IngestError {
         match self {
             Self::Store(error) => error.retryable(),
             Self::Stream { .. } => true,
-            Self::Book(_) | Self::Calendar(_) | Self::Drift { .. } | Self::Compress(_) | Self::Stopping => {
-                false
-            }
+            Self::Book(_)
+            | Self::Calendar(_)
+            | Self::NoPeriod { .. }
+            | Self::Drift { .. }
+            | Self::Compress(_)
+            | Self::Stopping => false,
         }
     }
 }

@@ -48,6 +48,10 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
         let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
         periods::ensure(&mut tx, missing.customer, period).await?;
     }
+    // The fold joins usage with its period: without one it would drop the row, so nothing is folded then.
+    if let Some(missing) = posting::missing_periods(&mut tx, &slice).await?.first() {
+        return Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at });
+    }
     posting::fold_rollups(&mut tx, &slice).await?;
     posting::fold_tasks(&mut tx, &slice).await?;
     posting::mark_posted(&mut tx, &slice).await?;

@@ -241,7 +241,6 @@ pub(super) fn refused_fields() -> Vec<(&'static str, Value, Reason)> {
         ("/id", json!(" "), Reason::NoId),
         ("/id", json!("undefined"), Reason::NoId),
         ("/id", json!(12), Reason::Type),
-        ("/id", json!("00000000-0000-0000-0000-000000000000"), Reason::BadId),
         ("/id", json!("a\u{200b}"), Reason::Charset),
         ("/id", json!("a\u{0}"), Reason::Nul),
         ("/source", Value::Null, Reason::MissingField),
