@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    DatabaseArgs, DevArgs, KeyArgs, NatsArgs, RevokeArgs, ServeArgs, SimulateArgs, VerifyArgs,
+    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RevokeArgs, ServeArgs,
+    SimulateArgs, VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
 
