@@ -16,7 +16,7 @@ use waybill::{dev, http, telemetry};
 #[command(version)]
 struct Cli {
     /// What to log, in the syntax of `RUST_LOG`: info, or waybill=debug,info
-    #[arg(long, env = "WAYBILL_LOG", default_value = "info", global = true)]
+    #[arg(long, env = "WAYBILL_LOG", default_value = "info,async_nats=warn", global = true)]
     log: String,
     #[command(subcommand)]
     command: Command,

@@ -96,7 +96,15 @@ pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         let verdict = if count == 0 { "holds".to_owned() } else { format!("{count} DIFFER") };
         println!("{:<16} {verdict}", check.as_str());
     }
-    println!("{extent:?}, as of {as_of}");
+    println!(
+        "Compared {} batches ({} posted), {} journal rows, {} rollups, {} tasks and {} invoices, as of {as_of}.",
+        extent.batches,
+        extent.posted_batches,
+        extent.journal_rows,
+        extent.rollups,
+        extent.tasks,
+        extent.invoices
+    );
     for finding in &findings {
         println!(
             "{}: {}: expected {}, is {}",
@@ -189,12 +197,13 @@ pub async fn list_invoices(args: &ListInvoicesArgs) -> anyhow::Result<()> {
         InvoiceFilter { customer: None, from: None, to: None, below: None, limit: args.limit.into() };
     for stored in invoices::list(&mut tx, &filter).await? {
         let invoice = &stored.invoice;
+        let zone: chrono_tz::Tz = invoice.time_zone.parse().context("the customer's zone")?;
         println!(
             "{}  {:<24} {} to {}  {:>14} {}  {}",
             invoice.display_number(),
             stored.customer_external_id,
-            invoice.period.start.date_naive(),
-            invoice.period.end.date_naive(),
+            invoice.period.start.with_timezone(&zone).date_naive(),
+            invoice.period.end.with_timezone(&zone).date_naive(),
             invoice.total,
             invoice.total.currency(),
             stored.status

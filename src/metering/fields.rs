@@ -70,7 +70,7 @@ pub(super) fn event_id(field: &'static str, text: Option<&str>) -> Result<String
     sized(field, id)?;
     if !id.bytes().all(is_id_byte) {
         return Err(Rejected::new(
-            Reason::BadId,
+            Reason::Charset,
             format_args!("`{field}` may hold letters, digits and . _ : - only"),
         ));
     }
@@ -169,7 +169,7 @@ mod tests {
             "аcme",
             "{0198c3a2-6f2e-7c4b-9f1a-0242ac120002}",
         ] {
-            assert_eq!(reason(event_id("id", Some(id))), Reason::BadId, "B40 {id:?}");
+            assert_eq!(reason(event_id("id", Some(id))), Reason::Charset, "B40 {id:?}");
         }
     }
 

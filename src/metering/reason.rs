@@ -45,7 +45,7 @@ text_enum! {
         Ambiguous = "ambiguous",
         /// No usable event id.
         NoId = "no_id",
-        /// An event id with characters that ids do not allow.
+        /// An event id that names the event itself where another is meant.
         BadId = "bad_id",
         /// Not an RFC 3339 time with an offset.
         Time = "time",
