@@ -273,7 +273,7 @@ pub(super) fn refused_fields() -> Vec<(&'static str, Value, Reason)> {
         ("/data/attributes", json!({"a": "\u{0}"}), Reason::Nul),
         ("/data/usage_source", json!("guess"), Reason::Type),
         ("/data/latency_ms", json!(-1), Reason::Negative),
-        ("/data/corrects", json!("0198C3A2-6F2E-7C4B-9F1A-0242AC120002"), Reason::BadId),
+        ("/data/corrects", json!("0198c3a2-6f2e-7c4b-9f1a-0242ac120002"), Reason::BadId),
         ("/data/corrects", json!(""), Reason::NoId),
         ("/sequence", json!(0), Reason::Range),
         ("/sequence", json!(-1), Reason::Range),
