@@ -1,6 +1,6 @@
 //! A batch of decided messages, and what of it is new to the journal.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
@@ -52,9 +52,9 @@ impl Sorted<'_> {
         count(self.events.iter().map(|candidate| candidate.event.row_count()).sum())
     }
 
-    /// The gateways' own counts in the new events.
-    pub fn marks(&self) -> HashMap<(GatewayId, &str), Vec<i64>> {
-        let mut marks: HashMap<_, Vec<i64>> = HashMap::new();
+    /// The gateways' own counts in the new events, in the one order that all writers take their rows in.
+    pub fn marks(&self) -> BTreeMap<(GatewayId, &str), Vec<i64>> {
+        let mut marks: BTreeMap<_, Vec<i64>> = BTreeMap::new();
         for candidate in &self.events {
             if let Some(mark) = &candidate.mark {
                 marks.entry((candidate.event.gateway, mark.epoch.as_str())).or_default().push(mark.number);

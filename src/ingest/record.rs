@@ -194,7 +194,10 @@ impl Recorder {
             Some(journal::insert_batch(tx, &row).await?)
         };
         if let Some(id) = id {
-            let events: Vec<&JournalEvent> = sorted.events.iter().map(|candidate| &candidate.event).collect();
+            let mut events: Vec<&JournalEvent> =
+                sorted.events.iter().map(|candidate| &candidate.event).collect();
+            // Writers that hold copies of the same events meet in one order, so they wait instead of deadlocking.
+            events.sort_unstable_by_key(|event| event.key);
             if !events.is_empty() {
                 journal::copy_events(tx, id, booked_on, &events).await?;
             }
@@ -208,7 +211,10 @@ impl Recorder {
             if let Some(incarnation) = origin.incarnation() {
                 let version = batch.catalog_version;
                 journal::insert_rejections(tx, id, incarnation, version, &sorted.rejections).await?;
-                journal::insert_payload(tx, id, &batch.payload()?).await?;
+                // Copies that come again bring no new evidence.
+                if !events.is_empty() {
+                    journal::insert_payload(tx, id, &batch.payload()?).await?;
+                }
             }
         }
         if origin == Origin::Replay {

@@ -273,6 +273,14 @@ fn time_cases() -> Vec<Case> {
         time("b28h", json!("2026-11-01T24:00:00Z"), rejected("time"), "B28 24:00"),
         time("b28i", json!("2026-11-01T10:00:00"), rejected("time"), "B28 no offset"),
         time("b28j", json!("2026-11-01T10:00:00+99:00"), rejected("time"), "B28 offset of 99 hours"),
+        time("b28l", json!("2026-11-01T23:59:60Z"), rejected("time"), "B28 leap second"),
+        time("b28m", json!(""), rejected("time"), "B28 empty"),
+        time(
+            "b28n",
+            json!((at - TimeDelta::hours(1)).format("%Y-%m-%dT%H:%M:%S.123456789Z").to_string()),
+            Outcome::Recorded,
+            "B28 nanoseconds",
+        ),
         time("b28k", json!(1_764_000_000), rejected("type"), "B28 a number"),
         time("b29", json!((at + TimeDelta::minutes(10)).to_rfc3339()), rejected("future"), "B29 future"),
         time(
