@@ -71,6 +71,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     let health = parts.run(roles).await?;
     let metrics_addr = parts.listen_metrics(*listen, metrics).await?;
     let http_addr = if roles.api { Some(parts.listen_http(*listen, health).await?) } else { None };
+    tracing::info!(?http_addr, %metrics_addr, ?roles, "serving");
     let Parts { database, shutdown, publisher, .. } = parts;
     Ok(App { database, publisher, http_addr, metrics_addr, shutdown, failures })
 }

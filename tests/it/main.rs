@@ -19,6 +19,7 @@ mod http_writes;
 mod invoicing;
 mod ledger;
 mod prices;
+mod program;
 mod published;
 mod real_data;
 mod recording;

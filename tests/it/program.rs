@@ -1,0 +1,113 @@
+//! The program as an operator runs it: start, readiness, metrics, stop.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::wait_until;
+use crate::world::{World, usage_event};
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// An address that was free a moment ago.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The whole answer to a plain GET; `None` where nobody answers.
+async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
+}
+
+fn serve(world: &World, http: SocketAddr, metrics: SocketAddr) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
+    command
+        .arg("serve")
+        .env("WAYBILL_DATABASE_URL", &world.bed.database_url)
+        .env("WAYBILL_NATS_URL", &world.bed.nats_url)
+        .env("WAYBILL_STREAM", &world.names.stream)
+        .env("WAYBILL_SUBJECT_PREFIX", &world.names.prefix)
+        .env("WAYBILL_STREAM_MAX_BYTES", (128_i64 << 20).to_string())
+        .env("WAYBILL_HTTP_ADDR", http.to_string())
+        .env("WAYBILL_METRICS_ADDR", metrics.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Asks the process to stop and waits until it has.
+fn terminate(child: Child) -> Output {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gets_ready_records_counts_and_stops_when_told() {
+    let world = World::idle().await;
+    world.publish_prices(crate::world::gpt5_prices()).await;
+    let (http, metrics) = (free_address(), free_address());
+    let child = serve(&world, http, metrics).spawn().unwrap();
+    wait_until("it is ready", async || get(http, "/readyz").await.filter(|answer| answer.contains(" 200 ")))
+        .await;
+    assert!(get(http, "/livez").await.unwrap().contains(" 200 "));
+    world.publish("gw-1", &usage_event("e-1")).await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    let mut refused = usage_event("e-2");
+    refused["data"]["model"] = "gpt-99".into();
+    world.publish("gw-1", &refused).await;
+    for counted in [
+        "waybill_events_total{outcome=\"recorded\"} 1",
+        "waybill_events_total{outcome=\"duplicate\"} 1",
+        "waybill_events_total{outcome=\"rejected\"} 1",
+        "waybill_rejections_open{reason=\"unpriced\"} 1",
+        "waybill_stream_lag_messages 0",
+        "waybill_record_seconds_count",
+        "waybill_batch_events_count",
+    ] {
+        wait_until(counted, async || get(metrics, "/metrics").await.filter(|text| text.contains(counted)))
+            .await;
+    }
+    assert!(get(http, "/metrics").await.unwrap().contains(" 404 "), "metrics have a listener of their own");
+    let stopped = terminate(child);
+    assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+    world.settled().await;
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contradictions_and_missing_servers_are_refused_with_a_sentence() {
+    let world = World::idle().await;
+    let address = free_address();
+    let refused = |mut command: Command| {
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let same = refused(serve(&world, address, address));
+    assert!(same.contains("metrics need an address of their own"), "{same}");
+    let mut wrong = serve(&world, address, free_address());
+    wrong.env("WAYBILL_DATABASE_URL", "mysql://localhost/waybill");
+    let wrong = refused(wrong);
+    assert!(wrong.contains("WAYBILL_DATABASE_URL starts with `mysql`"), "{wrong}");
+    let mut gone = serve(&world, address, free_address());
+    gone.env("WAYBILL_DATABASE_URL", format!("postgres://nobody@{}/none", free_address()));
+    let gone = refused(gone);
+    assert!(gone.contains("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL"), "{gone}");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = refused(serve(&world, taken.local_addr().unwrap(), free_address()));
+    assert!(busy.contains("set WAYBILL_HTTP_ADDR to a free address"), "{busy}");
+}
