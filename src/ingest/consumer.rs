@@ -119,6 +119,10 @@ async fn fetch_all(
 
 /// While nothing comes in, whether it could be recorded.
 async fn probe(recorder: &Recorder, health: &Health) {
+    if recorder.stuck() {
+        health.down(INGEST, "usage cannot be recorded");
+        return;
+    }
     match recorder.database().ping_ingest().await {
         Ok(()) => health.up(INGEST),
         Err(error) => {

@@ -1,5 +1,6 @@
 //! Recording a batch: one transaction, tried again as a whole, split where the data itself is at fault.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Recorder {
     prefix: Arc<str>,
     catalog: Arc<RwLock<Arc<Catalog>>>,
     shutdown: Shutdown,
+    // Set while a transaction has to be tried again.
+    stuck: Arc<AtomicBool>,
 }
 
 /// What one try of the transaction came to.
@@ -58,7 +61,7 @@ impl Recorder {
         shutdown: Shutdown,
     ) -> Result<Self, IngestError> {
         let catalog = Arc::new(RwLock::new(Arc::new(Catalog::load(&database).await?)));
-        Ok(Self { database, clock, prefix: prefix.into(), catalog, shutdown })
+        Ok(Self { database, clock, prefix: prefix.into(), catalog, shutdown, stuck: Arc::default() })
     }
 
     /// The database it records in.
@@ -74,6 +77,11 @@ impl Recorder {
     /// What asks it to stop.
     pub const fn shutdown(&self) -> &Shutdown {
         &self.shutdown
+    }
+
+    /// Whether a batch cannot be committed at the moment.
+    pub fn stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
     }
 
     fn catalog(&self) -> Arc<Catalog> {
@@ -125,7 +133,10 @@ impl Recorder {
         let mut pause = RETRY_FIRST;
         loop {
             match self.attempt(origin, &batch).await {
-                Ok(Attempt::Done(recorded)) => return Ok(Ok(recorded)),
+                Ok(Attempt::Done(recorded)) => {
+                    self.stuck.store(false, Ordering::Relaxed);
+                    return Ok(Ok(recorded));
+                }
                 Ok(Attempt::StaleCatalog) => batch = self.reload(batch).await?,
                 Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
                 Err(IngestError::Store(error)) if lost_a_race(&error) => {
@@ -135,6 +146,7 @@ impl Recorder {
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "a batch could not be recorded; trying again");
                     metrics::counter!("waybill_ingest_retries_total").increment(1);
+                    self.stuck.store(true, Ordering::Relaxed);
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.shutdown.stopped() => return Err(IngestError::Stopping),

@@ -89,6 +89,31 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_is_not_ready_while_nothing_can_be_recorded() {
+    let world = World::idle().await;
+    world.publish_prices(crate::world::gpt5_prices()).await;
+    let (http, metrics) = (free_address(), free_address());
+    let child = serve(&world, http, metrics).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("it is ready", async || get(http, "/readyz").await.filter(|answer| answer.contains(" 200 ")))
+        .await;
+    // Somebody holds the journal longer than a transaction waits for a lock.
+    let mut holder = world.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE ingest_batches IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
+    world.publish("gw-1", &usage_event("e-1")).await;
+    let down = async || get(http, "/readyz").await.filter(|answer| answer.contains(" 503 "));
+    let said = wait_until("it is not ready", down).await;
+    assert!(said.contains("usage cannot be recorded"), "{said}");
+    drop(holder);
+    wait_until("it is ready again", async || {
+        get(http, "/readyz").await.filter(|answer| answer.contains(" 200 "))
+    })
+    .await;
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, 1);
+    terminate(child);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn contradictions_and_missing_servers_are_refused_with_a_sentence() {
     let world = World::idle().await;
     let address = free_address();
