@@ -250,7 +250,7 @@ CREATE TABLE ingest_batches (
 -- What is left to post; stays small.
 CREATE INDEX ingest_batches_unposted ON ingest_batches (id) WHERE posted_at IS NULL;
 
--- What was received, byte for byte, zstd over the whole batch (about 75 bytes an event): the evidence behind every amount.
+-- What was received, but for the texts of prompts and answers, zstd over the whole batch (about 75 bytes an event): the evidence behind every amount.
 CREATE TABLE batch_payloads (
     batch_id bigint PRIMARY KEY REFERENCES ingest_batches,
     body     bytea NOT NULL
@@ -334,6 +334,7 @@ CREATE TABLE rejections (
     event_index       integer NOT NULL CHECK (event_index >= -1),
     subject           text NOT NULL,
     headers           jsonb,
+    -- As received, but for the texts of prompts and answers.
     raw               bytea NOT NULL,
     reason            text NOT NULL,
     detail            text NOT NULL,
@@ -590,6 +591,11 @@ CREATE POLICY own_invoices ON invoices FOR SELECT TO waybill_customer USING (cus
 CREATE POLICY own_lines ON invoice_line_items FOR SELECT TO waybill_customer USING (customer_id = (SELECT current_customer()));
 CREATE POLICY own_assignments ON book_assignments FOR SELECT TO waybill_customer USING (customer_id = (SELECT current_customer()));
 
+-- A correction is of the customer of its estimate.
+ALTER TABLE corrections ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own_corrections ON corrections FOR SELECT TO waybill_customer
+    USING (EXISTS (SELECT FROM usage_events e WHERE e.event_key = original_key));
+
 -- A customer may read prices of sell books only: what we pay is not theirs to know.
 ALTER TABLE prices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE price_rates ENABLE ROW LEVEL SECURITY;
@@ -604,5 +610,5 @@ CREATE POLICY assigned_aliases ON model_aliases FOR SELECT TO waybill_customer
     USING (book_id IN (SELECT id FROM price_books UNION SELECT base_book_id FROM price_books));
 
 GRANT SELECT ON customers, usage_events, usage_rollups, tasks, billing_periods, invoices, invoice_line_items,
-    book_assignments, prices, price_rates, price_books, model_aliases, ingest_batches TO waybill_customer;
+    book_assignments, prices, price_rates, price_books, model_aliases, ingest_batches, corrections TO waybill_customer;
 GRANT EXECUTE ON FUNCTION current_customer() TO waybill_customer;

@@ -1,5 +1,6 @@
 //! A batch of decided messages, and what of it is new to the journal.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::NaiveDate;
@@ -10,13 +11,11 @@ use super::IngestError;
 use super::decide::{Candidate, Decided, Decision};
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{GatewayId, RejectionId};
-use crate::metering::{Message, Reason};
+use crate::metering::{self, Reason};
+use crate::store::journal::payload::Payload;
 use crate::store::journal::{self, Existing, Origin, Recorded, Rejection, RejectionPosition};
 use crate::store::replay::{Resolution, Resolved};
 use crate::store::{StoreError, journal::JournalEvent};
-
-/// zstd level of stored payloads: level 1 gives eight to one at about a microsecond an event.
-const PAYLOAD_ZSTD_LEVEL: i32 = 1;
 
 /// Messages decided with one version of the catalog.
 #[derive(Debug)]
@@ -105,19 +104,18 @@ impl Batch {
         self.decided.iter().filter_map(|decided| Some(decided.message.replay_of?.rejection)).collect()
     }
 
-    /// What it received, compressed: for each message its sequence, its length, its (decompressed) bytes.
+    /// What it received, compressed, without what people and models said to each other.
     ///
     /// # Errors
     /// [`IngestError::Compress`].
     pub fn payload(&self) -> Result<Vec<u8>, IngestError> {
-        let mut framed = Vec::new();
-        for decided in &self.decided {
-            let body = decided.body.as_ref().map_or(decided.message.payload.as_ref(), Message::body);
-            framed.extend_from_slice(&decided.message.sequence.to_be_bytes());
-            framed.extend_from_slice(&(body.len() as u64).to_be_bytes());
-            framed.extend_from_slice(body);
+        let mut payload = Payload::default();
+        for Decided { message, body, .. } in &self.decided {
+            let received =
+                body.as_ref().map_or(Cow::Borrowed(message.payload.as_ref()), metering::redact_message);
+            payload.add(message.sequence, &received);
         }
-        zstd::bulk::compress(&framed, PAYLOAD_ZSTD_LEVEL).map_err(IngestError::Compress)
+        payload.compressed().map_err(IngestError::Compress)
     }
 
     /// Compares every event with what the database and the batch itself hold.

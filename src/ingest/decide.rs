@@ -160,7 +160,7 @@ fn rejection(message: &Incoming, raw: &[u8], event_index: i32, rejected: Rejecte
         position: RejectionPosition { stream_seq: message.sequence, event_index },
         subject: message.subject.clone(),
         headers: message.headers.clone(),
-        raw: raw.to_vec(),
+        raw: metering::redact(raw).into_owned(),
         reason: rejected.reason.as_str(),
         detail: without_nul(rejected.detail),
         gateway: message.subject.rsplit('.').next().map(str::to_owned),

@@ -1,7 +1,8 @@
 //! The wire format and the provider payloads: from bytes to [`UsageEvent`](crate::domain::event::UsageEvent).
 //!
 //! Owns: taking a message apart, every rule of what an event may hold, the decomposition of provider payloads into
-//! disjoint token classes, the content hash, the acceptance window, the reasons of rejections.
+//! disjoint token classes, the content hash, the acceptance window, the reasons of rejections, and what of an event is
+//! never stored.
 //! Does not own: customers, gateways and identities already recorded (`store`, `ingest`); what anything costs
 //! (`rating`).
 //! Invariants: pure; never panics and never recurses on what it is given; a count is an integer read from the wire,
@@ -25,6 +26,7 @@ mod hints;
 mod json;
 mod message;
 mod reason;
+mod redact;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -36,4 +38,5 @@ pub use hash::content_hash;
 pub use hints::{Hints, hints};
 pub use message::{MESSAGE_MAX_BYTES, MESSAGE_MAX_EVENTS, Message, split};
 pub use reason::{Reason, Rejected, UnknownReason};
+pub use redact::{redact, redact_message};
 pub use values::ATTRIBUTES_MAX;

@@ -1,4 +1,4 @@
-//! Figures for people: usage, cost per task, margin; and the proof that the ledger holds.
+//! Figures for people: usage, cost per task, margin, how one amount came about; and the proof that the ledger holds.
 //!
 //! Owns: the maths over the sums (percentiles, ratios, amounts per class), and what a finding of `verify` is.
 //! Does not own: SQL (`store`), how figures are shown (`http`, `ui`), invoices (`invoicing`).
@@ -7,6 +7,7 @@
 //! cost; amounts of two currencies are never added.
 
 mod cost_per_task;
+mod explain;
 mod figures;
 mod quote;
 mod usage;
@@ -15,6 +16,7 @@ pub mod verify;
 pub use cost_per_task::{
     CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task, distribution, percentile,
 };
+pub use explain::{Considered, Correction, ExplainedPart, Explanation, Reason, Side, explain};
 pub use figures::{Figures, Ratio};
 pub use quote::{Quote, QuoteError, QuotedLine, QuotedPart, quote};
 pub use usage::{Dimension, UnknownDimension, UsageQuery, UsageReport, UsageRow, usage};

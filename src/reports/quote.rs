@@ -119,7 +119,8 @@ pub async fn quote(
     Ok(Quote { amount, currency: book.info().currency, parts: quoted })
 }
 
-fn lines(part: &UsagePart, price: &StoredPrice) -> Option<Vec<QuotedLine>> {
+/// Rate times quantity for every class that was used; `None` where a rate is missing or an amount does not fit.
+pub(super) fn lines(part: &UsagePart, price: &StoredPrice) -> Option<Vec<QuotedLine>> {
     let own = &price.draft.rates;
     part.quantities
         .non_zero()

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod catalog;
 pub mod completeness;
 pub mod customers;
+pub mod evidence;
 pub mod gateways;
 pub mod gauges;
 pub mod idempotency;

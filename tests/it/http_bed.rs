@@ -75,6 +75,20 @@ pub fn noon() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap()
 }
 
+/// A router's answer.
+async fn answer(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = to_bytes(body, ANSWER_BYTES_MAX).await.unwrap();
+    Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+/// GET from a router that stands over another test's servers.
+pub async fn get(router: &Router, key: &str, path: &str) -> Answer {
+    let request = Request::builder().uri(path).header(header::AUTHORIZATION, format!("Bearer {key}"));
+    answer(router, request.body(Body::empty()).unwrap()).await
+}
+
 impl Api {
     /// A fresh one.
     pub async fn start() -> Self {
@@ -120,14 +134,7 @@ impl Api {
 
     /// Sends any request.
     pub async fn raw(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = to_bytes(body, ANSWER_BYTES_MAX).await.unwrap();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
-        }
+        answer(&self.router, request).await
     }
 
     /// GET.

@@ -12,6 +12,7 @@ mod bad_inputs;
 mod harness;
 mod http_access;
 mod http_bed;
+mod http_events;
 mod http_prices;
 mod http_reports;
 mod http_resources;

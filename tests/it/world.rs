@@ -308,6 +308,17 @@ impl World {
             .unwrap()
     }
 
+    /// How many stored payloads and rejections hold these bytes somewhere.
+    pub async fn bytes_with(&self, needle: &[u8]) -> usize {
+        let raws: Vec<Vec<u8>> =
+            sqlx::query_scalar("SELECT raw FROM rejections").fetch_all(&self.pool).await.unwrap();
+        let payloads: Vec<Vec<u8>> =
+            sqlx::query_scalar("SELECT body FROM batch_payloads").fetch_all(&self.pool).await.unwrap();
+        assert!(!payloads.is_empty(), "something was received");
+        let plain = payloads.iter().map(|body| zstd::decode_all(&body[..]).unwrap());
+        plain.chain(raws).filter(|bytes| bytes.windows(needle.len()).any(|window| window == needle)).count()
+    }
+
     pub async fn open_rejections(&self) -> Vec<String> {
         sqlx::query_scalar("SELECT reason FROM rejections WHERE resolved_at IS NULL ORDER BY id")
             .fetch_all(&self.pool)

@@ -3,6 +3,7 @@
 mod api_keys;
 mod customers;
 mod events;
+mod explanations;
 mod figures;
 mod gateways;
 mod invoices;
@@ -21,6 +22,7 @@ use super::AppState;
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(events::routes())
+        .merge(explanations::routes())
         .merge(customers::routes())
         .merge(gateways::routes())
         .merge(price_books::routes())

@@ -400,7 +400,7 @@ struct PartView {
 /// What one class costs.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = QuoteLine)]
-struct LineView {
+pub(super) struct LineView {
     /// The class.
     #[schema(value_type = String, example = "input")]
     class: TokenClass,
@@ -430,14 +430,22 @@ impl QuoteView {
     }
 }
 
+impl LineView {
+    pub(super) fn new(line: QuotedLine, currency: Currency) -> Self {
+        let QuotedLine { class, inherited_from, quantity, rate, per, amount } = line;
+        Self { class, quantity, rate, per, amount, currency, inherited_from }
+    }
+
+    pub(super) const fn is_fee(&self) -> bool {
+        self.class.is_fee()
+    }
+}
+
 impl PartView {
     fn new(part: QuotedPart, currency: Currency) -> Self {
         let QuotedPart { model, price, tier_input, lines, multiplier, amount } = part;
-        let view = |line: QuotedLine| {
-            let QuotedLine { class, inherited_from, quantity, rate, per, amount } = line;
-            LineView { class, quantity, rate, per, amount, currency, inherited_from }
-        };
-        let (fees, classes) = lines.into_iter().map(view).partition(|line: &LineView| line.class.is_fee());
+        let views = lines.into_iter().map(|line| LineView::new(line, currency));
+        let (fees, classes) = views.partition(LineView::is_fee);
         Self { model, price_id: price, tier_input, classes, fees, multiplier, amount, currency }
     }
 }

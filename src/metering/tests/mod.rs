@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Reason, Rejected, parse_event};
+use super::{Reason, Rejected, parse_event, redact};
 use crate::domain::event::{Report, Usage, UsageEvent, UsagePart};
 
 /// A valid usage event with this data.
@@ -30,7 +30,19 @@ fn plain_event() -> Value {
 }
 
 fn parse(event: &Value) -> Result<UsageEvent, Rejected> {
-    parse_event(event.to_string().as_bytes())
+    parse_bytes(event.to_string().as_bytes())
+}
+
+/// Reads an event, and proves that it reads the same once its texts are cut.
+fn parse_bytes(event: &[u8]) -> Result<UsageEvent, Rejected> {
+    let parsed = parse_event(event);
+    let redacted = redact(event);
+    let reason =
+        |result: &Result<UsageEvent, Rejected>| result.as_ref().err().map(|rejected| rejected.reason);
+    let again = parse_event(&redacted);
+    assert_eq!(again.as_ref().ok(), parsed.as_ref().ok(), "{}", String::from_utf8_lossy(&redacted));
+    assert_eq!(reason(&again), reason(&parsed), "{}", String::from_utf8_lossy(&redacted));
+    parsed
 }
 
 fn reason(event: &Value) -> Result<(), Reason> {

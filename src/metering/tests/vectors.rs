@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{event_with, shared, usage};
+use super::{event_with, parse_bytes, shared, usage};
 use crate::domain::event::UsagePart;
 use crate::domain::tokens::TokenClass;
-use crate::metering::{Reason, Rejected, parse_event};
+use crate::metering::{Reason, Rejected};
 
 #[derive(Deserialize)]
 struct Vector {
@@ -34,7 +34,7 @@ fn decompose(format: &str, body: &str) -> Result<Vec<UsagePart>, Rejected> {
     let data = serde_json::json!({"provider": "p", "model": "the-model",
         "provider_usage": {"format": format, "body": "BODY"}});
     let event = event_with(&data).to_string().replace("\"BODY\"", body);
-    parse_event(event.as_bytes()).map(|event| usage(&event).parts.clone())
+    parse_bytes(event.as_bytes()).map(|event| usage(&event).parts.clone())
 }
 
 /// Our class for a name of the vectors.

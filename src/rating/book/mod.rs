@@ -107,10 +107,10 @@ pub enum BookError {
 
 /// A price with its conditions made ready to compare.
 #[derive(Debug, Clone)]
-struct Entry {
-    price: Price,
+pub(super) struct Entry {
+    pub(super) price: Price,
     windows: Option<WeekWindows>,
-    specificity: Specificity,
+    pub(super) specificity: Specificity,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -129,11 +129,67 @@ pub struct PriceBook {
 }
 
 /// What of a call a price is compared with.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     at: DateTime<Utc>,
     minute_of_week: u16,
     tier_input: i64,
     conditions: &'a CallConditions,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn of(part: &'a UsagePart, at: DateTime<Utc>) -> Self {
+        Self {
+            at,
+            minute_of_week: minute_of_week(at),
+            tier_input: part.tier_input,
+            conditions: &part.conditions,
+        }
+    }
+}
+
+/// Something that a price asks of a call besides its model and time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Where the model runs.
+    Platform,
+    /// Region or geography.
+    Region,
+    /// Service tier served.
+    ServiceTier,
+    /// Batch or interactive.
+    Processing,
+    /// Speed.
+    Speed,
+    /// Length of the whole prompt.
+    Context,
+    /// Time of day and weekday.
+    Times,
+}
+
+impl Condition {
+    /// Every one, in the order of the fields of a price.
+    pub const ALL: [Self; 7] = [
+        Self::Platform,
+        Self::Region,
+        Self::ServiceTier,
+        Self::Processing,
+        Self::Speed,
+        Self::Context,
+        Self::Times,
+    ];
+
+    /// The field of a price that says it.
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Platform => "platform",
+            Self::Region => "region",
+            Self::ServiceTier => "service_tier",
+            Self::Processing => "processing",
+            Self::Speed => "speed",
+            Self::Context => "context_above",
+            Self::Times => "hours_utc",
+        }
+    }
 }
 
 impl PriceBook {
@@ -203,22 +259,24 @@ impl PriceBook {
     /// # Errors
     /// [`Unpriced`], except for what the quantities may still bring.
     pub fn choose(&self, part: &UsagePart, at: DateTime<Utc>) -> Result<&Price, Unpriced> {
-        let known = self.providers.get(part.provider.as_str());
-        let by_name = known.and_then(|provider| provider.models.get(part.model.as_str()));
-        let by_alias = || known.and_then(|provider| provider.by_alias(&part.model, at));
+        let by_name = self.by_name(part);
+        let by_alias = || self.by_alias(part, at);
         let entries = match by_name {
             Some(entries) if entries.iter().any(|entry| entry.valid_at(at)) => entries,
             Some(entries) => by_alias().unwrap_or(entries),
             None => by_alias().ok_or_else(|| self.unknown(part, at))?,
         };
-        let call = Call {
-            at,
-            minute_of_week: minute_of_week(at),
-            tier_input: part.tier_input,
-            conditions: &part.conditions,
-        };
+        let call = Call::of(part, at);
         let chosen = entries.iter().find(|entry| entry.matches(&call)).map(|entry| &entry.price);
         chosen.ok_or_else(|| self.no_price(part, at, entries))
+    }
+
+    pub(super) fn by_name(&self, part: &UsagePart) -> Option<&Vec<Entry>> {
+        self.providers.get(part.provider.as_str())?.models.get(part.model.as_str())
+    }
+
+    pub(super) fn by_alias(&self, part: &UsagePart, at: DateTime<Utc>) -> Option<&Vec<Entry>> {
+        self.providers.get(part.provider.as_str())?.by_alias(&part.model, at)
     }
 
     fn unknown(&self, part: &UsagePart, at: DateTime<Utc>) -> Unpriced {
@@ -249,22 +307,29 @@ impl ProviderPrices {
 }
 
 impl Entry {
-    fn valid_at(&self, at: DateTime<Utc>) -> bool {
+    pub(super) fn valid_at(&self, at: DateTime<Utc>) -> bool {
         covers(self.price.valid_from, self.price.valid_to, at)
     }
 
-    fn matches(&self, call: &Call<'_>) -> bool {
+    pub(super) fn matches(&self, call: &Call<'_>) -> bool {
+        self.valid_at(call.at) && Condition::ALL.iter().all(|condition| self.meets(*condition, call))
+    }
+
+    pub(super) fn meets(&self, condition: Condition, call: &Call<'_>) -> bool {
         let (asked, made) = (&self.price.conditions, call.conditions);
-        self.valid_at(call.at)
-            && allows(asked.platform.as_deref(), made.platform.as_deref())
-            && allows(asked.region.as_deref(), made.region.as_deref())
-            && equals(asked.service_tier.as_deref(), made.service_tier.as_deref())
-            && equals(asked.processing.as_deref(), made.processing.as_deref())
-            && equals(asked.speed.as_deref(), made.speed.as_deref())
-            && asked.context_above.is_none_or(|above| {
+        match condition {
+            Condition::Platform => allows(asked.platform.as_deref(), made.platform.as_deref()),
+            Condition::Region => allows(asked.region.as_deref(), made.region.as_deref()),
+            Condition::ServiceTier => equals(asked.service_tier.as_deref(), made.service_tier.as_deref()),
+            Condition::Processing => equals(asked.processing.as_deref(), made.processing.as_deref()),
+            Condition::Speed => equals(asked.speed.as_deref(), made.speed.as_deref()),
+            Condition::Context => asked.context_above.is_none_or(|above| {
                 call.tier_input > above || (asked.context_inclusive && call.tier_input == above)
-            })
-            && self.windows.as_ref().is_none_or(|windows| windows.contains(call.minute_of_week))
+            }),
+            Condition::Times => {
+                self.windows.as_ref().is_none_or(|windows| windows.contains(call.minute_of_week))
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! or breaks a unique key and is tried again as a whole.
 
 mod copy;
+pub mod payload;
 mod record;
 mod row;
 

@@ -7,14 +7,14 @@ use serde::Deserialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::read::{Selection, select};
+use super::read::{PriceFilter, Selection, select};
 use super::write::{Insertion, insert, reserve_ids};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Currency;
 use crate::domain::price::markup::{Markup, MarkupError};
 use crate::domain::price::quotation::{Quote, distinct_quotes};
-use crate::domain::price::{BookInfo, BookKind, ModelAlias, Price, resolve_parents};
+use crate::domain::price::{BookInfo, BookKind, ModelAlias, Price};
 use crate::store::{audit, catalog};
 
 /// A price book to be made.
@@ -298,19 +298,23 @@ async fn load(
 ) -> Result<Vec<LoadedBook>, StoreError> {
     let mut prices: HashMap<BookId, Vec<Price>> = HashMap::new();
     for price in select(connection, &Selection { book: only, ..Selection::standing() }).await? {
-        prices.entry(price.book.id).or_default().push(Price {
-            id: price.id,
-            book: price.book.id,
-            rates: resolve_parents(&price.draft.own_rates()),
-            provider: price.draft.provider,
-            model: price.draft.model,
-            conditions: price.draft.conditions,
-            valid_from: price.draft.valid_from,
-            valid_to: price.draft.valid_to,
-            recorded_at: price.recorded_at,
-            derived: price.derived_from.is_some(),
-        });
+        prices.entry(price.book.id).or_default().push(price.into());
     }
+    let mut aliases = aliases(connection, only).await?;
+    Ok(books
+        .into_iter()
+        .map(|book| {
+            let id = book.info.id;
+            (book.info, prices.remove(&id).unwrap_or_default(), aliases.remove(&id).unwrap_or_default())
+        })
+        .collect())
+}
+
+/// The aliases of every book, or of one; of a markup book those of its base as well.
+async fn aliases(
+    connection: &mut PgConnection,
+    only: Option<BookId>,
+) -> Result<HashMap<BookId, Vec<ModelAlias>>, StoreError> {
     let mut aliases: HashMap<BookId, Vec<ModelAlias>> = HashMap::new();
     let rows = sqlx::query!(
         r#"SELECT b.id AS "book!: BookId", a.provider, a.alias, a.model, a.valid_from, a.valid_to,
@@ -332,13 +336,30 @@ async fn load(
             inherited: row.inherited,
         });
     }
-    Ok(books
-        .into_iter()
-        .map(|book| {
-            let id = book.info.id;
-            (book.info, prices.remove(&id).unwrap_or_default(), aliases.remove(&id).unwrap_or_default())
-        })
-        .collect())
+    Ok(aliases)
+}
+
+/// The prices of a book that a model's name could have meant at some time, as they stood at an instant, ready for rating.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn load_candidates(
+    connection: &mut PgConnection,
+    book: &BookInfo,
+    provider: &str,
+    model: &str,
+    as_of: DateTime<Utc>,
+) -> Result<LoadedBook, StoreError> {
+    let filter = PriceFilter {
+        provider: Some(provider.to_owned()),
+        model: Some(model.to_owned()),
+        as_of: Some(as_of),
+        ..PriceFilter::default()
+    };
+    let selection = Selection { book: Some(book.id), filter, ..Selection::default() };
+    let prices = select(connection, &selection).await?.into_iter().map(Price::from).collect();
+    let aliases = aliases(connection, Some(book.id)).await?.remove(&book.id).unwrap_or_default();
+    Ok((book.clone(), prices, aliases))
 }
 
 /// The books that mark up a cost book, locked in the order of their ids.

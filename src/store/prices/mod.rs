@@ -13,6 +13,7 @@ mod write;
 
 pub use books::{
     Book, LoadedBook, NewBook, books, create_book, find_book, list_books, load_book, load_books,
+    load_candidates,
 };
 pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish, publish_fitting};
 pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};

@@ -11,7 +11,7 @@ use super::books::parsed;
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::{Amount, Rate, SCALE};
 use crate::domain::price::quotation::{PriceDraft, QuotedRate};
-use crate::domain::price::{BookInfo, PriceConditions};
+use crate::domain::price::{BookInfo, Price, PriceConditions, resolve_parents};
 use crate::domain::tokens::TokenClass;
 
 /// A price as it is stored.
@@ -74,6 +74,23 @@ impl StoredPrice {
             model: self.draft.model.clone(),
             valid_from: self.draft.valid_from,
             id: self.id.0,
+        }
+    }
+}
+
+impl From<StoredPrice> for Price {
+    fn from(stored: StoredPrice) -> Self {
+        Self {
+            id: stored.id,
+            book: stored.book.id,
+            rates: resolve_parents(&stored.draft.own_rates()),
+            provider: stored.draft.provider,
+            model: stored.draft.model,
+            conditions: stored.draft.conditions,
+            valid_from: stored.draft.valid_from,
+            valid_to: stored.draft.valid_to,
+            recorded_at: stored.recorded_at,
+            derived: stored.derived_from.is_some(),
         }
     }
 }

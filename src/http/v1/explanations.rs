@@ -1,0 +1,471 @@
+//! One event explained: how its amount came about.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, NaiveDate, Utc};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::figures::QuantitiesView;
+use super::prices::LineView;
+use crate::domain::event::{CallConditions, StatedCost};
+use crate::domain::identity::EventIdentity;
+use crate::domain::ids::PriceId;
+use crate::domain::money::{Amount, Currency};
+use crate::domain::price::PriceConditions;
+use crate::http::AppState;
+use crate::http::auth::{Read, Reader};
+use crate::http::problem::Problem;
+use crate::http::request::Path;
+use crate::metering;
+use crate::reports::{self, Considered, Correction, ExplainedPart, Explanation, Side};
+use crate::store::evidence::{EventRow, Received};
+
+/// The resource's routes.
+pub fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(get_event))
+}
+
+/// A recorded event, and how its amount came about.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event)]
+struct EventView {
+    /// Its source.
+    #[schema(example = "gw-eu-1/pod-3")]
+    source: String,
+    /// Its id.
+    #[schema(example = "0198c3a2-7b1e-7cc0-9d6e-0b4d1f2a3c4d")]
+    id: String,
+    /// The customer's external id.
+    #[schema(example = "acme")]
+    customer: String,
+    /// When it happened.
+    occurred_at: DateTime<Utc>,
+    /// When it was recorded.
+    recorded_at: DateTime<Utc>,
+    /// The date it is booked on.
+    booked_on: NaiveDate,
+    /// Its task.
+    task: Option<TaskRefView>,
+    /// How the task ended, where the event says that.
+    outcome: Option<String>,
+    /// Labels of the gateway.
+    attributes: BTreeMap<String, String>,
+    /// The call's own status.
+    status: Option<String>,
+    /// How long the call took.
+    latency_ms: Option<i64>,
+    /// Whether the gateway estimated the usage.
+    estimated: bool,
+    /// The estimate and its corrections, where it is an estimate or replaces one.
+    correction: Option<CorrectionView>,
+    /// Its usage, part by part: several where one call used several models.
+    parts: Vec<EventPartView>,
+    /// What it takes back of the estimate that it corrects.
+    taken_back: Vec<TakenBackView>,
+    /// What it adds to the customer's bill: the parts, less what it takes back.
+    #[schema(value_type = String, example = "0.0136")]
+    amount: Amount,
+    /// Currency of the amount; null for the outcome of a task.
+    #[schema(value_type = Option<String>, example = "USD")]
+    currency: Option<Currency>,
+    /// What it adds to our cost; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cost: Option<Amount>,
+    /// Currency of the cost; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cost_currency: Option<Currency>,
+    /// What was received; finance only, as long as it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    received: Option<ReceivedView>,
+}
+
+/// A task as the event names it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventTask)]
+struct TaskRefView {
+    /// Its id.
+    id: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    /// The task it is a part of.
+    parent: Option<String>,
+}
+
+/// The identity of an event.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventIdentity)]
+struct IdentityView {
+    /// Its source.
+    source: String,
+    /// Its id.
+    id: String,
+}
+
+impl From<EventIdentity> for IdentityView {
+    fn from(EventIdentity { source, id }: EventIdentity) -> Self {
+        Self { source, id }
+    }
+}
+
+/// An estimate and what replaced it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventCorrection)]
+struct CorrectionView {
+    /// The estimate.
+    estimate: IdentityView,
+    /// What corrected it, the first one first.
+    corrected_by: Vec<IdentityView>,
+    /// The one that counts.
+    standing: IdentityView,
+    /// Whether that is this event.
+    stands: bool,
+}
+
+/// One usage part.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventPart)]
+struct EventPartView {
+    /// Its position in the event, from 0.
+    part: i16,
+    /// The provider.
+    provider: String,
+    /// The model as the provider reported it.
+    model: String,
+    /// What the call was like.
+    conditions: CallConditionsView,
+    /// The whole prompt, caches included: what context tiers are compared with.
+    tier_input: i64,
+    quantities: QuantitiesView,
+    /// What the customer pays, and by which price.
+    charge: SideView,
+    /// What the provider charges us, and by which price; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<SideView>,
+    /// What the provider says it charged; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stated_cost: Option<StatedCostView>,
+}
+
+/// Conditions of a call; null is the ordinary one.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CallConditions)]
+struct CallConditionsView {
+    /// Where the model ran, when not at its maker.
+    platform: Option<String>,
+    /// Region or geography.
+    region: Option<String>,
+    /// The service tier that was served.
+    service_tier: Option<String>,
+    /// `batch`, or null.
+    processing: Option<String>,
+    /// `fast`, or null.
+    speed: Option<String>,
+}
+
+impl From<CallConditions> for CallConditionsView {
+    fn from(made: CallConditions) -> Self {
+        let CallConditions { platform, region, service_tier, processing, speed } = made;
+        Self { platform, region, service_tier, processing, speed }
+    }
+}
+
+/// A cost that the provider stated.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatedCost)]
+struct StatedCostView {
+    /// As stated.
+    #[schema(value_type = String)]
+    amount: Amount,
+    /// Its currency.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// Our cost minus it; null across currencies.
+    #[schema(value_type = Option<String>)]
+    difference: Option<Amount>,
+}
+
+impl StatedCostView {
+    fn new(stated: StatedCost, cost: &Side) -> Self {
+        let StatedCost { amount, currency } = stated;
+        let comparable = cost.price.book.currency == currency;
+        let difference = if comparable { cost.amount.checked_sub(amount) } else { None };
+        Self { amount, currency, difference }
+    }
+}
+
+/// One side of the margin.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventSide)]
+struct SideView {
+    /// The exact amount, as recorded: the sum of the classes and fees.
+    #[schema(value_type = String, example = "0.0136")]
+    amount: Amount,
+    /// Its currency.
+    #[schema(value_type = String, example = "USD")]
+    currency: Currency,
+    /// The price that was taken.
+    price: TakenPriceView,
+    /// Tokens by class.
+    classes: Vec<LineView>,
+    /// Fees by class.
+    fees: Vec<LineView>,
+    /// The other prices of the model, as they stood when the event was recorded.
+    not_taken: Vec<NotTakenView>,
+}
+
+/// The price that was taken.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TakenPrice)]
+struct TakenPriceView {
+    /// Its id.
+    #[schema(value_type = i64)]
+    id: PriceId,
+    /// Its book.
+    book: String,
+    /// The model, by the price's name for it.
+    model: String,
+    /// What it asks of a call.
+    conditions: PriceConditions,
+    /// First instant of validity.
+    valid_from: DateTime<Utc>,
+    /// First instant after validity; null is open.
+    valid_to: Option<DateTime<Utc>>,
+    /// When it was published.
+    recorded_at: DateTime<Utc>,
+    /// What the quoted rates were multiplied with; it is in the rates here already.
+    #[schema(value_type = String, example = "1")]
+    multiplier: Decimal,
+    /// The cost price that a markup made it from; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    derived_from: Option<PriceId>,
+    /// Where it was read; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    /// When it was last seen there; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checked_at: Option<NaiveDate>,
+}
+
+/// A price that was not taken.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NotTakenPrice)]
+struct NotTakenView {
+    /// Its id.
+    #[schema(value_type = i64)]
+    id: PriceId,
+    /// Its model.
+    model: String,
+    /// What it asks of a call.
+    conditions: PriceConditions,
+    /// First instant of validity.
+    valid_from: DateTime<Utc>,
+    /// First instant after validity; null is open.
+    valid_to: Option<DateTime<Utc>>,
+    /// Why not: `conditions`, `less_specific`, `derived`, `other_model`, `not_yet_valid`, `no_longer_valid`, `not_known_yet`.
+    #[schema(example = "conditions")]
+    reason: &'static str,
+    /// Why not, in a sentence.
+    #[schema(example = "service_tier: it is for priority, the call had standard.")]
+    detail: String,
+}
+
+/// A part of a corrected estimate, taken back.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TakenBack)]
+struct TakenBackView {
+    /// The model.
+    model: Option<String>,
+    /// Negative.
+    quantities: QuantitiesView,
+    /// Negative.
+    #[schema(value_type = String)]
+    amount: Amount,
+    /// Of the amount.
+    #[schema(value_type = Option<String>, example = "USD")]
+    currency: Option<Currency>,
+    /// Negative; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cost: Option<Amount>,
+    /// Of the cost; finance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "USD")]
+    cost_currency: Option<Currency>,
+}
+
+/// What was received.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ReceivedEvent)]
+struct ReceivedView {
+    /// Sequence of its message in the stream.
+    stream_sequence: Option<i64>,
+    /// How `raw` is written: `utf8` as it is, `base64` where it is not text.
+    #[schema(example = "utf8")]
+    raw_encoding: &'static str,
+    /// The event as received, but for the texts of prompts and answers, which are never kept.
+    raw: String,
+}
+
+impl SideView {
+    fn new(side: Side, at: DateTime<Utc>, sees_cost: bool) -> Self {
+        let Side { price, lines, amount, others } = side;
+        let currency = price.book.currency;
+        let views = lines.into_iter().map(|line| LineView::new(line, currency));
+        let (fees, classes) = views.partition(LineView::is_fee);
+        let draft = price.draft;
+        Self {
+            amount,
+            currency,
+            classes,
+            fees,
+            price: TakenPriceView {
+                id: price.id,
+                book: price.book.name,
+                model: draft.model,
+                conditions: draft.conditions,
+                valid_from: draft.valid_from,
+                valid_to: draft.valid_to,
+                recorded_at: price.recorded_at,
+                multiplier: draft.multiplier,
+                derived_from: price.derived_from.filter(|_| sees_cost),
+                source: draft.source.filter(|_| sees_cost),
+                checked_at: draft.checked_at.filter(|_| sees_cost),
+            },
+            not_taken: others.into_iter().map(|other| NotTakenView::new(other, at)).collect(),
+        }
+    }
+}
+
+impl NotTakenView {
+    fn new(considered: Considered, at: DateTime<Utc>) -> Self {
+        let Considered { price, reason } = considered;
+        Self {
+            id: price.id,
+            model: price.model,
+            conditions: price.conditions,
+            valid_from: price.valid_from,
+            valid_to: price.valid_to,
+            reason: reason.code(),
+            detail: reason.sentence(at),
+        }
+    }
+}
+
+impl EventPartView {
+    fn new(explained: ExplainedPart, at: DateTime<Utc>, sees_cost: bool) -> Self {
+        let ExplainedPart { part, usage, charge, cost } = explained;
+        let stated_cost = usage.stated_cost.zip(cost.as_ref());
+        Self {
+            part,
+            provider: usage.provider,
+            model: usage.model,
+            conditions: usage.conditions.into(),
+            tier_input: usage.tier_input,
+            quantities: QuantitiesView(usage.quantities),
+            stated_cost: stated_cost.map(|(stated, cost)| StatedCostView::new(stated, cost)),
+            charge: SideView::new(charge, at, sees_cost),
+            cost: cost.map(|cost| SideView::new(cost, at, sees_cost)),
+        }
+    }
+}
+
+impl CorrectionView {
+    fn new(correction: Correction, event: &EventIdentity) -> Self {
+        let standing = correction.standing().clone();
+        Self {
+            stands: standing == *event,
+            standing: standing.into(),
+            estimate: correction.estimate.into(),
+            corrected_by: correction.corrected_by.into_iter().map(IdentityView::from).collect(),
+        }
+    }
+}
+
+impl EventView {
+    fn new(identity: EventIdentity, explanation: Explanation, sees_cost: bool) -> Self {
+        let Explanation { event, parts, taken_back, charge, cost, correction, received, .. } = explanation;
+        let (currency, cost_currency) = (explanation.charge_currency, explanation.cost_currency);
+        let EventRow { occurred_at, task_id, task_type: kind, task_parent: parent, .. } = event;
+        let taken_back = taken_back.into_iter().map(|row| TakenBackView {
+            quantities: QuantitiesView(row.usage.as_ref().map(|usage| usage.quantities).unwrap_or_default()),
+            model: row.usage.map(|usage| usage.model),
+            amount: row.charge,
+            currency,
+            cost: sees_cost.then_some(row.cost),
+            cost_currency,
+        });
+        Self {
+            customer: event.customer_external_id,
+            occurred_at,
+            recorded_at: event.recorded_at,
+            booked_on: event.booked_on,
+            task: task_id.map(|id| TaskRefView { id, kind, parent }),
+            outcome: event.outcome,
+            attributes: event.attributes,
+            status: event.status,
+            latency_ms: event.latency_ms,
+            estimated: event.estimated,
+            correction: correction.map(|correction| CorrectionView::new(correction, &identity)),
+            parts: parts.into_iter().map(|part| EventPartView::new(part, occurred_at, sees_cost)).collect(),
+            taken_back: taken_back.collect(),
+            amount: charge,
+            currency,
+            cost,
+            cost_currency,
+            received: received.map(|received| ReceivedView::new(event.stream_seq, &received)),
+            source: identity.source,
+            id: identity.id,
+        }
+    }
+}
+
+impl ReceivedView {
+    fn new(stream_sequence: Option<i64>, received: &Received) -> Self {
+        let message = metering::split(&received.bytes, received.encoding.as_deref()).ok();
+        let index = received.index.unwrap_or_default();
+        let event = message.as_ref().and_then(|message| match received.index {
+            // A message that was tried again as a whole: which event of it this is, nothing says.
+            None if message.ranges().len() > 1 => None,
+            _ => message.events().nth(index),
+        });
+        let whole = message.as_ref().map_or(received.bytes.as_slice(), metering::Message::body);
+        // What is stored is redacted already; what was stored before a key was known for texts is not.
+        let raw = metering::redact(event.unwrap_or(whole));
+        match std::str::from_utf8(&raw) {
+            Ok(text) => Self { stream_sequence, raw_encoding: "utf8", raw: text.to_owned() },
+            Err(_) => Self { stream_sequence, raw_encoding: "base64", raw: STANDARD.encode(&raw) },
+        }
+    }
+}
+
+/// Get an event
+///
+/// How its amount came about: quantities by class, the price that was taken and why the others of its model were not, and
+/// the sum. A slash in `source` is written `%2F`. A customer's key finds its own events, with the charge only.
+#[utoipa::path(get, path = "/v1/events/{source}/{id}", operation_id = "get_event", tag = "events",
+    params(
+        ("source" = String, Path, description = "The event's source, percent-encoded", example = "gw-eu-1%2Fpod-3"),
+        ("id" = String, Path, description = "The event's id"),
+    ),
+    responses((status = 200, description = "The event", body = EventView)))]
+async fn get_event(
+    Path((source, id)): Path<(String, String)>,
+    Read { caller, mut tx, .. }: Read<Reader>,
+) -> Result<Json<EventView>, Problem> {
+    let identity = EventIdentity { source, id };
+    let sees_cost = caller.sees_cost();
+    let explanation = reports::explain(&mut tx, &identity, sees_cost).await?;
+    let explanation = explanation.ok_or_else(|| Problem::not_found("event"))?;
+    Ok(Json(EventView::new(identity, explanation, sees_cost)))
+}

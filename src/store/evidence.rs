@@ -1,0 +1,253 @@
+//! One event as the ledger holds it: its rows, what corrected it, and what was received.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::StoreError;
+use super::journal::payload;
+use super::quantities::{Rare, joined};
+use super::rates::currency;
+use crate::domain::event::{CallConditions, StatedCost, UsagePart};
+use crate::domain::identity::{EventIdentity, EventKey};
+use crate::domain::ids::{BatchId, CustomerId, PriceId};
+use crate::domain::money::Amount;
+
+/// One row of an event: a usage part, an outcome, or a corrected estimate taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// Position in the event; that of a reversal counts from 1000.
+    pub part: i16,
+    /// `usage`, `outcome` or `reversal`.
+    pub kind: String,
+    /// Its batch.
+    pub batch: BatchId,
+    /// Sequence of its message in the stream.
+    pub stream_seq: Option<i64>,
+    /// Its position in the message.
+    pub event_index: i32,
+    /// Whom it bills.
+    pub customer: CustomerId,
+    /// The customer's external id.
+    pub customer_external_id: String,
+    /// Value date.
+    pub occurred_at: DateTime<Utc>,
+    /// Booking date.
+    pub booked_on: NaiveDate,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// The estimate that the event replaces.
+    pub corrects: Option<EventKey>,
+    /// What was priced; `None` for an outcome.
+    pub usage: Option<UsagePart>,
+    /// The task's id.
+    pub task_id: Option<String>,
+    /// The task's type.
+    pub task_type: Option<String>,
+    /// The task it is a part of.
+    pub task_parent: Option<String>,
+    /// How the task ended.
+    pub outcome: Option<String>,
+    /// Labels of the gateway.
+    pub attributes: BTreeMap<String, String>,
+    /// The call's own status.
+    pub status: Option<String>,
+    /// Whether the gateway estimated the usage.
+    pub estimated: bool,
+    /// How long the call took.
+    pub latency_ms: Option<i64>,
+    /// The price that gave the cost.
+    pub cost_price: Option<PriceId>,
+    /// The price that gave the charge.
+    pub sell_price: Option<PriceId>,
+    /// What the provider charges us.
+    pub cost: Amount,
+    /// What the customer pays.
+    pub charge: Amount,
+}
+
+/// The rows of an event, in the order of their parts; none where the scope has no such event.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn rows(
+    connection: &mut PgConnection,
+    identity: &EventIdentity,
+) -> Result<Vec<EventRow>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT e.part, e.kind, e.batch_id AS "batch: BatchId", e.stream_seq, e.event_index,
+                  e.customer_id AS "customer: CustomerId", c.external_id, e.occurred_at, e.booked_on, b.recorded_at,
+                  e.corrects_key AS "corrects: EventKey", e.provider, e.model, e.platform, e.region, e.service_tier,
+                  e.processing, e.speed, e.task_id, e.task_type, e.task_parent, e.outcome,
+                  e.attributes AS "attributes: Json<BTreeMap<String, String>>", e.status, e.estimated, e.latency_ms,
+                  e.tier_input, e.input, e.cache_read, e.cache_write_5m, e.cache_write_1h, e.output, e.reasoning,
+                  e.rare AS "rare: Rare", e.cost_price_id AS "cost_price: PriceId",
+                  e.sell_price_id AS "sell_price: PriceId", e.cost AS "cost: Amount", e.charge AS "charge: Amount",
+                  e.stated_cost AS "stated_cost: Amount", e.stated_currency
+           FROM usage_events e
+           JOIN customers c ON c.id = e.customer_id
+           JOIN ingest_batches b ON b.id = e.batch_id
+           WHERE e.event_key = $1 AND e.source = $2 AND e.id = $3
+           ORDER BY e.part"#,
+        identity.key() as EventKey,
+        identity.source,
+        identity.id,
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let main = [
+                row.input,
+                row.cache_read,
+                row.cache_write_5m,
+                row.cache_write_1h,
+                row.output,
+                row.reasoning,
+            ];
+            let stated_currency = row.stated_currency.as_deref().map(currency).transpose()?;
+            let stated_cost = row
+                .stated_cost
+                .zip(stated_currency)
+                .map(|(amount, currency)| StatedCost { amount, currency });
+            let conditions = CallConditions {
+                platform: row.platform,
+                region: row.region,
+                service_tier: row.service_tier,
+                processing: row.processing,
+                speed: row.speed,
+            };
+            let usage = row.provider.zip(row.model).map(|(provider, model)| UsagePart {
+                provider,
+                model,
+                conditions,
+                quantities: joined(main, row.rare),
+                tier_input: row.tier_input,
+                stated_cost,
+            });
+            Ok(EventRow {
+                part: row.part,
+                kind: row.kind,
+                batch: row.batch,
+                stream_seq: row.stream_seq,
+                event_index: row.event_index,
+                customer: row.customer,
+                customer_external_id: row.external_id,
+                occurred_at: row.occurred_at,
+                booked_on: row.booked_on,
+                recorded_at: row.recorded_at,
+                corrects: row.corrects,
+                usage,
+                task_id: row.task_id,
+                task_type: row.task_type,
+                task_parent: row.task_parent,
+                outcome: row.outcome,
+                attributes: row.attributes.map(|Json(attributes)| attributes).unwrap_or_default(),
+                status: row.status,
+                estimated: row.estimated,
+                latency_ms: row.latency_ms,
+                cost_price: row.cost_price,
+                sell_price: row.sell_price,
+                cost: row.cost,
+                charge: row.charge,
+            })
+        })
+        .collect()
+}
+
+/// Identity of an event by its key, as far as the scope shows it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn identity(
+    connection: &mut PgConnection,
+    key: EventKey,
+) -> Result<Option<EventIdentity>, StoreError> {
+    let identity = sqlx::query_as!(
+        EventIdentity,
+        "SELECT source, id FROM usage_events WHERE event_key = $1 AND part = 0",
+        key as EventKey
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(identity)
+}
+
+/// The events that corrected an estimate, the first one first: the last of them stands.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn corrections(
+    connection: &mut PgConnection,
+    estimate: EventKey,
+) -> Result<Vec<EventIdentity>, StoreError> {
+    let events = sqlx::query_as!(
+        EventIdentity,
+        "SELECT e.source, e.id FROM corrections c JOIN usage_events e ON e.event_key = c.correcting_key AND e.part = 0
+         WHERE c.original_key = $1 ORDER BY c.number",
+        estimate as EventKey
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(events)
+}
+
+/// What an event was recorded from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The message, or, where it was a rejection first, the event alone.
+    pub bytes: Vec<u8>,
+    /// Its `Content-Encoding`, where the bytes have it still.
+    pub encoding: Option<String>,
+    /// Position of the event in the bytes; `None` where they are the event alone.
+    pub index: Option<usize>,
+}
+
+/// What an event was recorded from: its message in the batch, or the rejection that was tried again. Not in a customer's
+/// scope; `None` where the evidence is not kept any more.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn received(
+    connection: &mut PgConnection,
+    row: &EventRow,
+    id: &str,
+) -> Result<Option<Received>, StoreError> {
+    let Some(stream_seq) = row.stream_seq else { return Ok(None) };
+    let stored =
+        sqlx::query_scalar!("SELECT body FROM batch_payloads WHERE batch_id = $1", row.batch as BatchId)
+            .fetch_optional(&mut *connection)
+            .await?;
+    if let Some(stored) = stored {
+        let message = payload::message(&stored, stream_seq).map_err(|error| StoreError::Inconsistent {
+            table: "batch_payloads",
+            column: "body",
+            detail: format!("that of batch {} cannot be read: {error}", row.batch),
+        })?;
+        let index = usize::try_from(row.event_index).ok();
+        return Ok(message.map(|bytes| Received { bytes, encoding: None, index }));
+    }
+    let rejection = sqlx::query!(
+        "SELECT raw, headers, event_index FROM rejections
+         WHERE resolved_batch_id = $1 AND stream_seq = $2 AND event_index = $3
+         ORDER BY event_id IS DISTINCT FROM $4 LIMIT 1",
+        row.batch as BatchId,
+        stream_seq,
+        row.event_index,
+        id
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(rejection.map(|row| {
+        let whole = row.event_index < 0;
+        let header =
+            row.headers.as_ref().and_then(|headers| headers.get("Content-Encoding")?.get(0)?.as_str());
+        Received {
+            bytes: row.raw,
+            encoding: header.filter(|_| whole).map(str::to_owned),
+            index: (!whole).then_some(0),
+        }
+    }))
+}
