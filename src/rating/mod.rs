@@ -1,13 +1,15 @@
 //! Rating: which price applies to a call, and what the call then costs, exactly.
 //!
 //! Owns: the price book as an index ([`PriceBook`]), choosing the one price that applies, the sum of quantity times rate,
-//! the named states of usage that has no price ([`Unpriced`]).
+//! the named states of usage that has no price ([`Unpriced`]), what recorded usage comes to at other prices ([`rerate`]).
 //! Does not own: reading or publishing prices (`store::prices`, `domain::price`), taking usage apart (`metering`).
 //! Invariants: pure; no amount without a price for every non-zero quantity, so nothing unknown is ever zero; the result
 //! does not depend on the order in which prices were loaded; rating a call allocates nothing unless it fails.
 
 mod book;
 pub mod import;
+mod rerate;
 pub mod starter;
 
 pub use book::{BookError, PriceBook, Rated, Unpriced};
+pub use rerate::rerate;
