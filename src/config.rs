@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::domain::access::Role;
@@ -180,6 +181,32 @@ pub struct ListInvoicesArgs {
     /// How many, newest first
     #[arg(long, default_value_t = 50)]
     pub limit: u32,
+}
+
+/// Recorded usage to be rated again.
+#[derive(Debug, Clone, Args)]
+pub struct RerateArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Usage that happened at or after this time, as 2026-11-01T00:00:00Z
+    #[arg(long)]
+    pub from: DateTime<Utc>,
+    /// Usage that happened before this time
+    #[arg(long)]
+    pub to: DateTime<Utc>,
+    /// External id of the only customer to re-rate
+    #[arg(long)]
+    pub customer: Option<String>,
+    /// The only provider to re-rate
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// The only model to re-rate; `gpt-5*` stands for every name that begins so
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Write the adjustments; without it they are only shown
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// Traffic to be published.

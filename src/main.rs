@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RevokeArgs, ServeArgs,
+    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RerateArgs, RevokeArgs, ServeArgs,
     SimulateArgs, VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
@@ -40,6 +40,8 @@ enum Command {
     Openapi,
     /// Prove on the live database that nothing is lost, nothing is counted twice, and all sums agree to the last digit
     Verify(VerifyArgs),
+    /// Show what recorded usage comes to at the prices that stand now, and with `--apply` adjust it
+    Rerate(RerateArgs),
     /// Read sequences again from the stream that were acknowledged but are not in the ledger
     Repair {
         #[command(flatten)]
@@ -106,6 +108,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(args) => commands::migrate(&args).await?,
         Command::Openapi => println!("{}", http::openapi::openapi_json()?),
         Command::Verify(args) => return commands::verify(&args).await,
+        Command::Rerate(args) => commands::rerate(&args).await?,
         Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
         Command::Simulate(args) => commands::simulate(&args).await?,
         Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,

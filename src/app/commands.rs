@@ -7,12 +7,14 @@ use chrono::TimeDelta;
 
 use crate::clock::Clock;
 use crate::config::{
-    CloseArgs, DatabaseArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RevokeArgs, SimulateArgs, VerifyArgs,
+    CloseArgs, DatabaseArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RerateArgs, RevokeArgs, SimulateArgs,
+    VerifyArgs,
 };
 use crate::dev::simulate::{Plan, simulate as run_plan};
 use crate::domain::access::Role;
 use crate::ingest::{self, Publisher, Recorder};
 use crate::invoicing::close_due;
+use crate::invoicing::rerate::{self, Rerated};
 use crate::reports::verify::{self, Verification};
 use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
@@ -115,6 +117,72 @@ pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows what recorded usage comes to at the prices that stand now, or adjusts it.
+///
+/// # Errors
+/// Where the customer does not exist, or the database does not answer; an apply that fails in between is continued by
+/// the same command.
+pub async fn rerate(args: &RerateArgs) -> anyhow::Result<()> {
+    let database = database(&args.database).await?;
+    let mut tx = database.read(Scope::Everything).await?;
+    let customer = match args.customer.as_deref() {
+        None => None,
+        Some(external_id) => {
+            let known = customers::by_external_id(&mut tx, external_id).await?;
+            Some(known.with_context(|| format!("there is no customer `{external_id}`"))?.id)
+        }
+    };
+    let request = rerate::Request {
+        from: args.from,
+        to: args.to,
+        customer,
+        provider: args.provider.clone(),
+        model: args.model.clone(),
+    };
+    if !args.apply {
+        print_rerated(&rerate::preview(&mut tx, &request).await?)?;
+        println!("Nothing was changed; with --apply this is adjusted.");
+        return Ok(());
+    }
+    drop(tx);
+    let rerated = rerate::apply(&database, &Clock::System, &request, ACTOR).await?;
+    ingest::posting::post_all(&database).await?;
+    print_rerated(&rerated)?;
+    println!("Adjusted in {} batches.", rerated.batches.len());
+    Ok(())
+}
+
+fn print_rerated(rerated: &Rerated) -> anyhow::Result<()> {
+    const TOO_LARGE: &str = "the difference is too large to show";
+    for (group, figures) in &rerated.groups {
+        println!(
+            "{}, period {} to {}, {} {}: {} events differ, {} have no price",
+            group.customer,
+            group.period.start,
+            group.period.end,
+            group.provider,
+            group.model,
+            figures.events,
+            figures.unpriced
+        );
+        for (side, change, currency) in
+            [("cost", figures.cost, group.cost_currency), ("charge", figures.charge, group.currency)]
+        {
+            let difference = change.difference().context(TOO_LARGE)?;
+            let (before, after) = (change.before.to_string(), change.after.to_string());
+            println!("  {side:<6} {before:>24} -> {after:>24}, difference {difference:>24} {currency}");
+        }
+    }
+    for part in &rerated.unpriced {
+        println!(
+            "no price, left as it is: {} {} part {} at {}: {}",
+            part.event.source, part.event.id, part.part, part.occurred_at, part.reason
+        );
+    }
+    println!("{} usage parts looked at.", rerated.examined);
+    Ok(())
 }
 
 /// Reads acknowledged sequences again that the ledger does not account for, and posts them.

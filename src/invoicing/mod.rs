@@ -1,6 +1,6 @@
 //! Closing billing periods and turning their sums into invoices.
 //!
-//! Owns: the lines of an invoice, the preview, the closing of a period, the manifest.
+//! Owns: the lines of an invoice, the preview, the closing of a period, the manifest, the re-rate of recorded usage.
 //! Does not own: which period usage is booked to (posting decides, design section 6); SQL (`store`); rounding
 //! (`domain::money`).
 //! Invariants: preview and invoice come from one function; the exact lines add up to the exact charges of the ledger
@@ -10,6 +10,7 @@
 mod close;
 mod lines;
 mod preview;
+pub mod rerate;
 
 use chrono::{DateTime, Utc};
 

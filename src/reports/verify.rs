@@ -31,7 +31,7 @@ pub enum Check {
     Sequences,
     /// Every identity is recorded once.
     Identities,
-    /// Cost and charge are quantity times rate of the prices stamped.
+    /// Cost and charge are quantity times rate of the prices stamped, and a re-rate takes back what stood.
     Amounts,
     /// The prices stamped were valid when the usage happened.
     Validity,
@@ -155,6 +155,7 @@ async fn journal(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError>
     let used = compare::prices_used(tx).await?;
     let terms = rates::by_price(tx, &used).await?;
     findings.add(Check::Amounts, compare::amount_differences(tx, &terms, ROWS_PER_CHECK).await?);
+    findings.add(Check::Amounts, compare::restatement_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Validity, compare::validity_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::InvoiceLines, compare::line_differences(tx, &terms, ROWS_PER_CHECK).await?);
     Ok(())

@@ -28,6 +28,7 @@ pub mod rating_data;
 pub mod rejections;
 pub mod replay;
 pub mod reports;
+pub mod rerate;
 pub mod tasks;
 pub mod usage;
 pub mod verify;

@@ -104,7 +104,9 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
                 p.start_at,
                 -- Aligned to the customer's zone, so that a period starts between two hours in every zone.
                 date_trunc('hour', e.occurred_at, c.time_zone),
-                e.cost_price_id, e.sell_price_id, COALESCE(e.project, ''), COALESCE(e.task_type, ''), 'usage',
+                e.cost_price_id, e.sell_price_id, COALESCE(e.project, ''), COALESCE(e.task_type, ''),
+                -- A re-rate gets invoice lines of its own.
+                CASE WHEN e.kind IN ('retraction', 'restatement') THEN 'adjustment' ELSE 'usage' END,
                 -- A call counts once however many parts it has; 1000 reverses the first part of an estimate.
                 SUM(CASE e.part WHEN 0 THEN 1 WHEN 1000 THEN -1 ELSE 0 END),
                 SUM(e.input), SUM(e.cache_read), SUM(e.cache_write_5m), SUM(e.cache_write_1h), SUM(e.output),
@@ -114,8 +116,8 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
          JOIN billing_periods p ON p.customer_id = e.customer_id
                                AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at
          WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.kind <> 'outcome'
-         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-         ORDER BY 1, 2, 4, 5, 6, 7, 8, 3
+         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+         ORDER BY 1, 2, 4, 5, 6, 7, 8, 9, 3
          ON CONFLICT (customer_id, booked_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
                       service_period)
          DO UPDATE SET events = r.events + EXCLUDED.events, input = r.input + EXCLUDED.input,

@@ -99,6 +99,7 @@ impl Ledger {
                  SELECT ids.id, b.id, 'openai', ids.model, '', 1000000, '2020-01-01Z'
                  FROM (VALUES (1, 'cost', 'gpt-5'), (2, 'sell', 'gpt-5'), (3, 'cost', 'tiny'), (4, 'sell', 'tiny')) AS ids (id, kind, model)
                  JOIN price_books b ON b.kind = ids.kind;
+                 SELECT setval(pg_get_serial_sequence('prices', 'id'), 100);
                  -- Reasoning and audio have no rates of their own: they take their parents'.
                  INSERT INTO price_rates (price_id, class, rate, quoted)
                  SELECT price, class, rate, rate * 1000000 FROM (VALUES

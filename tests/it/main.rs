@@ -25,6 +25,7 @@ mod published;
 mod real_data;
 mod recording;
 mod reports;
+mod rerate;
 mod servers;
 mod setup;
 mod world;

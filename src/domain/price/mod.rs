@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::text_enum;
 use super::ids::{BookId, PriceId};
-use super::money::{Currency, Rate};
+use super::money::{Amount, Currency, Rate};
 use super::tokens::{CLASS_COUNT, TokenClass};
 
 text_enum! {
@@ -44,6 +44,26 @@ pub struct BookInfo {
     pub kind: BookKind,
     /// The currency of every price in it.
     pub currency: Currency,
+}
+
+/// A price and the exact amount that it gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The price.
+    pub price: PriceId,
+    /// The amount.
+    pub amount: Amount,
+    /// The currency of the price's book.
+    pub currency: Currency,
+}
+
+/// Both sides of a usage part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamps {
+    /// What the provider charges us.
+    pub cost: Stamp,
+    /// What the customer pays.
+    pub charge: Stamp,
 }
 
 /// What a call must look like for a price to apply.

@@ -103,7 +103,7 @@ impl MoneyRow for TaskView {
     }
 }
 
-/// One step of a task: a model call (or a part of one), a corrected estimate taken back, or the outcome.
+/// One step of a task: a model call (or a part of one), the outcome, or what was corrected or re-rated later.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TaskCall)]
 struct CallView {
@@ -113,7 +113,7 @@ struct CallView {
     id: String,
     /// Position in the event, which has several parts where one call used several models.
     part: i16,
-    /// `usage`, `reversal` or `outcome`.
+    /// `usage` or `outcome`; `reversal` takes a corrected estimate back; `retraction` and `restatement` are a re-rate.
     #[schema(example = "usage")]
     kind: String,
     /// When it happened.

@@ -53,6 +53,15 @@ pub async fn open(connection: &mut PgConnection) -> Result<Option<Opening>, Stor
     Ok(opening)
 }
 
+/// The booking date that is open, without taking the journal's lock: it may be later by the time it is used, never
+/// earlier. `None` where no date was ever opened.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn booking_date(connection: &mut PgConnection) -> Result<Option<NaiveDate>, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT booked_on FROM journal_clock").fetch_optional(connection).await?)
+}
+
 /// Moves the booking date forward (never back) and makes its partition; waits for every writer of the date before.
 ///
 /// # Errors

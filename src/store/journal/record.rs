@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::super::{StoreError, ensure_affected};
+use super::super::{StoreError, ensure_affected, rerate};
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, CustomerId, GatewayId};
 
@@ -17,6 +17,8 @@ pub enum Origin {
     Repair(Uuid),
     /// Rejections tried again.
     Replay,
+    /// Recorded usage restated at other prices.
+    Rerate,
 }
 
 impl Origin {
@@ -26,6 +28,7 @@ impl Origin {
             Self::Stream(_) => "stream",
             Self::Repair(_) => "repair",
             Self::Replay => "replay",
+            Self::Rerate => "rerate",
         }
     }
 
@@ -33,7 +36,7 @@ impl Origin {
     pub const fn incarnation(self) -> Option<Uuid> {
         match self {
             Self::Stream(incarnation) | Self::Repair(incarnation) => Some(incarnation),
-            Self::Replay => None,
+            Self::Replay | Self::Rerate => None,
         }
     }
 }
@@ -275,7 +278,7 @@ pub async fn correction_target(
 }
 
 /// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it; returns the
-/// number of rows.
+/// number of rows. Of a part that was re-rated, that is its newest restatement.
 ///
 /// # Errors
 /// [`StoreError::Database`]; a unique violation means that another correction of the same estimate came in between.
@@ -285,6 +288,7 @@ pub async fn reverse_estimate(
     correcting: EventKey,
     batch: BatchId,
 ) -> Result<u64, StoreError> {
+    rerate::keep_standing(connection).await?;
     sqlx::query!(
         "INSERT INTO corrections (original_key, number, correcting_key) VALUES ($1, $2, $3)",
         target.original as EventKey,
@@ -305,8 +309,13 @@ pub async fn reverse_estimate(
              o.project, o.attributes, o.status, o.estimated, o.tier_input, -o.input, -o.cache_read, -o.cache_write_5m,
              -o.cache_write_1h, -o.output, -o.reasoning,
              (SELECT jsonb_object_agg(key, -value::numeric) FROM jsonb_each_text(o.rare)),
-             o.cost_price_id, o.sell_price_id, -o.cost, -o.charge
+             COALESCE(r.cost_price_id, o.cost_price_id), COALESCE(r.sell_price_id, o.sell_price_id),
+             -COALESCE(r.cost, o.cost), -COALESCE(r.charge, o.charge)
          FROM usage_events n, usage_events o
+         LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+                            WHERE newest.event_key = o.event_key AND newest.restates = o.part
+                              AND newest.kind = 'restatement'
+                            ORDER BY newest.part DESC LIMIT 1) AS r ON true
          WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.kind = 'usage'",
         target.original as EventKey,
         correcting as EventKey,

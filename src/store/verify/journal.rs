@@ -24,18 +24,21 @@ pub async fn batch_differences(
         Difference,
         r#"WITH journal AS (
                SELECT batch_id, count(*) FILTER (WHERE kind <> 'reversal') AS rows,
-                      count(DISTINCT event_key) AS identities
+                      count(DISTINCT event_key) FILTER (WHERE restates IS NULL) AS identities,
+                      count(restates) AS restating
                FROM usage_events GROUP BY batch_id
            )
            SELECT format('batch %s', COALESCE(b.id, j.batch_id)) AS "subject!",
                   CASE WHEN b.id IS NULL THEN 'no such batch'
                        ELSE format('%s events = %s recorded + %s duplicates + %s rejected; %s rows', b.events,
                                    b.recorded, b.duplicates, b.rejected, b.rows) END AS "expected!",
-                  format('%s identities in %s rows', COALESCE(j.identities, 0), COALESCE(j.rows, 0)) AS "actual!"
+                  format('%s identities in %s rows, %s of them of a re-rate', COALESCE(j.identities, 0), COALESCE(j.rows, 0),
+                         COALESCE(j.restating, 0)) AS "actual!"
            FROM ingest_batches b
            FULL JOIN journal j ON j.batch_id = b.id
            WHERE b.id IS NULL OR b.events <> b.recorded + b.duplicates + b.rejected
               OR b.rows <> COALESCE(j.rows, 0) OR b.recorded <> COALESCE(j.identities, 0)
+              OR COALESCE(j.restating, 0) <> CASE WHEN b.origin = 'rerate' THEN b.rows ELSE 0 END
            ORDER BY COALESCE(b.id, j.batch_id) LIMIT $1"#,
         limit
     )
@@ -100,7 +103,7 @@ pub async fn booking_differences(
                   format('booked on %s, sequence %s', m.booked_on, m.stream_seq) AS "actual!"
            FROM messages m
            JOIN ingest_batches b ON b.id = m.batch_id
-           WHERE m.booked_on <> b.booked_on OR (b.origin <> 'replay' AND NOT m.stream_seq <@ b.sequences)
+           WHERE m.booked_on <> b.booked_on OR (b.origin NOT IN ('replay', 'rerate') AND NOT m.stream_seq <@ b.sequences)
            ORDER BY b.id, m.stream_seq LIMIT $1"#,
         limit
     )
@@ -121,7 +124,8 @@ pub async fn duplicate_identities(
         Difference,
         r#"WITH again AS MATERIALIZED (
                SELECT event_key, min(batch_id) AS first_batch, max(batch_id) AS last_batch
-               FROM usage_events GROUP BY event_key HAVING min(batch_id) <> max(batch_id)
+               -- A re-rate adds rows to an event that is recorded already.
+               FROM usage_events WHERE restates IS NULL GROUP BY event_key HAVING min(batch_id) <> max(batch_id)
            )
            SELECT format('event %s', event_key) AS "subject!", 'recorded once' AS "expected!",
                   format('recorded in batches %s to %s', first_batch, last_batch) AS "actual!"
@@ -223,6 +227,52 @@ pub async fn amount_differences(
     Ok(rows)
 }
 
+/// Re-rated parts whose rows are no chain: a retraction is minus what stood before it, a restatement minus the quantities
+/// of its retraction.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn restatement_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH links AS (
+               SELECT e.event_key, COALESCE(e.restates, e.part) AS usage_part, e.part, e.kind,
+                      lag(e.kind) OVER chain AS before, lead(e.kind) OVER chain AS after,
+                      ARRAY[e.input, e.cache_read, e.cache_write_5m, e.cache_write_1h, e.output, e.reasoning] AS units,
+                      lag(ARRAY[-e.input, -e.cache_read, -e.cache_write_5m, -e.cache_write_1h, -e.output, -e.reasoning])
+                          OVER chain AS units_before,
+                      COALESCE(e.rare, '{}') AS rare,
+                      lag((SELECT COALESCE(jsonb_object_agg(key, -value::numeric), '{}')
+                           FROM jsonb_each_text(e.rare))) OVER chain AS rare_before,
+                      ARRAY[e.cost_price_id, e.sell_price_id, e.cost, e.charge] AS stands,
+                      lag(ARRAY[e.cost_price_id, e.sell_price_id, -e.cost, -e.charge]) OVER chain AS stood
+               FROM usage_events e
+               WHERE e.kind IN ('usage', 'retraction', 'restatement')
+                 AND e.event_key IN (SELECT event_key FROM usage_events WHERE restates IS NOT NULL)
+               WINDOW chain AS (PARTITION BY e.event_key, COALESCE(e.restates, e.part) ORDER BY e.part)
+           )
+           SELECT format('event %s part %s, %s of part %s', event_key, part, kind, usage_part) AS "subject!",
+                  format('minus the row before it: units %s %s; prices and amounts %s', units_before, rare_before,
+                         stood) AS "expected!",
+                  format('units %s %s; prices and amounts %s, after %s, before %s', units, rare, stands,
+                         COALESCE(before, 'nothing'), COALESCE(after, 'nothing')) AS "actual!"
+           FROM links
+           WHERE CASE kind
+                 WHEN 'retraction' THEN before NOT IN ('usage', 'restatement') OR after IS DISTINCT FROM 'restatement'
+                                        OR stands <> stood OR units <> units_before OR rare <> rare_before
+                 WHEN 'restatement' THEN before <> 'retraction' OR units <> units_before OR rare <> rare_before
+                 ELSE false END IS NOT FALSE
+           ORDER BY event_key, part LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
 /// The rates of the classes without a column, as decimal texts.
 fn rare_rates(terms: &PriceTerms) -> Json<BTreeMap<TokenClass, Amount>> {
     let classes = TokenClass::ALL[MAIN_CLASS_COUNT..].iter();
@@ -240,9 +290,9 @@ pub async fn validity_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH used AS (
-               -- A reversal takes back what the estimate was charged, by the prices of the estimate's own time.
+               -- A reversal or retraction takes back what was charged, by the prices it was charged with.
                SELECT cost_price_id, sell_price_id, min(occurred_at) AS first_at, max(occurred_at) AS last_at
-               FROM usage_events WHERE kind = 'usage' GROUP BY 1, 2
+               FROM usage_events WHERE kind IN ('usage', 'restatement') GROUP BY 1, 2
            ), stamped AS (
                SELECT p.id, b.kind, p.valid_from, COALESCE(p.valid_to, 'infinity') AS valid_to
                FROM prices p JOIN price_books b ON b.id = p.book_id

@@ -16,7 +16,7 @@ use super::StoreError;
 pub use documents::{line_differences, period_differences};
 pub use journal::{
     amount_differences, batch_differences, booking_differences, duplicate_identities, prices_used,
-    rejection_differences, validity_differences,
+    rejection_differences, restatement_differences, validity_differences,
 };
 pub use sums::{rare_rollup_differences, rare_task_differences, rollup_differences, task_differences};
 

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::Difference;
 use crate::store::StoreError;
 
-/// Rollups of usage that are not the sum of the journal, per customer, cost price and sell price.
+/// Rollups that are not the sum of the journal, per customer, cost price, sell price and kind.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -17,26 +17,27 @@ pub async fn rollup_differences(
         Difference,
         r#"WITH journal AS (
                SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
+                      CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind,
                       ARRAY[sum(e.input), sum(e.cache_read), sum(e.cache_write_5m), sum(e.cache_write_1h),
                             sum(e.output), sum(e.reasoning), sum(e.cost), sum(e.charge)] AS figures
                FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
                WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
-               GROUP BY 1, 2, 3
+               GROUP BY 1, 2, 3, 4
            ), rolled AS (
-               SELECT customer_id, cost_price_id, sell_price_id,
+               SELECT customer_id, cost_price_id, sell_price_id, kind,
                       ARRAY[sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
                             sum(output), sum(reasoning), sum(cost), sum(charge)] AS figures
-               FROM usage_rollups WHERE kind = 'usage'
-               GROUP BY 1, 2, 3
+               FROM usage_rollups
+               GROUP BY 1, 2, 3, 4
            )
-           SELECT format('customer %s, cost price %s, sell price %s: input, cache_read, cache_write_5m, '
+           SELECT format('customer %s, cost price %s, sell price %s, %s: input, cache_read, cache_write_5m, '
                          || 'cache_write_1h, output, reasoning, cost, charge', customer_id, cost_price_id,
-                         sell_price_id) AS "subject!",
+                         sell_price_id, kind) AS "subject!",
                   format('journal %s', COALESCE(j.figures::text, 'nothing')) AS "expected!",
                   format('rollups %s', COALESCE(r.figures::text, 'nothing')) AS "actual!"
-           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id)
+           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id, kind)
            WHERE j.figures IS DISTINCT FROM r.figures
-           ORDER BY customer_id, cost_price_id, sell_price_id LIMIT $1"#,
+           ORDER BY customer_id, cost_price_id, sell_price_id, kind LIMIT $1"#,
         limit
     )
     .fetch_all(connection)
@@ -55,25 +56,25 @@ pub async fn rare_rollup_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS (
-               SELECT e.customer_id, e.cost_price_id, e.sell_price_id, q.key AS class,
+               SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
+                      CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind, q.key AS class,
                       sum(q.value::numeric) AS quantity
                FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
                WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
-               GROUP BY 1, 2, 3, 4
+               GROUP BY 1, 2, 3, 4, 5
            ), rolled AS (
-               SELECT r.customer_id, r.cost_price_id, r.sell_price_id, q.key AS class,
+               SELECT r.customer_id, r.cost_price_id, r.sell_price_id, r.kind, q.key AS class,
                       sum(q.value::numeric) AS quantity
                FROM usage_rollups r, jsonb_each_text(r.rare) q
-               WHERE r.kind = 'usage'
-               GROUP BY 1, 2, 3, 4
+               GROUP BY 1, 2, 3, 4, 5
            )
-           SELECT format('customer %s, cost price %s, sell price %s: %s', customer_id, cost_price_id, sell_price_id,
-                         class) AS "subject!",
+           SELECT format('customer %s, cost price %s, sell price %s, %s: %s', customer_id, cost_price_id, sell_price_id,
+                         kind, class) AS "subject!",
                   format('journal %s', COALESCE(j.quantity, 0)) AS "expected!",
                   format('rollups %s', COALESCE(r.quantity, 0)) AS "actual!"
-           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id, class)
+           FROM journal j FULL JOIN rolled r USING (customer_id, cost_price_id, sell_price_id, kind, class)
            WHERE COALESCE(j.quantity, 0) <> COALESCE(r.quantity, 0)
-           ORDER BY customer_id, cost_price_id, sell_price_id, class LIMIT $1"#,
+           ORDER BY customer_id, cost_price_id, sell_price_id, kind, class LIMIT $1"#,
         limit
     )
     .fetch_all(connection)

@@ -1,0 +1,329 @@
+//! Re-rating: what stands of recorded usage, and the rows that restate it.
+//!
+//! What stands for a usage part is its newest restatement, or the part itself where it was never re-rated; a part that a
+//! correction reversed does not stand at all. Whoever changes what stands holds [`STANDING_LOCK`]: a re-rate exclusively,
+//! a correction shared, each from before it reads until it commits. So no two of them take back the same amount.
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::journal::JOURNAL_LOCK;
+use super::quantities::{Rare, joined};
+use super::{StoreError, ensure_affected, rates};
+use crate::domain::event::{CallConditions, UsagePart};
+use crate::domain::identity::{EventIdentity, EventKey};
+use crate::domain::ids::{BatchId, CustomerId, PriceId};
+use crate::domain::money::Amount;
+use crate::domain::price::{Stamp, Stamps};
+
+/// Advisory lock of what stands. It is taken after the journal's, never before.
+const STANDING_LOCK: i64 = 0x77_61_79_03;
+/// Events may lie ahead of the clock by minutes, so one may happen on the day after the date it is booked on.
+const AHEAD_MAX: TimeDelta = TimeDelta::days(1);
+
+/// Keeps re-rates out until the transaction ends.
+///
+/// # Errors
+/// [`StoreError::Database`], retryable where a re-rate held the lock for too long.
+pub(super) async fn keep_standing(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", STANDING_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
+/// Keeps corrections and other re-rates out until the transaction ends. The caller holds the journal's lock.
+///
+/// # Errors
+/// As `keep_standing`.
+pub async fn change_standing(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", STANDING_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
+/// Waits until every recording transaction that runs now has ended: those that begin later rate with the prices that
+/// stand now.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn wait_for_writers(connection: &mut PgConnection) -> Result<(), StoreError> {
+    // One statement, so that no lock of the session is left behind where it is cancelled.
+    sqlx::query!("SELECT pg_advisory_lock($1), pg_advisory_unlock($1)", JOURNAL_LOCK)
+        .fetch_one(connection)
+        .await?;
+    Ok(())
+}
+
+/// Which recorded usage to look at.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// Usage that happened at or after.
+    pub from: DateTime<Utc>,
+    /// Usage that happened before.
+    pub to: DateTime<Utc>,
+    /// Of this customer only.
+    pub customer: Option<CustomerId>,
+    /// Of this provider only.
+    pub provider: Option<String>,
+    /// Of this model only, as the call or the price names it; `None` is any.
+    pub model: Option<String>,
+    /// Of models whose names begin so; `None` is any.
+    pub model_prefix: Option<String>,
+}
+
+/// Consecutive batches that are looked at together.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    batches: Vec<i64>,
+    dates: Vec<NaiveDate>,
+    /// The last of them: the next chunk comes after it.
+    pub last: BatchId,
+}
+
+/// The newest batch there is.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn newest_batch(connection: &mut PgConnection) -> Result<Option<BatchId>, StoreError> {
+    let id = sqlx::query_scalar!("SELECT max(id) FROM ingest_batches").fetch_one(connection).await?;
+    Ok(id.map(BatchId))
+}
+
+/// The next batches after one that may hold usage from `from` on, up to about `rows_max` rows; `None` where none is left.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn next_chunk(
+    connection: &mut PgConnection,
+    from: DateTime<Utc>,
+    after: BatchId,
+    through: BatchId,
+    rows_max: i64,
+) -> Result<Option<Chunk>, StoreError> {
+    let booked_from = from.checked_sub_signed(AHEAD_MAX).map_or(NaiveDate::MIN, |from| from.date_naive());
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: BatchId", rows, booked_on FROM ingest_batches
+           WHERE id > $1 AND id <= $2 AND booked_on >= $3 AND rows > 0 AND origin <> 'rerate' ORDER BY id LIMIT 2000"#,
+        after.0,
+        through.0,
+        booked_from
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut chunk = Chunk { batches: Vec::new(), dates: Vec::new(), last: after };
+    let mut sum = 0;
+    for row in rows {
+        if sum > 0 && sum + i64::from(row.rows) > rows_max {
+            break;
+        }
+        sum += i64::from(row.rows);
+        chunk.batches.push(row.id.0);
+        chunk.last = row.id;
+        if !chunk.dates.contains(&row.booked_on) {
+            chunk.dates.push(row.booked_on);
+        }
+    }
+    Ok(if chunk.batches.is_empty() { None } else { Some(chunk) })
+}
+
+/// A recorded usage part that stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandingPart {
+    /// Its event.
+    pub key: EventKey,
+    /// Its position in the event.
+    pub part: i16,
+    /// The event as its gateway knows it.
+    pub identity: EventIdentity,
+    /// Whom it bills.
+    pub customer: CustomerId,
+    /// When it happened.
+    pub occurred_at: DateTime<Utc>,
+    /// What was used.
+    pub usage: UsagePart,
+    /// The provider as the sell price names it.
+    pub provider: String,
+    /// The model as the sell price names it.
+    pub model: String,
+    /// What it comes to.
+    pub stamps: Stamps,
+}
+
+/// The usage parts of a chunk that stand and that the filter lets through, by event and part.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn standing(
+    connection: &mut PgConnection,
+    filter: &Filter,
+    chunk: &Chunk,
+) -> Result<Vec<StandingPart>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT u.event_key AS "key: EventKey", u.part, u.source, u.id, u.customer_id AS "customer: CustomerId",
+                  u.occurred_at, u.provider AS "reported_provider!", u.model AS "reported_model!", u.platform, u.region,
+                  u.service_tier, u.processing, u.speed, u.tier_input, u.input, u.cache_read, u.cache_write_5m,
+                  u.cache_write_1h, u.output, u.reasoning, u.rare AS "rare: Rare", s.provider, s.model,
+                  c.id AS "cost_price: PriceId", COALESCE(r.cost, u.cost) AS "cost!: Amount",
+                  cb.currency AS cost_currency, s.id AS "sell_price: PriceId",
+                  COALESCE(r.charge, u.charge) AS "charge!: Amount", sb.currency AS charge_currency
+           FROM usage_events u
+           LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+                              WHERE newest.event_key = u.event_key AND newest.restates = u.part
+                                AND newest.kind = 'restatement'
+                              ORDER BY newest.part DESC LIMIT 1) AS r ON true
+           JOIN prices c ON c.id = COALESCE(r.cost_price_id, u.cost_price_id)
+           JOIN price_books cb ON cb.id = c.book_id
+           JOIN prices s ON s.id = COALESCE(r.sell_price_id, u.sell_price_id)
+           JOIN price_books sb ON sb.id = s.book_id
+           WHERE u.batch_id = ANY($1) AND u.booked_on = ANY($2) AND u.kind = 'usage'
+             AND u.occurred_at >= $3 AND u.occurred_at < $4
+             AND ($5::bigint IS NULL OR u.customer_id = $5) AND ($6::text IS NULL OR u.provider = $6)
+             AND ($7::text IS NULL OR u.model = $7 OR s.model = $7)
+             AND ($8::text IS NULL OR starts_with(u.model, $8) OR starts_with(s.model, $8))
+             -- Only estimates are corrected; an event that corrects one stands while no later event corrects it again.
+             AND NOT (u.estimated AND EXISTS (SELECT 1 FROM corrections k WHERE k.original_key = u.event_key))
+             AND NOT (u.corrects_key IS NOT NULL AND EXISTS (
+                 SELECT 1 FROM corrections mine
+                 JOIN corrections later ON later.original_key = mine.original_key AND later.number > mine.number
+                 WHERE mine.original_key = u.corrects_key AND mine.correcting_key = u.event_key))
+           ORDER BY u.event_key, u.part"#,
+        &chunk.batches,
+        &chunk.dates,
+        filter.from,
+        filter.to,
+        filter.customer.map(|customer| customer.0),
+        filter.provider,
+        filter.model,
+        filter.model_prefix
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let conditions = CallConditions {
+                platform: row.platform,
+                region: row.region,
+                service_tier: row.service_tier,
+                processing: row.processing,
+                speed: row.speed,
+            };
+            let main = [
+                row.input,
+                row.cache_read,
+                row.cache_write_5m,
+                row.cache_write_1h,
+                row.output,
+                row.reasoning,
+            ];
+            let stamp = |price, amount, currency: &str| {
+                Ok::<_, StoreError>(Stamp { price, amount, currency: rates::currency(currency)? })
+            };
+            Ok(StandingPart {
+                key: row.key,
+                part: row.part,
+                identity: EventIdentity { source: row.source, id: row.id },
+                customer: row.customer,
+                occurred_at: row.occurred_at,
+                usage: UsagePart {
+                    provider: row.reported_provider,
+                    model: row.reported_model,
+                    conditions,
+                    quantities: joined(main, row.rare),
+                    tier_input: row.tier_input,
+                    stated_cost: None,
+                },
+                provider: row.provider,
+                model: row.model,
+                stamps: Stamps {
+                    cost: stamp(row.cost_price, row.cost, &row.cost_currency)?,
+                    charge: stamp(row.sell_price, row.charge, &row.charge_currency)?,
+                },
+            })
+        })
+        .collect()
+}
+
+/// What a usage part is to stand at from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restatement {
+    /// Its event.
+    pub key: EventKey,
+    /// Its position in the event.
+    pub part: i16,
+    /// The prices and what they give.
+    pub stamps: Stamps,
+}
+
+/// Rows that a restatement adds to the journal.
+pub const ROWS_PER_RESTATEMENT: usize = 2;
+
+/// Takes back what stands for each part and restates it, as rows of the batch. The caller has held the lock of
+/// [`change_standing`] since before it read what stands.
+///
+/// # Errors
+/// [`StoreError::RowsAffected`] where a part is none; [`StoreError::Database`].
+pub async fn restate(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    booked_on: NaiveDate,
+    restatements: &[Restatement],
+) -> Result<(), StoreError> {
+    let keys: Vec<Uuid> = restatements.iter().map(|restatement| restatement.key.0).collect();
+    let parts: Vec<i16> = restatements.iter().map(|restatement| restatement.part).collect();
+    let stamps = |side: fn(&Stamps) -> Stamp| -> (Vec<i64>, Vec<Amount>) {
+        restatements
+            .iter()
+            .map(|restatement| side(&restatement.stamps))
+            .map(|s| (s.price.0, s.amount))
+            .unzip()
+    };
+    let (cost_prices, costs) = stamps(|stamps| stamps.cost);
+    let (sell_prices, charges) = stamps(|stamps| stamps.charge);
+    let result = sqlx::query!(
+        "WITH changed AS (
+             SELECT c.*,
+                    -- Numbers of the pair: 2000 and 2001 for the first part that is ever re-rated, counting up.
+                    GREATEST(1999, (SELECT max(e.part) FROM usage_events e WHERE e.event_key = c.event_key))
+                    + 2 * row_number() OVER (PARTITION BY c.event_key ORDER BY c.part) AS second
+             FROM UNNEST($3::uuid[], $4::smallint[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[])
+                  AS c (event_key, part, cost_price_id, sell_price_id, cost, charge)
+         ), sides AS (
+             SELECT u.event_key, u.part, c.second - 1 AS number, 'retraction' AS kind, -1 AS sign,
+                    COALESCE(r.cost_price_id, u.cost_price_id) AS cost_price_id,
+                    COALESCE(r.sell_price_id, u.sell_price_id) AS sell_price_id,
+                    -COALESCE(r.cost, u.cost) AS cost, -COALESCE(r.charge, u.charge) AS charge
+             FROM changed c
+             JOIN usage_events u ON u.event_key = c.event_key AND u.part = c.part AND u.kind = 'usage'
+             LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+                                WHERE newest.event_key = u.event_key AND newest.restates = u.part
+                                  AND newest.kind = 'restatement'
+                                ORDER BY newest.part DESC LIMIT 1) AS r ON true
+             UNION ALL
+             SELECT event_key, part, second, 'restatement', 1, cost_price_id, sell_price_id, cost, charge FROM changed
+         )
+         INSERT INTO usage_events (booked_on, event_key, part, kind, restates, batch_id, stream_seq, event_index,
+             customer_id, gateway_id, occurred_at, source, id, content_hash, provider, model, platform, region,
+             service_tier, processing, speed, task_id, task_type, task_parent, project, attributes, status, estimated,
+             tier_input, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost_price_id,
+             sell_price_id, cost, charge)
+         SELECT $2, u.event_key, s.number::smallint, s.kind, u.part, $1, u.stream_seq, u.event_index,
+             u.customer_id, u.gateway_id, u.occurred_at, u.source, u.id, u.content_hash, u.provider, u.model, u.platform,
+             u.region, u.service_tier, u.processing, u.speed, u.task_id, u.task_type, u.task_parent, u.project,
+             u.attributes, u.status, u.estimated, u.tier_input, s.sign * u.input, s.sign * u.cache_read,
+             s.sign * u.cache_write_5m, s.sign * u.cache_write_1h, s.sign * u.output, s.sign * u.reasoning,
+             (SELECT jsonb_object_agg(key, s.sign * value::numeric) FROM jsonb_each_text(u.rare)),
+             s.cost_price_id, s.sell_price_id, s.cost, s.charge
+         FROM sides s
+         JOIN usage_events u ON u.event_key = s.event_key AND u.part = s.part AND u.kind = 'usage'",
+        batch as BatchId,
+        booked_on,
+        &keys,
+        &parts,
+        &cost_prices,
+        &sell_prices,
+        &costs as _,
+        &charges as _
+    )
+    .execute(connection)
+    .await?;
+    ensure_affected("restating usage", &result, (restatements.len() * ROWS_PER_RESTATEMENT) as u64)
+}

@@ -1,0 +1,392 @@
+//! Re-rating: nothing recorded changes by itself, and what a re-rate adds is exact, once, and on an invoice.
+
+use chrono::TimeDelta;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use waybill::clock::Clock;
+use waybill::domain::ids::CustomerId;
+use waybill::domain::money::Amount;
+use waybill::domain::price::quotation::NewPrice;
+use waybill::invoicing::rerate::{Request, RerateError, Rerated, apply, apply_within, preview};
+use waybill::invoicing::{self, Closed};
+use waybill::reports::verify;
+use waybill::store::{Scope, commit, customers, invoices, prices};
+
+use crate::ledger::{Ledger, Row, call, task_call, utc};
+use crate::world::{self, World};
+
+/// When re-rates of the small ledger are made.
+const NOW: &str = "2026-11-24T00:00:00Z";
+
+fn everything() -> Request {
+    Request {
+        from: utc("2020-01-01T00:00:00Z"),
+        to: utc("2030-01-01T00:00:00Z"),
+        customer: None,
+        provider: None,
+        model: None,
+    }
+}
+
+async fn publish(ledger: &Ledger, book: &str, new: Value) {
+    let new: Vec<NewPrice> = serde_json::from_value(new).unwrap();
+    let mut tx = ledger.database.begin().await.unwrap();
+    prices::publish(&mut tx, book, &new, "test").await.unwrap();
+    commit(tx).await.unwrap();
+}
+
+/// A price of `gpt-5` from a time on.
+fn gpt5(from: &str, input: &str, output: &str, web_search: &str) -> Value {
+    json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": from,
+            "rates": {"input": input, "output": output}, "fees": {"web_search": web_search}}])
+}
+
+async fn dry_run(ledger: &Ledger, request: &Request) -> Rerated {
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    preview(&mut tx, request).await.unwrap()
+}
+
+async fn rerate(ledger: &Ledger, request: &Request) -> Rerated {
+    apply(&ledger.database, &Clock::fixed(utc(NOW)), request, "test").await.unwrap()
+}
+
+/// Cost and charge of a customer, by the rollups.
+async fn sums(ledger: &Ledger, customer: CustomerId) -> (Amount, Amount) {
+    sqlx::query_as(
+        "SELECT COALESCE(sum(cost), 0), COALESCE(sum(charge), 0) FROM usage_rollups WHERE customer_id = $1",
+    )
+    .bind(customer.0)
+    .fetch_one(&ledger.pool)
+    .await
+    .unwrap()
+}
+
+async fn assert_proven(ledger: &Ledger) {
+    let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+    assert_eq!(proof.findings, [], "the ledger holds");
+}
+
+/// Differences of cost and charge over all groups.
+fn differences(rerated: &Rerated) -> (Amount, Amount) {
+    let sum = |side: fn(&invoicing::rerate::Figures) -> Amount| {
+        Amount::checked_sum(rerated.groups.iter().map(|(_, figures)| side(figures))).unwrap()
+    };
+    (sum(|figures| figures.cost.difference().unwrap()), sum(|figures| figures.charge.difference().unwrap()))
+}
+
+async fn close(ledger: &Ledger, now: &str, customer: CustomerId, at: &str) -> Closed {
+    let request =
+        invoicing::Request { customer, at: utc(at), grace: TimeDelta::hours(1), actor: "test".to_owned() };
+    invoicing::close_and_finalize(&ledger.database, &Clock::fixed(utc(now)), &request).await.unwrap()
+}
+
+async fn lines(ledger: &Ledger, closed: &Closed) -> Vec<String> {
+    let [id] = closed.invoices.as_slice() else { panic!("one invoice, not {:?}", closed.invoices) };
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    let stored = invoices::get(&mut tx, *id).await.unwrap().unwrap();
+    let line = |line: &waybill::domain::invoice::InvoiceLine| {
+        let service = line.service.start.format("%m");
+        format!("{} {service} {} {} = {} {}", line.kind, line.class, line.quantity, line.exact, line.amount)
+    };
+    stored.invoice.lines.iter().map(line).collect()
+}
+
+fn searching(customer: CustomerId, at: &str, id: &str) -> Row {
+    Row { rare: Some(json!({"web_search": 3})), ..call(customer, at, id, 1_000_000, 7) }
+}
+
+#[tokio::test]
+async fn a_back_dated_price_changes_nothing_until_it_is_applied_and_then_exactly_once() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger
+        .record(&[
+            task_call(acme, "2026-11-02T00:00:00Z", "t-1", "refund", 1_000_000),
+            searching(acme, "2026-11-05T10:20:00Z", "a"),
+            // Before the new price: it stays as it is.
+            call(acme, "2026-11-01T00:00:00Z", "b", 1_000_000, 0),
+        ])
+        .await;
+    ledger.post().await;
+    let before = sums(&ledger, acme).await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "2", "22", "0.03")).await;
+    ledger.post().await;
+    assert_eq!(sums(&ledger, acme).await, before, "publishing rewrites nothing");
+    assert_proven(&ledger).await;
+
+    let shown = dry_run(&ledger, &everything()).await;
+    let [(group, figures)] = shown.groups.as_slice() else { panic!("one group: {:?}", shown.groups) };
+    assert_eq!(
+        (group.customer.as_str(), group.provider.as_str(), group.model.as_str()),
+        ("acme", "openai", "gpt-5")
+    );
+    assert_eq!(
+        (group.period.start, group.period.end),
+        (utc("2026-11-01T00:00:00Z"), utc("2026-12-01T00:00:00Z"))
+    );
+    assert_eq!((shown.examined, figures.events, figures.unpriced), (3, 2, 0));
+    // Two million tokens are one dollar cheaper each, three searches a cent dearer each.
+    assert_eq!(
+        (figures.charge.before.to_string(), figures.charge.after.to_string()),
+        ("6.060154".to_owned(), "4.090154".to_owned())
+    );
+    assert_eq!(figures.cost.difference(), Some(Amount::ZERO));
+    assert_eq!(shown.batches, []);
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3, "a dry run writes nothing");
+
+    let applied = rerate(&ledger, &everything()).await;
+    assert_eq!(applied.groups, shown.groups);
+    assert_proven(&ledger).await;
+    ledger.post().await;
+    let after = sums(&ledger, acme).await;
+    let (cost, charge) = differences(&shown);
+    assert_eq!(after, (before.0.checked_add(cost).unwrap(), before.1.checked_add(charge).unwrap()));
+    assert_eq!(ledger.count("SELECT sum(events)::bigint FROM usage_rollups").await, 3, "calls do not change");
+    assert_eq!(ledger.count("SELECT calls FROM tasks WHERE task_id = 't-1'").await, 1);
+    assert_eq!(ledger.count("SELECT count(*) FROM audit_log WHERE action = 'rerate.apply'").await, 1);
+    assert_proven(&ledger).await;
+
+    let again = rerate(&ledger, &everything()).await;
+    assert_eq!((again.groups, again.batches), (Vec::new(), Vec::new()));
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 7);
+}
+
+#[tokio::test]
+async fn a_re_rated_event_is_re_rated_from_what_stands() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger
+        .record(&[
+            searching(acme, "2026-11-05T00:00:00Z", "a"),
+            call(acme, "2026-11-06T00:00:00Z", "b", 3, 1),
+        ])
+        .await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "2", "22", "0.03")).await;
+    publish(&ledger, "provider-cost", gpt5("2026-11-02T00:00:00Z", "1", "11", "0.01")).await;
+    // Not posted yet: usage and adjustment are folded together.
+    rerate(&ledger, &everything()).await;
+    publish(&ledger, "standard", gpt5("2026-11-03T00:00:00Z", "7", "23", "0.04")).await;
+    let shown = dry_run(&ledger, &everything()).await;
+    let applied = rerate(&ledger, &everything()).await;
+    assert_eq!(shown.groups, applied.groups);
+    ledger.post().await;
+    assert_eq!(differences(&shown).0, Amount::ZERO, "the cost stands as the first re-rate left it");
+    // 1,000,003 x 0.000007 + 8 x 0.000023 + 3 x 0.04, and 1,000,003 x 0.000001 + 8 x 0.000011 + 3 x 0.01.
+    let (cost, charge) = sums(&ledger, acme).await;
+    assert_eq!((cost.to_string(), charge.to_string()), ("1.030091".to_owned(), "7.120205".to_owned()));
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_closed_period_is_adjusted_on_the_next_invoice() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-05T00:00:00Z", "a", 1_000_000, 100)]).await;
+    ledger.post().await;
+    let october = close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await;
+    assert_eq!(
+        lines(&ledger, &october).await,
+        ["usage 10 input 1000000 = 3 3.00", "usage 10 output 100 = 0.0022 0.00"]
+    );
+    ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "b", 10_000, 0)]).await;
+    publish(&ledger, "standard", gpt5("2026-10-01T00:00:00Z", "2.5", "22", "0.02")).await;
+    // Only October's: November's call stands at the old price.
+    let request = Request { to: utc("2026-11-01T00:00:00Z"), ..everything() };
+    rerate(&ledger, &request).await;
+    ledger.post().await;
+    let sealed = lines(&ledger, &october).await;
+    let november = close(&ledger, "2026-12-02T00:00:00Z", acme, "2026-11-01T00:00:00Z").await;
+    assert_eq!(lines(&ledger, &october).await, sealed);
+    assert_eq!(
+        lines(&ledger, &november).await,
+        [
+            "usage 11 input 10000 = 0.03 0.03",
+            // The output's rate did not change: no line.
+            "adjustment 10 input 1000000 = 2.5 2.50",
+            "adjustment 10 input -1000000 = -3 -3.00",
+        ]
+    );
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn usage_without_a_price_is_listed_and_stands() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger
+        .record(&[
+            call(acme, "2026-11-05T00:00:00Z", "a", 5, 0),
+            searching(acme, "2026-11-06T00:00:00Z", "b"),
+        ])
+        .await;
+    ledger.post().await;
+    let before = sums(&ledger, acme).await;
+    // The new price has no fee for searches.
+    publish(
+        &ledger,
+        "standard",
+        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": "2026-11-02T00:00:00Z",
+                "rates": {"input": "4", "output": "22"}}]),
+    )
+    .await;
+    let applied = rerate(&ledger, &everything()).await;
+    let [unpriced] = applied.unpriced.as_slice() else { panic!("one: {:?}", applied.unpriced) };
+    assert_eq!((unpriced.event.id.as_str(), unpriced.customer.as_str()), ("b", "acme"));
+    assert!(unpriced.reason.contains("web_search"), "{}", unpriced.reason);
+    assert_eq!((applied.groups[0].1.events, applied.groups[0].1.unpriced), (1, 1));
+    ledger.post().await;
+    let (_, charge) = sums(&ledger, acme).await;
+    assert_eq!(charge.checked_sub(before.1).unwrap().to_string(), "0.000005");
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_scope_leaves_everything_else_alone() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let globex = ledger.customer("globex", "UTC").await;
+    ledger
+        .record(&[
+            call(acme, "2026-11-05T00:00:00Z", "a", 5, 0),
+            call(globex, "2026-11-05T00:00:00Z", "b", 5, 0),
+            Row { model: "tiny", ..call(acme, "2026-11-05T00:00:00Z", "c", 5, 0) },
+        ])
+        .await;
+    ledger.post().await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    let found = async |request: Request| {
+        let shown = dry_run(&ledger, &request).await;
+        let groups: Vec<String> = shown.groups.into_iter().map(|(group, _)| group.customer).collect();
+        (shown.examined, groups.join(" "))
+    };
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(found(everything()).await, (3, "acme globex".to_owned()));
+    assert_eq!(found(Request { customer: Some(globex), ..everything() }).await, (1, "globex".to_owned()));
+    assert_eq!(found(Request { provider: text("OpenAI"), ..everything() }).await.0, 3);
+    assert_eq!(found(Request { provider: text("anthropic"), ..everything() }).await.0, 0);
+    assert_eq!(found(Request { model: text("gpt-*"), ..everything() }).await.0, 2);
+    assert_eq!(found(Request { model: text("tiny"), ..everything() }).await, (1, String::new()));
+    assert_eq!(found(Request { model: text("gpt-"), ..everything() }).await.0, 0);
+    assert_eq!(found(Request { to: utc("2026-11-05T00:00:00Z"), ..everything() }).await.0, 0);
+    assert_eq!(found(Request { from: utc("2026-11-05T00:00:00Z"), ..everything() }).await.0, 3);
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    let empty = Request { to: everything().from, ..everything() };
+    assert!(matches!(preview(&mut tx, &empty).await, Err(RerateError::Interval)));
+}
+
+#[tokio::test]
+async fn re_rates_at_the_same_time_adjust_an_event_once() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    for batch in 0..5 {
+        let rows: Vec<Row> = (0..20)
+            .map(|row| call(acme, "2026-11-05T00:00:00Z", &format!("{batch}-{row}"), 1000, 1))
+            .collect();
+        ledger.record(&rows).await;
+    }
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    let all = everything();
+    let applied = join_all((0..8).map(|_| rerate(&ledger, &all))).await;
+    let restated: i64 = applied.iter().flat_map(|one| &one.groups).map(|(_, figures)| figures.events).sum();
+    assert_eq!(restated, 100);
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events WHERE kind = 'restatement'").await, 100);
+    ledger.post().await;
+    assert_eq!(sums(&ledger, acme).await.1.to_string(), "0.4022");
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn what_is_not_committed_is_not_there() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "a", 1000, 1)]).await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    let mut tx = ledger.database.begin().await.unwrap();
+    let lost = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    drop(tx);
+    ledger.post().await;
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 1);
+    assert_proven(&ledger).await;
+    let mut tx = ledger.database.begin().await.unwrap();
+    let kept = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    commit(tx).await.unwrap();
+    assert_eq!(lost.groups, kept.groups);
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3);
+}
+
+#[tokio::test]
+async fn verify_finds_a_retraction_that_is_not_what_stood() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "a", 1000, 1)]).await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    rerate(&ledger, &everything()).await;
+    ledger.post().await;
+    assert_proven(&ledger).await;
+    // Twice as much taken back and restated: rates, rollups and tasks agree with it all the same.
+    ledger
+        .run(
+            "ALTER TABLE usage_events DISABLE TRIGGER journal_append_only;
+             UPDATE usage_events SET input = 2 * input, output = 2 * output, cost = 2 * cost, charge = 2 * charge
+             WHERE restates IS NOT NULL;
+             UPDATE usage_rollups SET input = 2 * input, output = 2 * output, cost = 2 * cost, charge = 2 * charge
+             WHERE kind = 'adjustment'",
+        )
+        .await;
+    let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+    let checks: Vec<verify::Check> = proof.findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(checks, [verify::Check::Amounts], "{:?}", proof.findings);
+}
+
+/// An estimate, corrected before or after it is re-rated, by the recorder itself.
+#[tokio::test]
+async fn corrected_estimates_and_re_rates_meet_in_any_order() {
+    let world = World::start().await;
+    let estimate = |id: &str| {
+        let mut event = world::usage_event(id);
+        event["data"]["usage_source"] = json!("estimated");
+        event
+    };
+    let correction = |id: &str, of: &str, output: i64| {
+        let mut event = world::usage_event(id);
+        event["data"]["corrects"] = json!(of);
+        event["data"]["usage"] = json!({"input": 100, "cache_read": 300, "output": output});
+        event
+    };
+    for event in [estimate("e-1"), estimate("e-2"), estimate("e-3"), correction("c-1", "e-1", 60)] {
+        world.publish("gw-1", &event).await;
+    }
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    // Every rate doubles, since before the calls.
+    let twice = |rates: Value| {
+        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "rates": rates, "source": "test",
+                "valid_from": "2025-09-01T00:00:00Z"}])
+    };
+    world.publish_prices(twice(json!({"input": "2.5", "cache_read": "0.25", "output": "20"}))).await;
+    let apply = async || apply(&world.bed.database, &Clock::System, &everything(), "test").await.unwrap();
+    let applied = apply().await;
+    // The reversed estimate e-1 does not stand any more: c-1 does.
+    assert_eq!(applied.groups[0].1.events, 3);
+    // Corrected after the re-rate: what stands is taken back, at the new price.
+    world.publish("gw-1", &correction("c-2", "e-2", 70)).await;
+    world.publish("gw-1", &correction("c-3", "e-1", 80)).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    assert_eq!(apply().await.groups, []);
+    world.settled().await;
+    // c-3, c-2 and e-3 stand, at twice the rates: 3 x (100 x 2.5 + 300 x 0.25) + (80 + 70 + 50) x 20, per million.
+    let totals = world.totals().await;
+    assert_eq!(
+        (totals.events, totals.input, totals.output, totals.cost.to_string().as_str()),
+        (3, 300, 200, "0.004975")
+    );
+    let task = world.task("acme", "task-1").await;
+    assert_eq!((task.calls, task.cost, task.charge), (3, totals.cost, totals.cost));
+    let proof = verify::verify(&world.bed.database, world::now()).await.unwrap();
+    assert_eq!(proof.findings, []);
+    let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
+    let acme = customers::by_external_id(&mut tx, "acme").await.unwrap().unwrap().id;
+    let only = preview(&mut tx, &Request { customer: Some(acme), ..everything() }).await.unwrap();
+    assert_eq!((only.examined, only.groups), (3, Vec::new()));
+}
