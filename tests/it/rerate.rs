@@ -1,5 +1,6 @@
 //! Re-rating: nothing recorded changes by itself, and what a re-rate adds is exact, once, and on an invoice.
 
+use axum::http::StatusCode;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -12,6 +13,7 @@ use waybill::invoicing::{self, Closed};
 use waybill::reports::verify;
 use waybill::store::{Scope, commit, customers, invoices, prices};
 
+use crate::http_bed::Api;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
 use crate::world::{self, World};
 
@@ -312,6 +314,50 @@ async fn what_is_not_committed_is_not_there() {
     commit(tx).await.unwrap();
     assert_eq!(lost.groups, kept.groups);
     assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3);
+}
+
+#[tokio::test]
+async fn finance_re_rates_through_the_api() {
+    let api = Api::start().await;
+    let mut ledger = Ledger::beside(&api.bed).await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "a", 1000, 1)]).await;
+    ledger.post().await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    let finance = &api.keys.finance;
+    let body = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "customer": "acme"});
+    let shown = api.post(finance, "/v1/rerates", &body).await;
+    assert_eq!(shown.status, StatusCode::OK, "{}", shown.text);
+    let shown = shown.json();
+    assert_eq!(
+        (&shown["dry_run"], &shown["examined"], &shown["batches"]),
+        (&json!(true), &json!(1), &json!([]))
+    );
+    assert_eq!(
+        shown["groups"][0]["charge"],
+        json!({"before": "0.003022", "after": "0.004022", "difference": "0.001", "currency": "USD"})
+    );
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 1);
+
+    let apply = "/v1/rerates?dry_run=false";
+    let first = api.post_once(finance, apply, &body, "key").await;
+    let again = api.post_once(finance, apply, &body, "key").await;
+    assert_eq!((first.status, &first.text), (StatusCode::OK, &again.text));
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    assert_eq!(first.json()["groups"], shown["groups"]);
+    assert_eq!(api.post(finance, apply, &body).await.json()["groups"], json!([]));
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3);
+    let audited = "SELECT count(*) FROM audit_log WHERE action = 'rerate.apply' AND actor <> 'test'";
+    assert_eq!(ledger.count(audited).await, 1);
+    ledger.post().await;
+    assert_proven(&ledger).await;
+
+    let refused = async |body: Value| api.post(finance, apply, &body).await.problem();
+    let nobody = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "customer": "nobody"});
+    assert_eq!(refused(nobody).await, (404, "not_found".to_owned()));
+    let empty = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-11-01T00:00:00Z"});
+    assert_eq!(refused(empty).await, (422, "invalid_value".to_owned()));
+    assert_eq!(api.post(&api.keys.acme, apply, &body).await.problem(), (403, "forbidden".to_owned()));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod price_books;
 mod prices;
 mod rejections;
 mod reports;
+mod rerates;
 mod tasks;
 mod usage;
 
@@ -27,6 +28,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(gateways::routes())
         .merge(price_books::routes())
         .merge(prices::routes())
+        .merge(rerates::routes())
         .merge(api_keys::routes())
         .merge(rejections::routes())
         .merge(usage::routes())
