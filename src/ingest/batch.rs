@@ -273,7 +273,7 @@ async fn known(
     }
     let Some(original) = event.corrects else { return Ok(Known::New) };
     let estimate = match in_batch.get(&original) {
-        Some(earlier) => Some((earlier.estimated, earlier.customer)),
+        Some(earlier) => Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer)),
         None => {
             journal::correction_target(tx, original).await?.map(|target| (target.estimated, target.customer))
         }
@@ -282,7 +282,8 @@ async fn known(
         Some((true, customer)) if customer == event.customer => return Ok(Known::New),
         Some((true, _)) => "the estimate that `corrects` names was for another customer",
         Some((false, _)) => {
-            "the event that `corrects` names was no estimate; only estimates can be corrected by a gateway"
+            // A correction of a correction would take back twice what stands.
+            "the event that `corrects` names was no estimate, or corrects one itself; name the first estimate"
         }
         None => "the estimate that `corrects` names is not recorded; this event is tried again once it is",
     };

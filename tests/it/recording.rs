@@ -91,6 +91,23 @@ async fn a_correction_waits_for_its_estimate_and_only_estimates_are_corrected() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_correction_names_the_first_estimate_not_another_correction() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    let mut better = correction("better", "guess", json!({"input": 110, "output": 55}));
+    better["data"]["usage_source"] = json!("estimated");
+    world.publish("gw-1", &better).await;
+    world.settled().await;
+    let refused = world.publish("gw-1", &correction("x", "better", json!({"input": 1, "output": 1}))).await;
+    world.publish("gw-1", &correction("final", "guess", json!({"input": 120, "output": 60}))).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(refused, 1).await, [Outcome::Rejected("unknown_estimate")]);
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input, totals.output), (1, 120, 60));
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn estimate_and_correction_may_share_a_message() {
     let world = World::start().await;
     let both = json!([correction("b", "a", json!({"input": 3, "output": 1})), estimate("a")]);

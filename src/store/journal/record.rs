@@ -243,7 +243,7 @@ pub struct CorrectionTarget {
     pub original: EventKey,
     /// Its customer.
     pub customer: CustomerId,
-    /// Whether it was an estimate.
+    /// Whether it is an estimate that a correction may name: an estimate, and no correction itself.
     pub estimated: bool,
     /// The event that stands for it: itself, or the latest correction.
     pub standing: EventKey,
@@ -263,7 +263,7 @@ pub async fn correction_target(
 ) -> Result<Option<CorrectionTarget>, StoreError> {
     let target = sqlx::query_as!(
         CorrectionTarget,
-        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated,
+        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated AND e.corrects_key IS NULL AS "estimated!",
                   COALESCE(latest.correcting_key, e.event_key) AS "standing!: EventKey",
                   COALESCE(latest.number, 0) AS "corrections!", e.occurred_at
            FROM usage_events e
