@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    DatabaseArgs, DevArgs, KeyArgs, NatsArgs, RevokeArgs, ServeArgs, SimulateArgs, VerifyArgs,
+    DatabaseArgs, DevArgs, KeyArgs, NatsArgs, PriceFileArgs, PriceImportArgs, RevokeArgs, ServeArgs,
+    SimulateArgs, VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
 
@@ -51,6 +52,17 @@ enum Command {
     /// Make and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
+    /// Import price lists, and quote calls by them
+    #[command(subcommand)]
+    Prices(Prices),
+}
+
+#[derive(Debug, Subcommand)]
+enum Prices {
+    /// Show what a price list would change in a book; `--apply` does it
+    Import(PriceImportArgs),
+    /// What calls cost by a price list: JSON lines of `at` and `data` from standard input; needs no database
+    Quote(PriceFileArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +109,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
         Command::Simulate(args) => commands::simulate(&args).await?,
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
+        Command::Prices(Prices::Import(args)) => app::prices::import(&args).await?,
+        Command::Prices(Prices::Quote(args)) => app::prices::quote(&args)?,
         Command::Keys(Keys::Revoke(args)) => commands::revoke_key(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
