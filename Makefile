@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test fmt lint sqlx openapi tools
+.PHONY: help run test test-peers bench-rating fmt lint sqlx openapi tools
 
 # The cargo profile of `make run`: `make run PROFILE=release` compiles longer and runs faster.
 PROFILE ?= dev
@@ -32,6 +32,13 @@ test: tools ## Check and test everything, as continuous integration does
 	cargo test --locked --no-run
 	@echo "== stored queries, tests"
 	.ci/exec bash -euo pipefail -c '.ci/queries; cargo test --locked'
+
+test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both)
+	cargo build --quiet
+	tests/peers/run
+
+bench-rating: ## What rating one call costs
+	cargo bench --quiet --bench rating
 
 fmt: ## Format the code
 	cargo fmt

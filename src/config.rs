@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::domain::access::Role;
+use crate::rating::import::Format;
 
 /// The stream that usage events travel in.
 const DEFAULT_STREAM: &str = "USAGE";
@@ -151,6 +152,39 @@ pub struct RevokeArgs {
     pub database: DatabaseArgs,
     /// Its public id: the twelve characters after `wb_`
     pub public_id: String,
+}
+
+/// A price list in a file.
+#[derive(Debug, Clone, Args)]
+pub struct PriceFileArgs {
+    /// The file
+    pub file: PathBuf,
+    /// Its form: json, csv, litellm, genai-prices or openrouter
+    #[arg(long)]
+    pub format: Format,
+    /// Start of the prices that the file gives no date; without it now
+    #[arg(long)]
+    pub valid_from: Option<DateTime<Utc>>,
+    /// Where the file is from, kept with each price; without it its name
+    #[arg(long)]
+    pub source: Option<String>,
+}
+
+/// A price list to be imported.
+#[derive(Debug, Clone, Args)]
+pub struct PriceImportArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The file.
+    #[command(flatten)]
+    pub file: PriceFileArgs,
+    /// The price book
+    #[arg(long)]
+    pub book: String,
+    /// Store it; without this only what would change is shown
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// A proof to be made.

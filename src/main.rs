@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RerateArgs, RevokeArgs, ServeArgs,
-    SimulateArgs, VerifyArgs,
+    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, PriceFileArgs, PriceImportArgs,
+    RerateArgs, RevokeArgs, ServeArgs, SimulateArgs, VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
 
@@ -57,6 +57,17 @@ enum Command {
     /// Make and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
+    /// Import price lists, and quote calls by them
+    #[command(subcommand)]
+    Prices(Prices),
+}
+
+#[derive(Debug, Subcommand)]
+enum Prices {
+    /// Show what a price list would change in a book; `--apply` does it
+    Import(PriceImportArgs),
+    /// What calls cost by a price list: JSON lines of `at` and `data` from standard input; needs no database
+    Quote(PriceFileArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,6 +125,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,
         Command::Invoices(Invoices::List(args)) => commands::list_invoices(&args).await?,
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
+        Command::Prices(Prices::Import(args)) => app::prices::import(&args).await?,
+        Command::Prices(Prices::Quote(args)) => app::prices::quote(&args)?,
         Command::Keys(Keys::Revoke(args)) => commands::revoke_key(&args).await?,
     }
     Ok(ExitCode::SUCCESS)

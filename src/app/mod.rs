@@ -7,6 +7,7 @@
 
 pub mod commands;
 pub mod dev;
+pub mod prices;
 
 use std::net::SocketAddr;
 use std::time::Duration;

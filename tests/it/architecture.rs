@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const TABLE: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &[]),
-    ("config", &["domain"]),
+    ("config", &["domain", "rating"]),
     ("telemetry", &[]),
     ("shutdown", &[]),
     ("health", &[]),

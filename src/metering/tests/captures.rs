@@ -1,4 +1,5 @@
-//! What a real gateway sent: LiteLLM's callback payloads and spans, decomposed to the counts of the mock provider.
+//! What a real gateway sent: LiteLLM's callback payloads and spans, decomposed to the counts of the mock provider and
+//! rated with the starter book.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{event_with, parse, shared, usage};
 use crate::domain::event::UsagePart;
+use crate::rating::starter::tests::book;
 
 const GPT_CHAT: &str = "input=168 cache_read=3328 output=303 reasoning=1024";
 const GPT_RESPONSES: &str = "input=600 cache_read=2000 output=380 reasoning=120";
@@ -20,6 +22,12 @@ fn lines(file: &str) -> Vec<Value> {
 fn decompose(format: &str, body: &Value) -> UsagePart {
     let event = parse(&event_with(&json!({"provider_usage": {"format": format, "body": body}}))).unwrap();
     usage(&event).parts[0].clone()
+}
+
+/// What the starter book says it cost.
+fn cost(part: &UsagePart) -> String {
+    let at = "2026-11-23T10:00:00Z".parse().unwrap();
+    book().rate(part, at).unwrap_or_else(|unpriced| panic!("{unpriced}")).amount.to_string()
 }
 
 fn classes(part: &UsagePart) -> String {
@@ -40,20 +48,22 @@ fn callback_payloads_decompose_with_and_without_prompts_and_answers() {
         return;
     }
     let expected = [
-        ("openai", "gpt-5", GPT_CHAT, Some("0.013896")),
-        ("openai", "gpt-5", GPT_CHAT, Some("0.013896")),
-        ("anthropic", "claude-sonnet-4-5", CLAUDE, Some("0.08033")),
-        ("anthropic", "claude-sonnet-4-5", CLAUDE, Some("0.08033")),
-        // 0.006000000000000001 has more places than an amount holds.
-        ("openai", "gpt-5", GPT_RESPONSES, None),
+        ("openai", "gpt-5", GPT_CHAT, "0.013896", true),
+        ("openai", "gpt-5", GPT_CHAT, "0.013896", true),
+        ("anthropic", "claude-sonnet-4-5", CLAUDE, "0.08033", true),
+        ("anthropic", "claude-sonnet-4-5", CLAUDE, "0.08033", true),
+        // It states 0.006000000000000001, which has more places than an amount holds.
+        ("openai", "gpt-5", GPT_RESPONSES, "0.006", false),
     ];
     assert_eq!(payloads.len(), expected.len());
-    for (payload, (provider, model, quantities, cost)) in payloads.iter_mut().zip(expected) {
+    for (payload, (provider, model, quantities, exact, states_it)) in payloads.iter_mut().zip(expected) {
         let whole = decompose("litellm", payload);
         assert_eq!((whole.provider.as_str(), whole.model.as_str()), (provider, model));
         assert_eq!(classes(&whole), quantities);
         assert_eq!(whole.tier_input, payload["prompt_tokens"].as_i64().unwrap());
-        assert_eq!(whole.stated_cost.map(|cost| cost.amount.to_string()).as_deref(), cost);
+        assert_eq!(cost(&whole), exact);
+        let stated = whole.stated_cost.map(|cost| cost.amount.to_string());
+        assert_eq!(stated.as_deref(), states_it.then_some(exact));
         let stripped = payload.as_object_mut().unwrap();
         for text in ["messages", "response", "model_parameters"] {
             stripped.remove(text);
@@ -77,18 +87,19 @@ fn spans_decompose_to_what_their_attributes_tell() {
     if requests.is_empty() {
         return;
     }
-    // LiteLLM's spans leave out OpenAI's cached and reasoning tokens, and the lifetime of cache writes.
+    // LiteLLM's spans leave out OpenAI's cached and reasoning tokens, the lifetime of cache writes and the searches, so
+    // what they cost is not what the calls cost: too much for OpenAI's, too little for Claude's.
     let gpt_chat = "input=3496 output=1327";
     let claude = "input=2095 cache_read=50000 cache_write_5m=6000 output=503";
     let expected = [
-        ("gpt-5", gpt_chat, 3496),
-        ("gpt-5", gpt_chat, 3496),
-        ("claude-sonnet-4-5", claude, 58095),
-        ("claude-sonnet-4-5", claude, 58095),
-        ("gpt-5", "input=2600 output=500", 2600),
+        ("gpt-5", gpt_chat, 3496, "0.01764"),
+        ("gpt-5", gpt_chat, 3496, "0.01764"),
+        ("claude-sonnet-4-5", claude, 58095, "0.05133"),
+        ("claude-sonnet-4-5", claude, 58095, "0.05133"),
+        ("gpt-5", "input=2600 output=500", 2600, "0.00825"),
     ];
     assert_eq!(calls.len(), expected.len());
-    for (attributes, (model, quantities, tier_input)) in calls.into_iter().zip(expected) {
+    for (attributes, (model, quantities, tier_input, exact)) in calls.into_iter().zip(expected) {
         let named = attributes.get("gen_ai.provider.name").and_then(Value::as_str) != Some("");
         let mut data =
             json!({"provider_usage": {"format": "otel.gen_ai", "body": {"attributes": attributes}}});
@@ -102,6 +113,8 @@ fn spans_decompose_to_what_their_attributes_tell() {
             (model, quantities, tier_input)
         );
         assert_eq!(part.provider == "from-the-event", !named);
+        let provider = if model == "gpt-5" { "openai" } else { "anthropic" };
+        assert_eq!(cost(&UsagePart { provider: provider.to_owned(), ..part.clone() }), exact);
     }
 }
 

@@ -1,14 +1,21 @@
-//! Published vectors and real receipts: every payload decomposed to the classes that its bill was computed from.
+//! Published vectors and real receipts: every payload decomposed to the classes that its bill was computed
+//! from, and rated to the bill.
 
 use std::collections::BTreeMap;
 
+use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::{event_with, parse_bytes, shared, usage};
 use crate::domain::event::UsagePart;
+use crate::domain::money::Amount;
+use crate::domain::price::quotation::NewPrice;
 use crate::domain::tokens::TokenClass;
 use crate::metering::{Reason, Rejected};
+use crate::rating::PriceBook;
+use crate::rating::starter::tests::book_of;
 
 #[derive(Deserialize)]
 struct Vector {
@@ -16,13 +23,57 @@ struct Vector {
     title: String,
     payload: Box<RawValue>,
     format: Option<String>,
-    classes: BTreeMap<String, serde_json::Value>,
+    classes: BTreeMap<String, Value>,
     tier_input: Option<i64>,
     fees: String,
+    /// `base` and `tiers`, the same by model, or the rates themselves.
+    rates_per_mtok: Value,
+    mult: String,
+    #[serde(default)]
+    tier_inclusive: Option<bool>,
     /// What the party that charged says it charged.
     stated: Option<String>,
     stated_field: Option<String>,
     expected: Option<String>,
+}
+
+/// The vector's rates as a price book for these parts: fees by the unit, the other conditions those of the call.
+fn price_book(vector: &Vector, parts: &[UsagePart]) -> PriceBook {
+    let mut prices: BTreeMap<String, NewPrice> = BTreeMap::new();
+    for part in parts {
+        let rates = &vector.rates_per_mtok;
+        let rates = rates.get(&part.model).unwrap_or(rates);
+        let mut add = |rates: &Value, above: &Value| {
+            let rates: BTreeMap<&str, &Value> =
+                rates.as_object().unwrap().iter().map(|(name, rate)| (class(name).name(), rate)).collect();
+            let fees = part.quantities.non_zero().filter(|(class, _)| class.is_fee());
+            let fees: BTreeMap<&str, String> = fees
+                .map(|(class, quantity)| {
+                    let fee = vector.fees.parse::<Decimal>().unwrap() / Decimal::from(quantity);
+                    (class.name(), fee.to_string())
+                })
+                .collect();
+            let made = &part.conditions;
+            let price = json!({"provider": part.provider, "model": part.model, "per": 1_000_000, "rates": rates,
+                "fees": fees, "multiplier": vector.mult, "valid_from": "2020-01-01T00:00:00Z",
+                "conditions": {"service_tier": made.service_tier, "processing": made.processing, "speed": made.speed,
+                    "context_above": above,
+                    "context_inclusive": !above.is_null() && vector.tier_inclusive == Some(true)}});
+            prices.insert(price.to_string(), serde_json::from_value(price).unwrap());
+        };
+        add(rates.get("base").unwrap_or(rates), &Value::Null);
+        for tier in rates.get("tiers").and_then(Value::as_array).into_iter().flatten() {
+            add(&tier["rates"], &tier["above"]);
+        }
+    }
+    book_of(&prices.into_values().collect::<Vec<_>>())
+}
+
+/// What the parts cost by the vector's rates.
+fn amount(vector: &Vector, parts: &[UsagePart]) -> Amount {
+    let book = price_book(vector, parts);
+    let at = "2026-11-23T10:00:00Z".parse().unwrap();
+    Amount::checked_sum(parts.iter().map(|part| book.rate(part, at).unwrap().amount)).unwrap()
 }
 
 fn load(file: &str) -> Vec<Vector> {
@@ -64,7 +115,7 @@ fn expected_sums(vector: &Vector) -> BTreeMap<TokenClass, i64> {
 }
 
 #[test]
-fn vectors_decompose_to_their_classes() {
+fn vectors_decompose_to_their_classes_and_cost_what_they_say() {
     let mut decomposed = 0;
     for vector in load("vectors/vectors.json") {
         let name = format!("{} {}", vector.id, vector.title);
@@ -94,6 +145,7 @@ fn vectors_decompose_to_their_classes() {
                     let expected = [(TokenClass::Input, of(input)), (TokenClass::Output, of(output))];
                     assert_eq!(sums, BTreeMap::from(expected), "{name}: {model}");
                 }
+                assert_eq!(Some(amount(&vector, &parts).to_string()), vector.expected, "{name}");
             }
             // A million calls of one shape.
             "V29" => {
@@ -106,12 +158,16 @@ fn vectors_decompose_to_their_classes() {
                 let parts = decompose(format, calls.each.get()).unwrap();
                 assert_eq!(parts[0].quantities.get(TokenClass::Input) * calls.calls, 7_000_000, "{name}");
                 assert_eq!(Some(parts[0].tier_input), vector.tier_input, "{name}");
+                let each = amount(&vector, &parts);
+                let all = Amount::checked_sum((0..calls.calls).map(|_| each)).unwrap();
+                assert_eq!(Some(all.to_string()), vector.expected, "{name}");
             }
             _ => {
                 let parts = decompose(format, body).unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
                 assert_eq!(sums(&parts), expected_sums(&vector), "{name}");
                 let tier_input: i64 = parts.iter().map(|part| part.tier_input).sum();
                 assert_eq!(Some(tier_input), vector.tier_input, "{name}");
+                assert_eq!(Some(amount(&vector, &parts).to_string()), vector.expected, "{name}");
             }
         }
     }
@@ -119,7 +175,7 @@ fn vectors_decompose_to_their_classes() {
 }
 
 #[test]
-fn receipts_decompose_to_their_classes_and_state_their_cost() {
+fn receipts_decompose_to_their_classes_and_cost_what_was_billed() {
     for vector in load("vectors/receipts.json") {
         let name = format!("{} {}", vector.id, vector.title);
         let expected = expected_sums(&vector);
@@ -140,6 +196,7 @@ fn receipts_decompose_to_their_classes_and_state_their_cost() {
         };
         let parts = decompose(format, &body).unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
         assert_eq!(sums(&parts), expected, "{name}");
+        assert_eq!(Some(amount(&vector, &parts).to_string()), vector.expected, "{name}");
         let has_fees =
             parts.iter().flat_map(|part| part.quantities.non_zero()).any(|(class, _)| class.is_fee());
         assert_eq!(has_fees, vector.fees != "0", "{name}");

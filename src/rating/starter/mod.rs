@@ -20,7 +20,7 @@ pub fn prices() -> Result<Vec<NewPrice>, serde_json::Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use chrono::{DateTime, Utc};
@@ -34,8 +34,13 @@ mod tests {
     use crate::domain::tokens::Quantities;
     use crate::rating::{PriceBook, Unpriced};
 
-    fn book() -> PriceBook {
-        let plan = plan(Vec::new(), Vec::new(), &prices().unwrap()).unwrap();
+    pub(crate) fn book() -> PriceBook {
+        book_of(&prices().unwrap())
+    }
+
+    /// A book as publishing these prices into an empty one makes it.
+    pub(crate) fn book_of(prices: &[NewPrice]) -> PriceBook {
+        let plan = plan(Vec::new(), Vec::new(), prices).unwrap();
         assert!(
             plan.published.iter().all(|published| matches!(published, Published::Added { .. })),
             "no repeats"
