@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use anyhow::Context;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -125,7 +125,7 @@ async fn show(app: &App, env: &DevEnv, fresh: bool, step: &Steps) -> anyhow::Res
         print_tasks(&reports::cost_per_task(&mut tx, Scope::Everything, &tasks, now).await?);
     }
     drop(tx);
-    print_addresses(app, env, now);
+    print_addresses(app, env);
     Ok(())
 }
 
@@ -200,7 +200,7 @@ fn short(amount: crate::domain::money::Amount) -> String {
     }
 }
 
-fn print_addresses(app: &App, env: &DevEnv, now: DateTime<Utc>) {
+fn print_addresses(app: &App, env: &DevEnv) {
     let url = env.get("WAYBILL_URL");
     println!("\nAPI          {url}/v1        reference {url}/docs");
     println!("Metrics      http://{}/metrics", app.metrics_addr);
@@ -217,13 +217,16 @@ fn print_addresses(app: &App, env: &DevEnv, now: DateTime<Utc>) {
         }
     }
     println!("All of these are in {}. Try:", env.path.display());
-    println!("  . {}", env.path.display());
+    println!("  set -a; . {}; set +a", env.path.display());
     println!(
         "  curl -H \"Authorization: Bearer $WAYBILL_FINANCE_KEY\" \"$WAYBILL_URL/v1/invoices/preview?customer={}\"",
         CUSTOMERS[0]
     );
     println!("  cargo run -q -- verify");
-    println!("Gateway {GATEWAY} may publish since {}. Ctrl-C stops everything.", now.format("%H:%M:%S UTC"));
+    println!(
+        "Gateway {GATEWAY} publishes to subject {}.{GATEWAY}. Ctrl-C stops everything.",
+        app.subject_prefix
+    );
 }
 
 fn new_table(header: &[&str]) -> Table {

@@ -37,6 +37,8 @@ pub struct App {
     pub database: Database,
     /// Publishes to the stream.
     pub publisher: Publisher,
+    /// What the stream's subjects start with.
+    pub subject_prefix: String,
     /// Where the API listens, where it does.
     pub http_addr: Option<SocketAddr>,
     /// Where the metrics are.
@@ -74,7 +76,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     let http_addr = if roles.api { Some(parts.listen_http(*listen, health).await?) } else { None };
     tracing::info!(?http_addr, %metrics_addr, ?roles, "serving");
     let Parts { database, shutdown, publisher, .. } = parts;
-    Ok(App { database, publisher, http_addr, metrics_addr, shutdown, failures })
+    let subject_prefix = names.prefix;
+    Ok(App { database, publisher, subject_prefix, http_addr, metrics_addr, shutdown, failures })
 }
 
 fn limits(nats: &NatsArgs) -> StreamLimits {

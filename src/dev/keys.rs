@@ -39,7 +39,7 @@ impl DevEnv {
         let variables = text
             .lines()
             .filter_map(|line| line.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         Self { path, variables }
     }
@@ -95,12 +95,13 @@ impl DevEnv {
         Ok(())
     }
 
-    /// Writes the file, readable by its owner only; `source` reads it in a shell.
+    /// Writes the file, readable by its owner only: a line `NAME=value` each, which a shell can read as well (no value has
+    /// a blank or a quote in it).
     ///
     /// # Errors
     /// [`DevError::Io`].
     pub fn save(&self) -> Result<(), DevError> {
-        let lines = self.variables.iter().map(|(name, value)| format!("{name}='{value}'\n"));
+        let lines = self.variables.iter().map(|(name, value)| format!("{name}={value}\n"));
         let text: String = lines.collect();
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(MODE);
