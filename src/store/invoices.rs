@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::quantities::{Rare, joined};
+use super::quantities::{Rare, quantities_of};
 use super::rates::currency;
 use super::{StoreError, ensure_affected};
 use crate::domain::ids::{CustomerId, InvoiceId, PriceId};
@@ -105,17 +105,7 @@ pub async fn tallies(
             service: Period { start: row.service_period, end: row.service_end },
             price: row.price,
             events: row.events,
-            quantities: joined(
-                [
-                    row.input,
-                    row.cache_read,
-                    row.cache_write_5m,
-                    row.cache_write_1h,
-                    row.output,
-                    row.reasoning,
-                ],
-                row.rare,
-            ),
+            quantities: quantities_of!(row),
             charge: row.charge,
         })
         .collect())

@@ -18,3 +18,21 @@ pub(super) fn joined(main: [i64; MAIN_CLASS_COUNT], rare: Option<Rare>) -> Quant
     }
     Quantities::from_raw(raw)
 }
+
+/// The quantities of a row that has the six columns and `rare` under these names, whatever else it has.
+macro_rules! quantities_of {
+    ($row:expr) => {
+        $crate::store::quantities::joined(
+            [
+                $row.input,
+                $row.cache_read,
+                $row.cache_write_5m,
+                $row.cache_write_1h,
+                $row.output,
+                $row.reasoning,
+            ],
+            $row.rare,
+        )
+    };
+}
+pub(super) use quantities_of;

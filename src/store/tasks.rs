@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::StoreError;
-use super::quantities::{Rare, joined};
+use super::quantities::{Rare, quantities_of};
 use crate::domain::identity::EventKey;
 use crate::domain::ids::CustomerId;
 use crate::domain::money::{Amount, Currency};
@@ -109,17 +109,7 @@ impl From<TaskRow> for Task {
             first_event_at: row.first_event_at,
             last_event_at: row.last_event_at,
             calls: row.calls,
-            quantities: joined(
-                [
-                    row.input,
-                    row.cache_read,
-                    row.cache_write_5m,
-                    row.cache_write_1h,
-                    row.output,
-                    row.reasoning,
-                ],
-                row.rare,
-            ),
+            quantities: quantities_of!(row),
             cost: row.cost,
             charge: row.charge,
             models: row.models,
@@ -324,17 +314,7 @@ pub async fn calls(
             status: row.status,
             estimated: row.estimated,
             latency_ms: row.latency_ms,
-            quantities: joined(
-                [
-                    row.input,
-                    row.cache_read,
-                    row.cache_write_5m,
-                    row.cache_write_1h,
-                    row.output,
-                    row.reasoning,
-                ],
-                row.rare,
-            ),
+            quantities: quantities_of!(row),
             cost: row.cost,
             charge: row.charge,
         })

@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
-use super::quantities::{Rare, joined};
+use super::quantities::{Rare, quantities_of};
 use crate::domain::ids::{CustomerId, PriceId};
 use crate::domain::money::{Amount, Currency};
 use crate::domain::tokens::Quantities;
@@ -173,17 +173,7 @@ pub async fn sums(
                 cost_currency: cost_currency.map(|code| super::rates::currency(&code)).transpose()?,
                 currency: super::rates::currency(&row.currency)?,
                 events: row.events,
-                quantities: joined(
-                    [
-                        row.input,
-                        row.cache_read,
-                        row.cache_write_5m,
-                        row.cache_write_1h,
-                        row.output,
-                        row.reasoning,
-                    ],
-                    row.rare,
-                ),
+                quantities: quantities_of!(row),
                 cost: row.cost,
                 charge: row.charge,
             })
