@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-peers bench-rating fmt lint sqlx openapi tools
+.PHONY: help run test test-peers bench-rating bench-ingest bench-ingest-50m fmt lint sqlx openapi tools
 
 # The cargo profile of `make run`: `make run PROFILE=release` compiles longer and runs faster.
 PROFILE ?= dev
@@ -32,13 +32,20 @@ test: tools ## Check and test everything, as continuous integration does
 	cargo test --locked --no-run
 	@echo "== stored queries, tests"
 	.ci/exec bash -euo pipefail -c '.ci/queries; cargo test --locked'
+	@echo "== SKIPPED: the comparison with genai-prices and LiteLLM, which come from PyPI; run make test-peers"
 
-test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both)
+test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; tests/peers/README.md)
 	cargo build --quiet
 	tests/peers/run
 
 bench-rating: ## What rating one call costs
 	cargo bench --quiet --bench rating
+
+bench-ingest: ## What recording and posting cost (WAYBILL_BENCH_EVENTS=1000000 WAYBILL_BENCH_REPEATS=5: longer)
+	cargo bench --quiet --bench ingest
+
+bench-ingest-50m: ## How recording slows down with 50 million rows in the journal (half an hour, 40 GB)
+	WAYBILL_BENCH_ONLY=large cargo bench --quiet --bench ingest
 
 fmt: ## Format the code
 	cargo fmt

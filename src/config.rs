@@ -1,22 +1,28 @@
 //! Configuration: flags and `WAYBILL_*` environment variables, checked at start.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 
 use crate::domain::access::Role;
-use crate::rating::import::Format;
+use crate::rating::import::{Format, UnknownFormat};
 
 /// The stream that usage events travel in.
 const DEFAULT_STREAM: &str = "USAGE";
 /// Subjects are this, a dot, and the gateway's name.
 const DEFAULT_SUBJECT_PREFIX: &str = "usage.v1";
+/// How the command line names the starter cost book.
+const STARTER: &str = "starter";
 /// How long recording may take, in seconds.
 const DEFAULT_ACK_WAIT_SECONDS: u32 = 60;
 /// What the stream may hold, in bytes.
 const DEFAULT_STREAM_BYTES: i64 = 15 << 30;
+/// Longest name of a gateway.
+const GATEWAY_NAME_MAX: usize = 64;
 
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
@@ -187,6 +193,105 @@ pub struct PriceImportArgs {
     pub apply: bool,
 }
 
+/// How a command writes what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shown {
+    /// Lines for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// JSON.
+    Json,
+}
+
+/// Prices to be listed.
+#[derive(Debug, Clone, Args)]
+pub struct PriceListArgs {
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Only of this price book
+    #[arg(long)]
+    pub book: Option<String>,
+    /// Only of this provider
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// Only of this model, by its name or an alias; with * at its end, of all whose names begin so
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only prices that are valid at this time (RFC 3339); without it all that stand, past and future ones too
+    #[arg(long)]
+    pub at: Option<DateTime<Utc>>,
+    /// Lines for people (token rates for 1,000,000 units, fees for one), or what the API answers
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Shown,
+}
+
+/// Two lists of prices to be compared.
+#[derive(Debug, Clone, Args)]
+pub struct PriceCheckArgs {
+    /// PostgreSQL with the price books; needed where one is named
+    #[arg(long, env = "WAYBILL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// A price book's name, `starter` for the prices that ship with the program, or FORM:FILE with a form of `prices import`
+    pub a: PriceSource,
+    /// The other one
+    pub b: PriceSource,
+    /// The time whose prices are compared (RFC 3339); without it now
+    #[arg(long)]
+    pub at: Option<DateTime<Utc>>,
+    /// How to write the differences; token rates are for 1,000,000 units, fees for one
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Shown,
+}
+
+/// Where a list of prices is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PriceSource {
+    /// A price book in the database.
+    Book(String),
+    /// The starter cost book.
+    Starter,
+    /// A file.
+    File {
+        /// Its form.
+        format: Format,
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+impl FromStr for PriceSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == STARTER {
+            return Ok(Self::Starter);
+        }
+        if let Some((format, path)) = text.split_once(':') {
+            let format = format.parse().map_err(|error: UnknownFormat| error.to_string())?;
+            return Ok(Self::File { format, path: path.into() });
+        }
+        let named = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if text.is_empty() || !text.bytes().all(named) {
+            return Err(
+                "is no name of a price book; write a file as FORM:FILE, as in litellm:prices.json".to_owned()
+            );
+        }
+        Ok(Self::Book(text.to_owned()))
+    }
+}
+
+impl fmt::Display for PriceSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Book(name) => f.write_str(name),
+            Self::Starter => f.write_str(STARTER),
+            Self::File { path, .. } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// A proof to be made.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
@@ -238,6 +343,9 @@ pub struct RerateArgs {
     /// The only model to re-rate; `gpt-5*` stands for every name that begins so
     #[arg(long)]
     pub model: Option<String>,
+    /// Why, in up to 200 characters; it stands on the invoices' adjustment lines
+    #[arg(long)]
+    pub reason: Option<String>,
     /// Write the adjustments; without it they are only shown
     #[arg(long)]
     pub apply: bool,
@@ -255,15 +363,103 @@ pub struct SimulateArgs {
     /// The same seed gives the same events
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Events per message, 1 to 100
+    /// Most events per message, 1 to 100; with --rate fewer, so that none waits longer than 10 ms for its message
     #[arg(long, default_value_t = 100)]
     pub per_message: usize,
+    /// Compress messages with zstd
+    #[arg(long)]
+    pub zstd: bool,
     /// Events per second; without it as fast as the stream takes them
     #[arg(long)]
     pub rate: Option<u32>,
     /// Tasks start within this many days before now, at most 30
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=30))]
     pub days: u16,
+}
+
+/// A forwarder beside a gateway.
+#[derive(Debug, Clone, Args)]
+pub struct ForwardArgs {
+    /// The gateway whose events it takes: the last token of its subject, what their `source` begins with
+    #[arg(long, env = "WAYBILL_FORWARD_GATEWAY")]
+    pub gateway: String,
+    /// Folder of the journal, made where it is missing; one forwarder per folder, on a disk of this machine
+    #[arg(long, env = "WAYBILL_FORWARD_JOURNAL")]
+    pub journal: PathBuf,
+    /// Bytes the journal may take before events are refused: about 630 for each event that waits
+    #[arg(long, env = "WAYBILL_FORWARD_JOURNAL_MAX_BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub journal_max_bytes: u64,
+    /// Where events are taken: an address of this machine, or `unix:` and the path of a socket
+    #[arg(long, env = "WAYBILL_FORWARD_LISTEN", default_value = "127.0.0.1:8090")]
+    pub listen: Listen,
+    /// Take events from other machines too: whoever reaches the address can report usage
+    #[arg(long, env = "WAYBILL_FORWARD_ALLOW_REMOTE", default_value_t = false)]
+    pub allow_remote: bool,
+    /// Address of the Prometheus metrics and the probes; port 0 takes a free one
+    #[arg(long, env = "WAYBILL_FORWARD_METRICS_ADDR", default_value = "127.0.0.1:9465")]
+    pub metrics_addr: SocketAddr,
+    /// NATS server with the stream, with the gateway's own user, as nats://user:password@host:port
+    #[arg(long, env = "WAYBILL_FORWARD_NATS_URL", hide_env_values = true)]
+    pub nats_url: String,
+    /// What the stream's subjects start with; a dot and the gateway's name follow
+    #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = DEFAULT_SUBJECT_PREFIX)]
+    pub subject_prefix: String,
+    /// The API that tells the settled watermark, as https://host:port
+    #[arg(long, env = "WAYBILL_FORWARD_API_URL")]
+    pub api_url: String,
+    /// The gateway's API key
+    #[arg(long, env = "WAYBILL_FORWARD_KEY", hide_env_values = true)]
+    pub key: String,
+    /// Milliseconds between two looks at the watermark
+    #[arg(long, env = "WAYBILL_FORWARD_POLL_MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub poll_ms: u64,
+    /// Seconds a hole in the watermark may last before its events are published again; longer than the consumer's ack wait
+    #[arg(long, env = "WAYBILL_FORWARD_RESEND_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub resend_seconds: u64,
+}
+
+/// Where a forwarder takes events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            Some(_) => Err("a path must follow `unix:`".to_owned()),
+            None => text.parse().map(Self::Tcp).map_err(|_| "give host:port, or unix:/path".to_owned()),
+        }
+    }
+}
+
+impl ForwardArgs {
+    /// Refuses a configuration that contradicts itself.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if !(1..=GATEWAY_NAME_MAX).contains(&self.gateway.len()) || !self.gateway.bytes().all(named) {
+            return Err(ConfigError::Gateway);
+        }
+        if let Listen::Tcp(address) = self.listen {
+            if !address.ip().is_loopback() && !self.allow_remote {
+                return Err(ConfigError::Remote(address));
+            }
+            if address == self.metrics_addr && address.port() != 0 {
+                return Err(ConfigError::SameForwardAddress(address));
+            }
+        }
+        scheme("WAYBILL_FORWARD_API_URL", &self.api_url, &["http", "https"], "http:// or https://")?;
+        scheme("WAYBILL_FORWARD_NATS_URL", &self.nats_url, &["nats", "tls", "ws", "wss"], "nats:// or tls://")
+    }
 }
 
 /// The roles of one process.
@@ -283,6 +479,19 @@ pub enum ConfigError {
     /// Metrics would be served with the API.
     #[error("WAYBILL_METRICS_ADDR and WAYBILL_HTTP_ADDR are both {0}; metrics need an address of their own")]
     SameAddress(SocketAddr),
+    /// The same of a forwarder.
+    #[error(
+        "WAYBILL_FORWARD_METRICS_ADDR and WAYBILL_FORWARD_LISTEN are both {0}; metrics need an address of their own"
+    )]
+    SameForwardAddress(SocketAddr),
+    /// A name that no gateway can have.
+    #[error("WAYBILL_FORWARD_GATEWAY must be 1 to {GATEWAY_NAME_MAX} of A-Z a-z 0-9 _ -")]
+    Gateway,
+    /// A forwarder that anybody could send to.
+    #[error(
+        "WAYBILL_FORWARD_LISTEN is {0}, which other machines reach, and a forwarder asks for no key; listen on 127.0.0.1 or a Unix socket, or set WAYBILL_FORWARD_ALLOW_REMOTE=true"
+    )]
+    Remote(SocketAddr),
     /// A connection URL of another kind.
     #[error("{variable} starts with `{scheme}`; it must start with {expected}")]
     Scheme {

@@ -11,6 +11,7 @@
 //! invoicing  closes periods, computes and finalizes invoices
 //! reports    usage, cost per task, margin
 //! http, ui   the REST API and the pages
+//! forward    beside a gateway: events -> journal on disk -> stream, until the ledger has them
 //! dev        private servers, demo, simulator
 //! app        wires it all
 //! ```
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod config;
 pub mod dev;
 pub mod domain;
+pub mod forward;
 pub mod health;
 pub mod http;
 pub mod ingest;

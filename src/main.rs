@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    CloseArgs, DatabaseArgs, DevArgs, KeyArgs, ListInvoicesArgs, NatsArgs, PriceFileArgs, PriceImportArgs,
-    RerateArgs, RevokeArgs, ServeArgs, SimulateArgs, VerifyArgs,
+    CloseArgs, DatabaseArgs, DevArgs, ForwardArgs, KeyArgs, ListInvoicesArgs, NatsArgs, PriceCheckArgs,
+    PriceFileArgs, PriceImportArgs, PriceListArgs, RerateArgs, RevokeArgs, ServeArgs, SimulateArgs,
+    VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
 
@@ -49,6 +50,8 @@ enum Command {
         #[command(flatten)]
         nats: NatsArgs,
     },
+    /// Run beside a gateway: take its events, keep them on disk, and publish them until the ledger has them
+    Forward(ForwardArgs),
     /// Publish seeded, real-looking traffic to the stream
     Simulate(SimulateArgs),
     /// Close billing periods, list invoices
@@ -57,7 +60,7 @@ enum Command {
     /// Make and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
-    /// Import price lists, and quote calls by them
+    /// Import, list and compare prices, and quote calls by them
     #[command(subcommand)]
     Prices(Prices),
 }
@@ -66,6 +69,10 @@ enum Command {
 enum Prices {
     /// Show what a price list would change in a book; `--apply` does it
     Import(PriceImportArgs),
+    /// List prices of the ledger: token rates for 1,000,000 units, fees for one
+    List(PriceListArgs),
+    /// Compare two lists of prices; the exit code is 0 where they agree, 1 where they differ, 2 where that cannot be said
+    Check(PriceCheckArgs),
     /// What calls cost by a price list: JSON lines of `at` and `data` from standard input; needs no database
     Quote(PriceFileArgs),
 }
@@ -109,8 +116,8 @@ async fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => app::start(&args).await?.until_stopped().await?,
-        Command::Dev { args, command: None } => app::dev::run(&args).await?,
+        Command::Serve(args) => return app::start(&args).await?.until_stopped().await,
+        Command::Dev { args, command: None } => return app::dev::run(&args).await,
         Command::Dev { command: Some(Dev::Exec { command }), .. } => {
             let mut words = command.into_iter();
             let program = words.next().unwrap_or_default();
@@ -121,11 +128,14 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => return commands::verify(&args).await,
         Command::Rerate(args) => commands::rerate(&args).await?,
         Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
+        Command::Forward(args) => app::forward::run(&args).await?,
         Command::Simulate(args) => commands::simulate(&args).await?,
         Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,
         Command::Invoices(Invoices::List(args)) => commands::list_invoices(&args).await?,
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
         Command::Prices(Prices::Import(args)) => app::prices::import(&args).await?,
+        Command::Prices(Prices::List(args)) => app::price_lists::list(&args).await?,
+        Command::Prices(Prices::Check(args)) => return Ok(app::price_lists::check(&args).await),
         Command::Prices(Prices::Quote(args)) => app::prices::quote(&args)?,
         Command::Keys(Keys::Revoke(args)) => commands::revoke_key(&args).await?,
     }

@@ -71,5 +71,54 @@ fn describe() {
         "Messages delivered and not yet acknowledged"
     );
     describe_gauge!("waybill_unposted_batches", Unit::Count, "Recorded batches not yet folded into the sums");
+    describe_gauge!(
+        "waybill_unposted_oldest_seconds",
+        Unit::Seconds,
+        "Age of the oldest batch not yet folded into the sums"
+    );
+    describe_gauge!(
+        "waybill_unaccounted_sequences",
+        Unit::Count,
+        "Acknowledged stream sequences that no batch accounts for"
+    );
+    describe_gauge!(
+        "waybill_journal_partition_days_ahead",
+        Unit::Count,
+        "Days from the booking date to the end of the last journal partition"
+    );
+    describe_counter!("waybill_http_requests_total", Unit::Count, "Requests by method, route and status");
+    describe_histogram!("waybill_http_request_seconds", Unit::Seconds, "Time from a request to its answer");
+    describe_gauge!(
+        "waybill_part_up",
+        Unit::Count,
+        "1 where the part of the program works, as /readyz says, else 0"
+    );
     describe_gauge!("waybill_rejections_open", Unit::Count, "Open rejections by reason");
+    describe_forwarder();
+}
+
+fn describe_forwarder() {
+    use metrics::{Unit, describe_counter, describe_gauge};
+    for (name, what) in [
+        ("waybill_forward_accepted_events_total", "Events that the journal has on disk"),
+        ("waybill_forward_refused_events_total", "Events turned away"),
+        ("waybill_forward_published_events_total", "Events that the stream has said it has, copies included"),
+        ("waybill_forward_publish_retries_total", "Messages that the stream did not take at once"),
+        ("waybill_forward_republished_events_total", "Events published again because the ledger lacked them"),
+    ] {
+        describe_counter!(name, Unit::Count, what);
+    }
+    describe_gauge!(
+        "waybill_forward_unsettled_events",
+        Unit::Count,
+        "Events of the journal that the ledger lacks"
+    );
+    describe_gauge!("waybill_forward_oldest_unsettled_seconds", Unit::Seconds, "Age of the oldest of them");
+    describe_gauge!("waybill_forward_journal_bytes", Unit::Bytes, "What the journal takes on disk");
+    describe_gauge!("waybill_forward_journal_max_bytes", Unit::Bytes, "What it may take");
+    describe_gauge!(
+        "waybill_forward_damaged_events",
+        Unit::Count,
+        "Accepted events that cannot be read any more"
+    );
 }

@@ -140,6 +140,7 @@ pub async fn rerate(args: &RerateArgs) -> anyhow::Result<()> {
         customer,
         provider: args.provider.clone(),
         model: args.model.clone(),
+        reason: args.reason.clone(),
     };
     if !args.apply {
         print_rerated(&rerate::preview(&mut tx, &request).await?)?;
@@ -219,6 +220,7 @@ pub async fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
         from: now - TimeDelta::days(args.days.into()),
         to: now,
         per_message: args.per_message,
+        zstd: args.zstd,
         rate: args.rate,
     };
     let sent = run_plan(&Publisher::new(context, &names.prefix), &plan).await?;

@@ -1,6 +1,7 @@
 //! `waybill dev`: everything on private servers, with a demo, until Ctrl-C.
 
 use std::fmt::Display;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use chrono::TimeDelta;
@@ -15,6 +16,7 @@ use crate::dev::demo;
 use crate::dev::keys::DevEnv;
 use crate::dev::servers::{Keep, Options, Servers};
 use crate::dev::traffic::{CUSTOMERS, GATEWAY};
+use crate::domain::tokens::TokenClass;
 use crate::invoicing::{Draft, preview};
 use crate::reports::{self, CostPerTask};
 use crate::store::reports::TaskScope;
@@ -29,7 +31,7 @@ const REPORT_DAYS: i64 = 35;
 ///
 /// # Errors
 /// A sentence for whatever keeps it from running.
-pub async fn run(args: &DevArgs) -> anyhow::Result<()> {
+pub async fn run(args: &DevArgs) -> anyhow::Result<ExitCode> {
     let step = Steps::default();
     step.begin("starting PostgreSQL and NATS");
     let options = Options {
@@ -40,17 +42,18 @@ pub async fn run(args: &DevArgs) -> anyhow::Result<()> {
     };
     let mut servers = tokio::select! {
         servers = Servers::start(options) => servers?,
-        signal = signalled() => return signal,
+        signal = signalled() => { signal?; return Ok(ExitCode::SUCCESS); }
     };
     let served = serve(args, &mut servers, &step).await;
     step.done();
     println!("Stopping the servers.");
     let stopped = servers.stop().await;
-    served?;
-    Ok(stopped?)
+    let code = served?;
+    stopped?;
+    Ok(code)
 }
 
-async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::Result<()> {
+async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::Result<ExitCode> {
     step.begin("migrating, publishing the starter prices");
     let database = Database::connect(servers.database_url()).await?;
     database.migrate().await?;
@@ -67,10 +70,17 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     }
     env.set("WAYBILL_DATABASE_URL", servers.database_url());
     env.set("WAYBILL_NATS_URL", servers.nats_url());
+    if let Some(url) = servers.nats_gateway_url() {
+        env.set("WAYBILL_NATS_GATEWAY_URL", url);
+    }
     env.save()?;
     let shown = tokio::select! {
         shown = show(&app, &env, fresh, step) => shown,
-        signal = signalled() => { signal?; return app.stop().await; }
+        signal = signalled() => {
+            signal?;
+            app.stop().await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         gone = servers.exited() => Err(gone.into()),
     };
     if let Err(error) = shown {
@@ -139,14 +149,17 @@ fn print_invoice(draft: &Draft) -> anyhow::Result<()> {
         draft.period.end.with_timezone(&zone).format("%Y-%m-%d"),
     );
     for document in &draft.documents {
-        let mut table = new_table(&["Model", "Class", "Quantity", "per million", "Exact", "Amount"]);
+        let mut table = new_table(&["", "Model", "Class", "Quantity", "per million", "Exact", "Amount"]);
         for line in document.lines.iter().take(LINES_SHOWN) {
-            let per_million = line.rate.times(1_000_000).map(|amount| amount.to_string()).unwrap_or_default();
+            // A package or a task has a price of its own, not one per million.
+            let per = if line.class.is_some() { 1_000_000 } else { 1 };
+            let rate = line.rate.times(per).map(|amount| amount.to_string()).unwrap_or_default();
             table.add_row([
-                Cell::new(&line.model),
-                Cell::new(line.class),
+                Cell::new(line.kind),
+                Cell::new(line.model.as_deref().unwrap_or_default()),
+                Cell::new(line.class.map(TokenClass::name).unwrap_or_default()),
                 right(line.quantity),
-                right(per_million),
+                right(rate),
                 right(line.exact),
                 right(line.amount),
             ]);
@@ -157,6 +170,7 @@ fn print_invoice(draft: &Draft) -> anyhow::Result<()> {
         let total = Cell::new(format!("{} {}", document.total, document.currency));
         table.add_row([
             Cell::new("Total").add_attribute(Attribute::Bold),
+            Cell::new(""),
             Cell::new(""),
             Cell::new(""),
             Cell::new(""),

@@ -7,13 +7,16 @@
 
 pub mod commands;
 pub mod dev;
+pub mod forward;
+pub mod price_lists;
 pub mod prices;
+mod watch;
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::jetstream;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -24,11 +27,20 @@ use crate::health::Health;
 use crate::http::{self, AppState};
 use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames, UsageStream};
 use crate::shutdown::Shutdown;
-use crate::store::{Database, Scope, gauges};
+use crate::store::Database;
 use crate::telemetry;
 
-/// How often gauges of lag and backlog are read.
-const GAUGES_EVERY: Duration = Duration::from_secs(5);
+/// What the process exits with when a connection pool is dead: a supervisor starts it again, an operator can tell it from other failures.
+pub const EXIT_DEAD_POOL: u8 = 70;
+
+/// Why the program ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// A part cannot go on, with the reason.
+    Part(String),
+    /// A pool lost its connections for good.
+    DeadPool(&'static str),
+}
 
 /// A running program.
 #[derive(Debug)]
@@ -45,7 +57,7 @@ pub struct App {
     pub metrics_addr: SocketAddr,
     /// Asks everything to stop.
     pub shutdown: Shutdown,
-    failures: mpsc::Receiver<String>,
+    failures: mpsc::Receiver<Failure>,
 }
 
 /// Starts what the arguments ask for.
@@ -99,7 +111,7 @@ struct Parts {
     publisher: Publisher,
     stream: UsageStream,
     limits: StreamLimits,
-    failed: mpsc::Sender<String>,
+    failed: mpsc::Sender<Failure>,
 }
 
 impl Parts {
@@ -133,7 +145,7 @@ impl Parts {
             self.shutdown.spawn(async move {
                 if let Err(error) = consumer.await {
                     // Nobody listens any more once the program stops.
-                    let _ = failed.send(error.to_string()).await;
+                    let _ = failed.send(Failure::Part(error.to_string())).await;
                 }
             });
         }
@@ -145,7 +157,13 @@ impl Parts {
             ));
             self.shutdown.spawn(ingest::replay::run(recorder, nudge));
         }
-        self.shutdown.spawn(sample(self.database.clone(), self.stream.clone(), self.shutdown.clone()));
+        self.shutdown.spawn(watch::sample(
+            self.database.clone(),
+            self.stream.clone(),
+            health.clone(),
+            self.shutdown.clone(),
+        ));
+        self.shutdown.spawn(watch::pools(self.database.clone(), self.shutdown.clone(), self.failed.clone()));
         Ok(health)
     }
 
@@ -170,14 +188,7 @@ impl Parts {
     ) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.metrics_addr, "WAYBILL_METRICS_ADDR").await?;
         let address = listener.local_addr()?;
-        let router = axum::Router::new().route(
-            "/metrics",
-            axum::routing::get(move || {
-                let text = metrics.render();
-                async move { ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text) }
-            }),
-        );
-        self.serve(listener, router);
+        self.serve(listener, metrics_router(metrics));
         Ok(address)
     }
 
@@ -186,10 +197,19 @@ impl Parts {
         self.shutdown.spawn(async move {
             let stopped = async move { stop.stopped().await };
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-                let _ = failed.send(error.to_string()).await;
+                let _ = failed.send(Failure::Part(error.to_string())).await;
             }
         });
     }
+}
+
+/// Serves the metrics as Prometheus reads them.
+fn metrics_router(metrics: PrometheusHandle) -> axum::Router {
+    let render = move || {
+        let text = metrics.render();
+        async move { ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text) }
+    };
+    axum::Router::new().route("/metrics", axum::routing::get(render))
 }
 
 async fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
@@ -198,51 +218,33 @@ async fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener
         .with_context(|| format!("cannot listen on {address}; set {variable} to a free address"))
 }
 
-/// Reads lag and backlog for the metrics until a stop is asked for.
-async fn sample(database: Database, stream: UsageStream, shutdown: Shutdown) {
-    while !shutdown.stopping() {
-        if let Err(error) = sample_once(&database, &stream).await {
-            tracing::debug!(%error, "gauges could not be read");
-        }
-        tokio::select! {
-            () = shutdown.stopped() => return,
-            () = tokio::time::sleep(GAUGES_EVERY) => {}
-        }
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
-async fn sample_once(database: &Database, stream: &UsageStream) -> anyhow::Result<()> {
-    let consumer: jetstream::consumer::PullConsumer =
-        stream.stream.get_consumer(ingest::stream::CONSUMER).await.map_err(anyhow::Error::from_boxed)?;
-    let info = consumer.cached_info();
-    metrics::gauge!("waybill_stream_lag_messages").set(info.num_pending as f64);
-    metrics::gauge!("waybill_stream_unacked_messages").set(info.num_ack_pending as f64);
-    let mut tx = database.read(Scope::Everything).await?;
-    metrics::gauge!("waybill_unposted_batches").set(gauges::unposted_batches(&mut tx).await? as f64);
-    for open in gauges::open_rejections(&mut tx).await? {
-        metrics::gauge!("waybill_rejections_open", "reason" => open.reason).set(open.count as f64);
-    }
-    Ok(())
-}
-
 impl App {
-    /// Serves until Ctrl-C, SIGTERM or the failure of a part, then stops softly; a second signal stops at once.
+    /// Serves until Ctrl-C, SIGTERM or the failure of a part, then stops softly; a second signal stops at once. What to
+    /// exit with: [`EXIT_DEAD_POOL`] where a pool is dead, at once, because nothing can be finished without it.
     ///
     /// # Errors
     /// Where a part failed, or work had to be left behind.
-    pub async fn until_stopped(mut self) -> anyhow::Result<()> {
+    pub async fn until_stopped(mut self) -> anyhow::Result<ExitCode> {
         let failure = tokio::select! {
             signal = signalled() => { signal?; None }
             failure = self.failures.recv() => failure,
         };
-        if let Some(failure) = &failure {
-            tracing::error!(failure, "a part of the program failed; stopping");
-        } else {
-            tracing::info!("stopping");
+        match failure {
+            Some(Failure::DeadPool(pool)) => {
+                tracing::error!(pool, "the connections of a pool are lost; ending, to be started again");
+                Ok(ExitCode::from(EXIT_DEAD_POOL))
+            }
+            Some(Failure::Part(reason)) => {
+                tracing::error!(failure = reason, "a part of the program failed; stopping");
+                self.stop().await?;
+                Err(anyhow::anyhow!(reason))
+            }
+            None => {
+                tracing::info!("stopping");
+                self.stop().await?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
-        self.stop().await?;
-        failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
     }
 
     /// Finishes what runs and closes everything.

@@ -1,4 +1,4 @@
-//! `waybill prices`: price lists of others into a book, and what calls would cost by them.
+//! `waybill prices import` and `prices quote`: price lists of others into a book, and what calls would cost by them.
 
 use std::io::{BufRead, Write};
 
@@ -12,6 +12,7 @@ use crate::config::{PriceFileArgs, PriceImportArgs};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::{Amount, Currency, Rate};
 use crate::domain::price::publication::plan;
+use crate::domain::price::quotation::NewPrice;
 use crate::domain::price::{BookInfo, BookKind, Price, resolve_parents};
 use crate::metering;
 use crate::rating::PriceBook;
@@ -107,7 +108,7 @@ enum Answer {
 /// # Errors
 /// Where the list or a line cannot be read.
 pub fn quote(args: &PriceFileArgs) -> anyhow::Result<()> {
-    let book = book(read(args)?)?;
+    let (book, _) = published(read(args)?.prices, "the list")?;
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -132,9 +133,9 @@ fn amount(book: &PriceBook, call: &Call<'_>) -> anyhow::Result<Amount> {
     Ok(sum)
 }
 
-/// A book of what of a list can be published beside each other.
-fn book(import: Import) -> anyhow::Result<PriceBook> {
-    let mut fitting = import.prices;
+/// A book of what of a list can be published beside each other, in US dollars, and how many prices cannot.
+pub(super) fn published(mut fitting: Vec<NewPrice>, name: &str) -> anyhow::Result<(PriceBook, usize)> {
+    let given = fitting.len();
     let plan = loop {
         match plan(Vec::new(), Vec::new(), &fitting) {
             Ok(plan) => break plan,
@@ -150,7 +151,7 @@ fn book(import: Import) -> anyhow::Result<PriceBook> {
         }
     };
     let currency = Currency::USD;
-    let info = BookInfo { id: BookId(0), name: "the list".to_owned(), kind: BookKind::Cost, currency };
+    let info = BookInfo { id: BookId(0), name: name.to_owned(), kind: BookKind::Cost, currency };
     let rows = plan.rows.into_iter().zip(1..).map(|(draft, id)| Price {
         id: PriceId(id),
         book: info.id,
@@ -163,5 +164,6 @@ fn book(import: Import) -> anyhow::Result<PriceBook> {
         recorded_at: draft.valid_from,
         derived: false,
     });
-    Ok(PriceBook::new(info.clone(), rows.collect(), plan.aliases)?)
+    let book = PriceBook::new(info.clone(), rows.collect(), plan.aliases)?;
+    Ok((book, given - fitting.len()))
 }

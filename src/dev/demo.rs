@@ -91,7 +91,13 @@ pub async fn set_up(database: &Database) -> Result<bool, DevError> {
     for (external_id, (name, time_zone)) in CUSTOMERS.into_iter().zip(DETAILS) {
         let new = NewCustomer { external_id, name, time_zone, anchor_day: 1 };
         let customer = customers::create(&mut tx, new).await?;
-        let books = NewAssignment { sell_book, cost_book, valid_from: DateTime::UNIX_EPOCH, valid_to: None };
+        let books = NewAssignment {
+            sell_book,
+            override_book: None,
+            cost_book,
+            valid_from: DateTime::UNIX_EPOCH,
+            valid_to: None,
+        };
         customers::assign(&mut tx, customer.id, books).await?;
         audit::record(&mut tx, ACTOR, "customer.create", external_id, None).await?;
     }
@@ -116,6 +122,7 @@ pub async fn traffic(
         // The longest task ends before now, so that nothing comes from the future.
         to: now - TimeDelta::hours(1),
         per_message: EVENTS_PER_MESSAGE,
+        zstd: false,
         rate: None,
     };
     let sent = simulate(publisher, &plan).await?;

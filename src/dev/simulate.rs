@@ -6,12 +6,14 @@ use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::packing::pack;
+use super::packing::{self, pack};
 use super::traffic::{GATEWAY, Traffic};
 use crate::ingest::{PublishError, Publisher};
 
 /// Messages on their way to the stream at a time.
 const IN_FLIGHT: usize = 64;
+/// The same for messages of one event, which are many and small.
+const SINGLES_IN_FLIGHT: usize = 4_096;
 
 /// What to publish.
 #[derive(Debug, Clone)]
@@ -24,8 +26,10 @@ pub struct Plan {
     pub from: DateTime<Utc>,
     /// ... and before this.
     pub to: DateTime<Utc>,
-    /// Events per message.
+    /// Most events per message; at a rate, fewer where one would wait longer than 10 ms for its message.
     pub per_message: usize,
+    /// Whether messages are compressed with zstd.
+    pub zstd: bool,
     /// Events per second; `None` is as fast as the stream takes them.
     pub rate: Option<u32>,
 }
@@ -52,7 +56,9 @@ pub async fn simulate(publisher: &Publisher, plan: &Plan) -> Result<Sent, Publis
         bar.set_style(style);
     }
     let traffic = Traffic::new(plan.seed, plan.from, plan.to).take(plan.events);
-    let messages = pack(traffic, plan.per_message.max(1));
+    let per_message =
+        plan.rate.map_or(plan.per_message, |rate| plan.per_message.min(packing::per_message(rate)));
+    let messages = pack(traffic, per_message.max(1));
     let due = plan.rate.map(|rate| Duration::from_secs(1) / rate.max(1));
     let mut ahead = 0_u32;
     let paced = stream::iter(messages).then(|(body, count)| {
@@ -69,12 +75,15 @@ pub async fn simulate(publisher: &Publisher, plan: &Plan) -> Result<Sent, Publis
         .map(|(body, count)| {
             let bar = &bar;
             async move {
-                publisher.publish(GATEWAY, body).await?;
+                // Where it cannot be compressed it goes as it is.
+                let compressed = if plan.zstd { packing::compressed(&body).ok() } else { None };
+                let (zstd, body) = (compressed.is_some(), compressed.unwrap_or(body));
+                publisher.publish_packed(GATEWAY, body, zstd).await?;
                 bar.inc(count as u64);
                 Ok(count)
             }
         })
-        .buffered(IN_FLIGHT)
+        .buffered(if per_message > 1 { IN_FLIGHT } else { SINGLES_IN_FLIGHT })
         .try_collect()
         .await?;
     bar.finish_and_clear();

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 macro_rules! id_types {
     ($($(#[$doc:meta])* $name:ident($inner:ty);)+) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, sqlx::Type)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type)]
         #[serde(transparent)]
         #[sqlx(transparent)]
         pub struct $name(pub $inner);
@@ -35,6 +35,8 @@ id_types! {
     BookId(i32);
     /// One immutable row of a price book.
     PriceId(i64);
+    /// One immutable row of prices over a billing period.
+    PeriodPriceId(i64);
     /// One recording transaction.
     BatchId(i64);
     /// One rejection.

@@ -9,13 +9,16 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::event::text_enum;
-use super::ids::{CustomerId, InvoiceId};
+use super::ids::{BookId, CustomerId, InvoiceId, PeriodPriceId};
 use super::money::{Amount, Currency, MinorAmount, Rate};
 use super::period::Period;
 use super::tokens::{CLASS_COUNT, TokenClass};
 
 /// Names the encoding that [`Invoice::content_hash`] hashes; another encoding gets another name.
 const ENCODING: &str = "waybill.invoice.1";
+/// Words that announce what not every line has.
+const NOTE: &str = "note";
+const PERIOD_PRICE: &str = "period price";
 
 text_enum! {
     /// Why a line is on an invoice.
@@ -26,12 +29,22 @@ text_enum! {
         LateUsage = "late_usage",
         /// The difference that a re-rate of recorded usage makes.
         Adjustment = "adjustment",
+        /// What a tier over the billing period is cheaper than the list, or dearer.
+        Tier = "tier",
+        /// Packages of units.
+        Package = "package",
+        /// Finished tasks at a fixed price, or the credit of such.
+        Task = "task",
+        /// Usage that packages or tasks stand for, taken back.
+        IncludedUsage = "included_usage",
     }
 }
 
 /// What an invoice line needs to know of a price.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PriceTerms {
+    /// Its book.
+    pub book: BookId,
     /// The provider's name.
     pub provider: String,
     /// The model's canonical name.
@@ -42,27 +55,31 @@ pub struct PriceTerms {
     pub rates: [Option<Rate>; CLASS_COUNT],
 }
 
-/// One line: a quantity of one class of one model at one rate in one service period.
+/// One line: a quantity at one rate in one service period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvoiceLine {
     /// Why it is there.
     pub kind: LineKind,
-    /// The period in which the usage happened.
+    /// The period in which the usage happened, or the tasks ended.
     pub service: Period,
-    /// The provider's name.
-    pub provider: String,
-    /// The model's canonical name.
-    pub model: String,
-    /// The token class.
-    pub class: TokenClass,
-    /// Units; negative where corrections outweigh usage.
+    /// The provider's name; `None` where the line is of several, or of tasks.
+    pub provider: Option<String>,
+    /// The model's canonical name; `None` as for the provider.
+    pub model: Option<String>,
+    /// The token class; `None` as for the provider.
+    pub class: Option<TokenClass>,
+    /// Units, packages or tasks; negative where they are taken back.
     pub quantity: i64,
-    /// Money per single unit.
-    pub rate: Rate,
+    /// Money for one; negative where a tier is cheaper than the list.
+    pub rate: Amount,
     /// Quantity times rate, exact.
     pub exact: Amount,
     /// The exact amount rounded once, half away from zero.
     pub amount: MinorAmount,
+    /// How it came about, where quantity and rate do not say it.
+    pub note: Option<String>,
+    /// The period price that made it.
+    pub period_price: Option<PeriodPriceId>,
 }
 
 /// A finalized invoice with its lines.
@@ -126,13 +143,24 @@ impl Invoice {
         for line in &self.lines {
             seal.text(line.kind.as_str());
             seal.period(line.service);
-            seal.text(&line.provider);
-            seal.text(&line.model);
-            seal.text(line.class.name());
+            // No name is empty, so an empty text is an absent one.
+            seal.text(line.provider.as_deref().unwrap_or_default());
+            seal.text(line.model.as_deref().unwrap_or_default());
+            seal.text(line.class.map_or("", TokenClass::name));
             seal.text(&line.quantity.to_string());
             seal.text(&line.rate.femtos().to_string());
             seal.text(&line.exact.femtos().to_string());
             seal.text(&line.amount.minor().to_string());
+            // Later than the encoding, so sealed only where they are there, behind a word that is no kind of line: what
+            // follows a line is one of these words, the kind of the next line, or the end.
+            if let Some(note) = &line.note {
+                seal.text(NOTE);
+                seal.text(note);
+            }
+            if let Some(price) = line.period_price {
+                seal.text(PERIOD_PRICE);
+                seal.text(&price.to_string());
+            }
         }
         seal.0.finalize().into()
     }
@@ -195,13 +223,15 @@ mod tests {
         let line = InvoiceLine {
             kind: LineKind::Usage,
             service: Period { start: at(10), end: at(11) },
-            provider: "openai".to_owned(),
-            model: "gpt-5".to_owned(),
-            class: TokenClass::Input,
+            provider: Some("openai".to_owned()),
+            model: Some("gpt-5".to_owned()),
+            class: Some(TokenClass::Input),
             quantity: 1000,
-            rate: Rate::from_femtos(1_250_000_000).unwrap(),
+            rate: Amount::from_femtos(1_250_000_000),
             exact: Amount::from_femtos(1_250_000_000_000),
             amount: MinorAmount::new(0, Currency::USD),
+            note: None,
+            period_price: None,
         };
         Invoice {
             id: InvoiceId(uuid::Uuid::from_u128(7)),
@@ -259,16 +289,55 @@ mod tests {
         change("lines", &|i| i.lines.clear());
         change("kind", &|i| i.lines[0].kind = LineKind::LateUsage);
         change("service", &|i| i.lines[0].service.start += second);
-        change("provider", &|i| i.lines[0].provider.push('X'));
-        change("model", &|i| i.lines[0].model.push('X'));
-        change("class", &|i| i.lines[0].class = TokenClass::Output);
+        change("provider", &|i| i.lines[0].provider = Some("azure".to_owned()));
+        change("no provider", &|i| i.lines[0].provider = None);
+        change("model", &|i| i.lines[0].model = Some("gpt-4".to_owned()));
+        change("no model", &|i| i.lines[0].model = None);
+        change("class", &|i| i.lines[0].class = Some(TokenClass::Output));
+        change("no class", &|i| i.lines[0].class = None);
         change("quantity", &|i| i.lines[0].quantity += 1);
-        change("rate", &|i| i.lines[0].rate = Rate::from_femtos(1).unwrap());
+        change("rate", &|i| i.lines[0].rate = Amount::from_femtos(1));
+        change("negative rate", &|i| i.lines[0].rate = Amount::from_femtos(-1_250_000_000));
+        change("note", &|i| i.lines[0].note = Some("7".to_owned()));
+        change("period price", &|i| i.lines[0].period_price = Some(PeriodPriceId(7)));
         change("exact", &|i| i.lines[0].exact = Amount::from_femtos(1));
         change("amount", &|i| i.lines[0].amount = MinorAmount::new(1, i.currency));
         for (name, changed) in edited {
             assert_ne!(changed.content_hash(), sealed, "{name} is not sealed");
         }
+    }
+
+    /// Invoices that were sealed before lines had notes keep their hash.
+    #[test]
+    fn the_encoding_of_plain_lines_has_not_changed() {
+        let sealed = "cd4526cf5fd7305879905c75b49bd1eea76014bf1c352d92e4905e2e128f7d88";
+        let hash = invoice().content_hash();
+        let bytes: Vec<u8> =
+            (0..32).map(|at| u8::from_str_radix(&sealed[2 * at..2 * at + 2], 16).unwrap()).collect();
+        assert_eq!(hash.as_slice(), bytes);
+    }
+
+    #[test]
+    fn what_only_some_lines_have_is_not_taken_for_something_else() {
+        let with = |edit: &dyn Fn(&mut Vec<InvoiceLine>)| {
+            let mut changed = invoice();
+            changed.lines.push(changed.lines[0].clone());
+            edit(&mut changed.lines);
+            changed.content_hash()
+        };
+        let hashes = [
+            with(&|_| {}),
+            with(&|lines| lines[0].note = Some("period price".to_owned())),
+            with(&|lines| lines[1].note = Some("period price".to_owned())),
+            with(&|lines| lines[0].period_price = Some(PeriodPriceId(1))),
+            with(&|lines| lines[1].period_price = Some(PeriodPriceId(1))),
+            with(&|lines| {
+                lines[0].note = Some("usage".to_owned());
+                lines[0].period_price = Some(PeriodPriceId(1));
+            }),
+        ];
+        let distinct: std::collections::BTreeSet<_> = hashes.iter().collect();
+        assert_eq!(distinct.len(), hashes.len());
     }
 
     #[test]

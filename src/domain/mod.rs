@@ -14,4 +14,5 @@ pub mod invoice;
 pub mod money;
 pub mod period;
 pub mod price;
+pub mod settlement;
 pub mod tokens;

@@ -82,6 +82,14 @@ impl Amount {
         }
     }
 
+    /// So many times the amount, or `None` on overflow.
+    pub const fn times(self, quantity: i64) -> Option<Self> {
+        match self.0.checked_mul(quantity as i128) {
+            Some(femtos) => Some(Self(femtos)),
+            None => None,
+        }
+    }
+
     /// The sum of all, or `None` on overflow.
     pub fn checked_sum(amounts: impl IntoIterator<Item = Self>) -> Option<Self> {
         amounts.into_iter().try_fold(Self::ZERO, Self::checked_add)
@@ -110,7 +118,7 @@ impl Amount {
 }
 
 /// Integer division that rounds half away from zero.
-const fn divide_half_away(dividend: i128, divisor: i128) -> i128 {
+pub(crate) const fn divide_half_away(dividend: i128, divisor: i128) -> i128 {
     let quotient = dividend / divisor;
     let remainder = dividend % divisor;
     let doubled = remainder.unsigned_abs() * 2;
@@ -255,10 +263,7 @@ impl Rate {
 
     /// The exact price of a quantity (negative quantities are corrections), or `None` on overflow.
     pub const fn times(self, quantity: i64) -> Option<Amount> {
-        match self.0.checked_mul(quantity as i128) {
-            Some(femtos) => Some(Amount(femtos)),
-            None => None,
-        }
+        self.per_unit().times(quantity)
     }
 }
 

@@ -65,6 +65,8 @@ macro_rules! access {
 access! {
     /// Gateways only: nobody else can say what a gateway saw.
     Gateway: Gateway;
+    /// Gateways for their own, finance and admins for all.
+    GatewayOrFinance: Gateway | Finance | Admin;
     /// Customers for their own, finance and admins for all.
     Reader: Customer | Finance | Admin;
     /// Finance, and admins.

@@ -10,6 +10,7 @@
 
 pub mod auth;
 pub mod edge;
+pub mod intake;
 pub mod listing;
 pub mod openapi;
 pub mod probes;

@@ -62,6 +62,8 @@ kinds! {
     UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's form is not supported";
     /// Well formed, but not possible.
     INVALID_VALUE = UNPROCESSABLE_ENTITY, "invalid_value", "A value is not possible";
+    /// What was asked for adds up to more than can be stated exactly.
+    SUM_TOO_LARGE = UNPROCESSABLE_ENTITY, "sum_too_large", "The sums are too large to state";
     /// Events, none of which can be recorded.
     NO_VALID_EVENT = UNPROCESSABLE_ENTITY, "no_valid_event", "No event is valid";
     /// The Idempotency-Key was used for another request.
@@ -70,6 +72,10 @@ kinds! {
     INTERNAL = INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side";
     /// The database or the stream does not answer.
     UNAVAILABLE = SERVICE_UNAVAILABLE, "unavailable", "Not available right now";
+    /// A forwarder's journal holds as much as it may.
+    JOURNAL_FULL = INSUFFICIENT_STORAGE, "journal_full", "The journal holds as much as it may";
+    /// A forwarder's disk takes no more.
+    DISK_FULL = INSUFFICIENT_STORAGE, "disk_full", "The disk is full";
     /// The work took longer than a request may.
     TIMEOUT = SERVICE_UNAVAILABLE, "timeout", "The request took too long";
 }
@@ -153,6 +159,18 @@ impl Problem {
         }
     }
 
+    /// Usage so large that its sums cannot be stated exactly: never rounded or cut, and the cause is logged.
+    pub fn sum_too_large(cause: impl fmt::Display) -> Self {
+        Self {
+            cause: Some(cause.to_string().into_boxed_str()),
+            ..Self::new(
+                &SUM_TOO_LARGE,
+                "The usage in question adds up to more than 2^63 - 1 units of a class, or to an amount beyond what an \
+                 invoice can hold; look for events with absurd quantities and correct them, or ask for less.",
+            )
+        }
+    }
+
     /// Something we need does not answer: the cause is logged, the client may try again.
     pub fn unavailable(detail: &'static str, cause: impl fmt::Display) -> Self {
         Self {
@@ -200,6 +218,7 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error.sqlstate() {
+            _ if error.too_large() => Self::sum_too_large(error),
             // A value that PostgreSQL cannot hold: U+0000 in a text, a time outside its calendar.
             Some(state) if state.starts_with("22") => {
                 Self::new(&INVALID_VALUE, "A value holds a character or a number that cannot be stored.")

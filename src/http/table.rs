@@ -157,7 +157,8 @@ pub(super) fn csv_response<V: CsvRow>(name: &str, rows: &[V]) -> Result<Response
     Ok((headers, csv(rows)?).into_response())
 }
 
-fn csv<V: CsvRow>(rows: &[V]) -> Result<Vec<u8>, Problem> {
+/// Rows as CSV, with a header.
+pub(super) fn csv<V: CsvRow>(rows: &[V]) -> Result<Vec<u8>, Problem> {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     writer.write_record(V::HEADER).map_err(Problem::internal)?;
     for row in rows {

@@ -1,7 +1,7 @@
 //! A batch of decided messages, and what of it is new to the journal.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
@@ -9,11 +9,14 @@ use uuid::Uuid;
 
 use super::IngestError;
 use super::decide::{Candidate, Decided, Decision};
+use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
-use crate::domain::ids::{GatewayId, RejectionId};
-use crate::metering::{self, Reason};
+use crate::domain::ids::RejectionId;
+use crate::metering::Reason;
 use crate::store::journal::payload::Payload;
-use crate::store::journal::{self, Existing, Origin, Recorded, Rejection, RejectionPosition};
+use crate::store::journal::{
+    self, Existing, FreshMark, Mark, Origin, Recorded, Rejection, RejectionPosition,
+};
 use crate::store::replay::{Resolution, Resolved};
 use crate::store::{StoreError, journal::JournalEvent};
 
@@ -24,6 +27,8 @@ pub struct Batch {
     pub catalog_version: i64,
     /// The messages, in the order of the stream.
     pub decided: Vec<Decided>,
+    /// What it received, as it is stored; `None` where that is made when it is needed.
+    received: Option<Vec<u8>>,
 }
 
 /// What a batch comes to, given what the database holds.
@@ -50,17 +55,6 @@ impl Sorted<'_> {
     pub fn rows(&self) -> i32 {
         count(self.events.iter().map(|candidate| candidate.event.row_count()).sum())
     }
-
-    /// The gateways' own counts in the new events, in the one order that all writers take their rows in.
-    pub fn marks(&self) -> BTreeMap<(GatewayId, &str), Vec<i64>> {
-        let mut marks: BTreeMap<_, Vec<i64>> = BTreeMap::new();
-        for candidate in &self.events {
-            if let Some(mark) = &candidate.mark {
-                marks.entry((candidate.event.gateway, mark.epoch.as_str())).or_default().push(mark.number);
-            }
-        }
-        marks
-    }
 }
 
 fn count(number: usize) -> i32 {
@@ -81,6 +75,32 @@ impl Batch {
             Decision::Record(candidate) => Some(candidate.as_ref()),
             Decision::Reject(_) => None,
         })
+    }
+
+    /// The places of its events in their gateways' own counts. However an event ends, as recorded, duplicate or
+    /// rejection, it is in the database once this batch is: its number is settled.
+    pub fn marks(&self, origin: Origin, sorted: &Sorted<'_>) -> Vec<Mark<'_>> {
+        let recorded: HashSet<*const Candidate> =
+            sorted.events.iter().map(|candidate| std::ptr::from_ref(*candidate)).collect();
+        let mut marks = Vec::new();
+        for decision in self.decided.iter().flat_map(|decided| &decided.decisions) {
+            let (gateway, mark, fresh) = match decision {
+                Decision::Record(candidate) => {
+                    let Some(mark) = &candidate.mark else { continue };
+                    // What is read or tried again had its number before.
+                    let fresh = matches!(origin, Origin::Stream(_))
+                        && recorded.contains(&std::ptr::from_ref(&**candidate));
+                    (candidate.event.gateway, mark, fresh)
+                }
+                Decision::Reject(rejection) => {
+                    let Some((gateway, mark)) = &rejection.mark else { continue };
+                    (*gateway, mark, false)
+                }
+            };
+            let SequenceMark { epoch, number } = mark;
+            marks.push(Mark { gateway, epoch, number: *number, fresh });
+        }
+        marks
     }
 
     /// How many events it holds, whole-message faults counted as one.
@@ -104,18 +124,36 @@ impl Batch {
         self.decided.iter().filter_map(|decided| Some(decided.message.replay_of?.rejection)).collect()
     }
 
+    /// A batch of messages from the stream, with everything done that needs no database.
+    pub fn new(catalog_version: i64, decided: Vec<Decided>) -> Self {
+        let mut batch = Self { catalog_version, decided, received: None };
+        // Where this fails it fails again, and is reported, when the payload is needed.
+        batch.received = batch.compressed().ok();
+        batch
+    }
+
+    /// A batch whose payload is made only when it is needed: rejections that are tried again, parts of another batch.
+    pub const fn again(catalog_version: i64, decided: Vec<Decided>) -> Self {
+        Self { catalog_version, decided, received: None }
+    }
+
     /// What it received, compressed, without what people and models said to each other.
     ///
     /// # Errors
     /// [`IngestError::Compress`].
-    pub fn payload(&self) -> Result<Vec<u8>, IngestError> {
-        let mut payload = Payload::default();
-        for Decided { message, body, .. } in &self.decided {
-            let received =
-                body.as_ref().map_or(Cow::Borrowed(message.payload.as_ref()), metering::redact_message);
-            payload.add(message.sequence, &received);
+    pub fn payload(&self) -> Result<Cow<'_, [u8]>, IngestError> {
+        match &self.received {
+            Some(received) => Ok(Cow::Borrowed(received)),
+            None => Ok(Cow::Owned(self.compressed().map_err(IngestError::Compress)?)),
         }
-        payload.compressed().map_err(IngestError::Compress)
+    }
+
+    fn compressed(&self) -> std::io::Result<Vec<u8>> {
+        let mut payload = Payload::with_capacity(self.decided.iter().map(Decided::body_len).sum());
+        for decided in &self.decided {
+            payload.add(decided.message.sequence, &decided.without_texts());
+        }
+        payload.compressed()
     }
 
     /// Compares every event with what the database and the batch itself hold.
@@ -129,15 +167,14 @@ impl Batch {
         horizon: NaiveDate,
     ) -> Result<Sorted<'_>, IngestError> {
         let existing = self.existing(tx, horizon).await?;
-        let known_rejections = self.known_rejections(tx, origin).await?;
-        let in_batch: HashMap<EventKey, &JournalEvent> =
-            self.candidates().map(|candidate| (candidate.event.key, &candidate.event)).collect();
+        let in_batch = self.corrected(&existing);
         let mut sorted = Sorted::default();
-        let mut seen: HashMap<EventKey, &JournalEvent> = HashMap::new();
+        let mut refused: Vec<(&Decided, Rejection)> = Vec::new();
+        let mut seen: HashMap<EventKey, &JournalEvent> = HashMap::with_capacity(self.event_count());
         for decided in &self.decided {
             for decision in &decided.decisions {
-                let rejection = match decision {
-                    Decision::Reject(rejection) => rejection.as_ref().clone(),
+                match decision {
+                    Decision::Reject(rejection) => refused.push((decided, rejection.as_ref().clone())),
                     Decision::Record(candidate) => {
                         let event = &candidate.event;
                         match known(tx, event, &existing, &seen, &in_batch).await? {
@@ -145,28 +182,43 @@ impl Batch {
                                 seen.insert(event.key, event);
                                 sorted.events.push(candidate);
                                 sorted.resolve(decided, Resolution::Recorded);
-                                continue;
                             }
                             Known::Duplicate => {
                                 sorted.duplicates += 1;
                                 sorted.resolve(decided, Resolution::Duplicate);
-                                continue;
                             }
-                            Known::Rejected(reason, detail) => decided.reject(candidate, reason, detail),
+                            Known::Rejected(reason, detail) => {
+                                refused.push((decided, decided.reject(candidate, reason, detail)));
+                            }
                         }
                     }
-                };
-                if known_rejections.contains(&rejection.position) {
-                    sorted.duplicates += 1;
-                } else {
-                    let again =
-                        Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
-                    sorted.resolve(decided, again);
-                    sorted.rejections.push(rejection);
                 }
             }
         }
+        let rejected_before = known_rejections(tx, origin, &refused).await?;
+        for (decided, rejection) in refused {
+            if rejected_before.contains(&rejection.position) {
+                // The message came again.
+                sorted.duplicates += 1;
+            } else {
+                let again =
+                    Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
+                sorted.resolve(decided, again);
+                sorted.rejections.push(rejection);
+            }
+        }
         Ok(sorted)
+    }
+
+    /// The events of this batch by key, where one of them corrects another, or else none.
+    fn corrected(&self, existing: &HashMap<EventKey, Existing>) -> HashMap<EventKey, &JournalEvent> {
+        let corrects = |candidate: &Candidate| {
+            candidate.event.corrects.is_some() && !existing.contains_key(&candidate.event.key)
+        };
+        if !self.candidates().any(corrects) {
+            return HashMap::new();
+        }
+        self.candidates().map(|candidate| (candidate.event.key, &candidate.event)).collect()
     }
 
     async fn existing(
@@ -185,38 +237,15 @@ impl Batch {
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
     }
 
-    async fn known_rejections(
-        &self,
-        tx: &mut PgConnection,
-        origin: Origin,
-    ) -> Result<HashSet<RejectionPosition>, StoreError> {
-        let Some(incarnation) = origin.incarnation() else { return Ok(HashSet::new()) };
-        // A candidate can turn out to be a conflict, so its position is looked up as well where that can matter:
-        // where a message comes again, which the stream's sequence shows.
-        let positions: Vec<RejectionPosition> = self
-            .decided
-            .iter()
-            .flat_map(|decided| &decided.decisions)
-            .map(|decision| match decision {
-                Decision::Reject(rejection) => rejection.position,
-                Decision::Record(candidate) => RejectionPosition {
-                    stream_seq: candidate.event.stream_seq,
-                    event_index: candidate.event.event_index,
-                },
-            })
-            .collect();
-        Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())
-    }
-
     /// Splits a batch whose data the database refuses; a single event becomes a rejection.
     ///
     /// # Errors
     /// [`IngestError::Store`] where even the rejection is refused.
     pub fn isolate(self, error: StoreError) -> Result<Vec<Self>, IngestError> {
-        let Self { catalog_version, mut decided } = self;
+        let Self { catalog_version, mut decided, .. } = self;
         if decided.len() > 1 {
             let second = decided.split_off(decided.len() / 2);
-            return Ok(vec![Self { catalog_version, decided: second }, Self { catalog_version, decided }]);
+            return Ok(vec![Self::again(catalog_version, second), Self::again(catalog_version, decided)]);
         }
         let Some(message) = decided.pop() else { return Ok(Vec::new()) };
         let sqlstate = error.sqlstate().unwrap_or_default();
@@ -228,19 +257,47 @@ impl Batch {
         });
         match parts {
             Some(parts) => {
-                Ok(parts.into_iter().map(|part| Self { catalog_version, decided: vec![part] }).collect())
+                Ok(parts.into_iter().map(|part| Self::again(catalog_version, vec![part])).collect())
             }
             None => Err(error.into()),
         }
     }
 }
 
-impl Sorted<'_> {
+impl<'a> Sorted<'a> {
+    /// The recorded events that have a place in their gateway's count.
+    pub fn fresh_marks(&self) -> Vec<FreshMark<'a>> {
+        let fresh = |candidate: &&'a Candidate| {
+            let mark = candidate.mark.as_ref()?;
+            let identity = &candidate.event.identity;
+            Some(FreshMark {
+                gateway: candidate.event.gateway,
+                epoch: &mark.epoch,
+                source: &identity.source,
+                id: &identity.id,
+            })
+        };
+        self.events.iter().filter_map(fresh).collect()
+    }
+
     fn resolve(&mut self, decided: &Decided, resolution: Resolution) {
         if let Some(replay) = decided.message.replay_of {
             self.resolutions.push(Resolved { rejection: replay.rejection, resolution });
         }
     }
+}
+
+/// Which of the positions were rejected before, when their message came the first time.
+async fn known_rejections(
+    tx: &mut PgConnection,
+    origin: Origin,
+    refused: &[(&Decided, Rejection)],
+) -> Result<HashSet<RejectionPosition>, StoreError> {
+    let Some(incarnation) = origin.incarnation().filter(|_| !refused.is_empty()) else {
+        return Ok(HashSet::new());
+    };
+    let positions: Vec<RejectionPosition> = refused.iter().map(|(_, rejection)| rejection.position).collect();
+    Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())
 }
 
 /// Whether the journal, or the batch itself, holds the event already; and whether what it corrects is there.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 
 use crate::domain::ids::BookId;
-use crate::rating::PriceBook;
+use crate::rating::{PriceBook, SellBooks};
 use crate::store::rating_data::{CustomerEntry, GatewayEntry};
 use crate::store::{Database, Scope, catalog, prices, rating_data};
 
@@ -21,13 +21,13 @@ pub struct Catalog {
     books: HashMap<BookId, PriceBook>,
 }
 
-/// The two books that rate a call.
+/// The books that rate a call.
 #[derive(Debug, Clone, Copy)]
 pub struct Books<'a> {
     /// What it costs us by.
     pub cost: &'a PriceBook,
     /// What the customer pays by.
-    pub sell: &'a PriceBook,
+    pub sell: SellBooks<'a>,
 }
 
 impl Catalog {
@@ -67,12 +67,12 @@ impl Catalog {
 
     /// The books that rate a customer's call at an instant.
     pub fn books(&self, customer: &CustomerEntry, at: DateTime<Utc>) -> Option<Books<'_>> {
-        let assignment = customer.assignments.iter().find(|assignment| {
-            assignment.valid_from <= at && assignment.valid_to.is_none_or(|valid_to| at < valid_to)
-        })?;
-        Some(Books {
-            cost: self.books.get(&assignment.cost_book)?,
-            sell: self.books.get(&assignment.sell_book)?,
-        })
+        let assignment = customer.assignment(at)?;
+        let override_book = match &assignment.override_book {
+            Some(book) => Some(self.books.get(book)?),
+            None => None,
+        };
+        let charge = SellBooks { override_book, sell: self.books.get(&assignment.sell_book)? };
+        Some(Books { cost: self.books.get(&assignment.cost_book)?, sell: charge })
     }
 }

@@ -1,6 +1,7 @@
 //! The loop that takes messages from the stream and records them; ack follows commit.
 //!
-//! Two tasks, one batch ahead: one fetches and decides (network and CPU), the other records and acknowledges.
+//! Three tasks, each one batch ahead of the next: one fetches (network), one decides (CPU), one records and acknowledges
+//! (database). A stage that is slower holds the others back, so what is in memory is bounded by a few batches.
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +20,14 @@ use super::stream::{StreamLimits, UsageStream};
 use crate::health::Health;
 use crate::store::journal::Origin;
 
-/// Most messages of one batch, and so of one transaction: single events gain nothing from larger ones, packed messages
-/// of 100 make it 200,000 events at most, in practice bounded by the bytes below.
-const BATCH_MESSAGES_MAX: usize = 2_000;
-/// Most bytes of one batch.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Most messages of one batch, and so of one transaction: larger ones cost less per event up to here. Four batches on
+/// their way stay below the messages that the stream lets out at a time.
+const BATCH_MESSAGES_MAX: usize = 4_000;
+/// Most bytes that are fetched together, as the stream sends them.
+const BATCH_BYTES_MAX: usize = 6 << 20;
+/// A batch ends with the message that reaches this many events, however small they came: what bounds the memory, and
+/// where a larger transaction gains no more.
+const BATCH_EVENTS_MAX: usize = 10_000;
 /// How long one request waits for a first message.
 const FETCH_EXPIRES: Duration = Duration::from_secs(5);
 /// The same for the rest of a batch, which is there already or not.
@@ -37,8 +41,14 @@ const STREAM_RETRY: Duration = Duration::from_secs(1);
 const INGEST: &str = "ingest";
 const STREAM: &str = "stream";
 
-/// Messages on their way from the fetching to the recording task.
+/// Messages on their way from the fetching to the deciding task ...
 struct Fetched {
+    messages: Vec<Incoming>,
+    ackers: Vec<Acker>,
+}
+
+/// ... and from there to the recording task.
+struct Ready {
     batch: Batch,
     ackers: Vec<Acker>,
 }
@@ -56,9 +66,11 @@ pub async fn run(
 ) -> Result<(), IngestError> {
     let consumer = stream.consumer(limits).await?;
     probe(&recorder, &health).await;
-    // One batch waits decided while one is being recorded.
-    let (sender, receiver) = mpsc::channel(1);
+    // One batch waits decided while one is being recorded, and one waits fetched while one is being decided.
+    let (sender, fetched) = mpsc::channel(1);
+    let (ready, receiver) = mpsc::channel(1);
     let origin = Origin::Stream(stream.incarnation);
+    recorder.shutdown().spawn(decide_all(recorder.clone(), fetched, ready));
     let recording =
         recorder.shutdown().spawn(record_all(origin, recorder.clone(), receiver, health.clone(), nudge));
     let fetched = fetch_all(&stream, limits, &consumer, &recorder, &health, &sender).await;
@@ -99,9 +111,8 @@ async fn fetch_all(
             }
             Ok(messages) => {
                 health.up(STREAM);
-                let (incoming, ackers) = take_apart(messages);
-                let batch = recorder.decide(incoming);
-                if sender.send(Fetched { batch, ackers }).await.is_err() {
+                let (messages, ackers) = take_apart(messages);
+                if sender.send(Fetched { messages, ackers }).await.is_err() {
                     return Ok(());
                 }
             }
@@ -207,14 +218,39 @@ fn headers_json(headers: &async_nats::HeaderMap) -> Option<String> {
     serde_json::to_string(&object).ok()
 }
 
+/// Decides batch after batch, outside of the threads that serve connections: it takes tens of milliseconds of CPU.
+async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, ready: mpsc::Sender<Ready>) {
+    while let Some(Fetched { messages, mut ackers }) = fetched.recv().await {
+        let mut waiting = messages.into_iter();
+        while !ackers.is_empty() {
+            let recorder = recorder.clone();
+            let deciding = tokio::task::spawn_blocking(move || {
+                let batch = recorder.decide_next(&mut waiting, BATCH_EVENTS_MAX);
+                (batch, waiting)
+            });
+            let Ok((batch, rest)) = deciding.await else {
+                // Not acknowledged: the messages are delivered again after the ack wait.
+                tracing::error!("a batch could not be decided; its messages will be delivered again");
+                break;
+            };
+            waiting = rest;
+            let later = ackers.split_off(batch.decided.len());
+            if ready.send(Ready { batch, ackers }).await.is_err() {
+                return;
+            }
+            ackers = later;
+        }
+    }
+}
+
 async fn record_all(
     origin: Origin,
     recorder: Recorder,
-    mut receiver: mpsc::Receiver<Fetched>,
+    mut receiver: mpsc::Receiver<Ready>,
     health: Health,
     nudge: Nudge,
 ) {
-    while let Some(Fetched { batch, ackers }) = receiver.recv().await {
+    while let Some(Ready { batch, ackers }) = receiver.recv().await {
         let started = Instant::now();
         let events = batch.event_count();
         let outcome = match recorder.record(origin, batch).await {

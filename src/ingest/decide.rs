@@ -3,6 +3,7 @@
 //! Each event of a message ends as rows for the journal or as a rejection; none is dropped, and a bad one never touches
 //! its neighbours.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -110,17 +111,40 @@ impl Decided {
                 Ok((event, mark, backfill)) => {
                     Decision::Record(Box::new(Candidate { event, mark, backfill, range }))
                 }
-                Err(rejected) => Decision::Reject(Box::new(rejection(&message, raw, index, rejected))),
+                Err(rejected) => {
+                    let mut rejection = rejection(&message, raw, index, rejected);
+                    let counted = metering::hints(raw).mark;
+                    rejection.mark = catalog.gateway(gateway).map(|entry| entry.id).zip(counted);
+                    Decision::Reject(Box::new(rejection))
+                }
             });
         }
         Self { message, body: Some(body), decisions }
+    }
+
+    /// Bytes of its payload, decompressed.
+    pub fn body_len(&self) -> usize {
+        self.body.as_ref().map_or(self.message.payload.len(), |body| body.body().len())
+    }
+
+    /// Its payload without what people and models said to each other.
+    pub fn without_texts(&self) -> Cow<'_, [u8]> {
+        let Some(body) = &self.body else { return Cow::Borrowed(self.message.payload.as_ref()) };
+        // The range, because a message that was split in halves has the decisions of one half only.
+        let read = |index: usize| match self.decisions.get(index) {
+            Some(Decision::Record(candidate)) => candidate.range == body.ranges()[index],
+            _ => false,
+        };
+        metering::redact_message(body, read)
     }
 
     /// The rejection of an event that could have been recorded, but for what the database knows.
     pub fn reject(&self, candidate: &Candidate, reason: Reason, detail: String) -> Rejection {
         let body = self.body.as_ref().map(Message::body).unwrap_or_default();
         let raw = body.get(candidate.range.clone()).unwrap_or_default();
-        rejection(&self.message, raw, candidate.event.event_index, Rejected { reason, detail })
+        let mark = candidate.mark.clone().map(|mark| (candidate.event.gateway, mark));
+        let rejected = Rejected { reason, detail };
+        Rejection { mark, ..rejection(&self.message, raw, candidate.event.event_index, rejected) }
     }
 
     /// Splits the message's events in two; a single one that was to be recorded becomes a rejection, and `None` says
@@ -169,6 +193,7 @@ fn rejection(message: &Incoming, raw: &[u8], event_index: i32, rejected: Rejecte
         event_id: hints.id.map(without_nul),
         provider: hints.provider.map(without_nul),
         model: hints.model.map(without_nul),
+        mark: None,
     }
 }
 

@@ -3,20 +3,28 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::PgConnection;
 use tokio::sync::Notify;
 
 use super::IngestError;
 use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
-use crate::store::{Database, commit, periods, posting};
+use crate::store::posting::{self, Slice};
+use crate::store::{Database, commit, periods};
 
 /// Rows folded in one transaction: enough that each key is touched once for many events, short enough that closing a
 /// period never waits long.
-const SLICE_ROWS_MAX: i64 = 100_000;
+const SLICE_ROWS_MAX: i64 = 200_000;
+/// SQLSTATE of a row that lacks what it must have.
+const NOT_NULL_VIOLATION: &str = "23502";
 /// The loop looks by itself this often, for batches of other processes.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the index that finds the rows of a batch is brought up to date.
+const SUMMARIZE_EVERY: Duration = Duration::from_secs(2);
 /// Least time between two slices, so that each folds many batches: figures trail recording by about this.
-const GATHER: Duration = Duration::from_millis(200);
+const GATHER: Duration = Duration::from_millis(400);
+/// From this many rows on the next slice follows at once: there is a backlog, and waiting would make none cheaper.
+const BACKLOG_ROWS: i64 = SLICE_ROWS_MAX / 2;
 
 /// Wakes the posting loop.
 #[derive(Debug, Clone, Default)]
@@ -38,26 +46,57 @@ impl Nudge {
 /// # Errors
 /// [`IngestError::Store`]; nothing is folded then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
+    Ok(post_slice(database).await?.batches.len())
+}
+
+async fn post_slice(database: &Database) -> Result<Slice, IngestError> {
     let started = Instant::now();
+    let slice = match fold(database, false).await {
+        // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
+        Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
+            fold(database, true).await?
+        }
+        folded => folded?,
+    };
+    if !slice.batches.is_empty() {
+        super::meters::posted(slice.rows, started.elapsed());
+    }
+    Ok(slice)
+}
+
+/// Folds the next slice in one transaction, after making the billing periods it lacks where that is asked for.
+async fn fold(database: &Database, with_periods: bool) -> Result<Slice, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let slice = posting::next_slice(&mut tx, SLICE_ROWS_MAX).await?;
     if slice.batches.is_empty() {
-        return Ok(0);
+        return Ok(slice);
     }
-    for missing in posting::missing_periods(&mut tx, &slice).await? {
-        let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
-        periods::ensure(&mut tx, missing.customer, period).await?;
-    }
-    // The fold joins usage with its period: without one it would drop the row, so nothing is folded then.
-    if let Some(missing) = posting::missing_periods(&mut tx, &slice).await?.first() {
-        return Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at });
+    if with_periods {
+        make_periods(&mut tx, &slice).await?;
     }
     posting::fold_rollups(&mut tx, &slice).await?;
     posting::fold_tasks(&mut tx, &slice).await?;
+    posting::fold_reasons(&mut tx, &slice).await?;
     posting::mark_posted(&mut tx, &slice).await?;
     commit(tx).await?;
-    super::meters::posted(slice.rows, started.elapsed());
-    Ok(slice.batches.len())
+    Ok(slice)
+}
+
+async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
+    for missing in posting::missing_periods(tx, slice).await? {
+        let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
+        periods::ensure(tx, missing.customer, period).await?;
+    }
+    match posting::missing_periods(tx, slice).await?.first() {
+        Some(missing) => Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at }),
+        None => Ok(()),
+    }
+}
+
+async fn summarize(database: &Database) -> Result<(), IngestError> {
+    let mut tx = database.begin_ingest().await?;
+    posting::summarize(&mut tx).await?;
+    Ok(commit(tx).await?)
 }
 
 /// Posts everything that is recorded by now.
@@ -71,21 +110,32 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
 
 /// Posts until a stop is asked for.
 pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
+    let mut summarized = Instant::now();
     while !shutdown.stopping() {
-        match post_once(&database).await {
-            Ok(0) => {
+        if summarized.elapsed() >= SUMMARIZE_EVERY {
+            summarized = Instant::now();
+            if let Err(error) = summarize(&database).await {
+                tracing::debug!(%error, "the index of the batches could not be brought up to date; later");
+            }
+        }
+        let started = Instant::now();
+        let mut pause = GATHER;
+        match post_slice(&database).await {
+            Ok(slice) if slice.batches.is_empty() => {
                 tokio::select! {
                     () = shutdown.stopped() => return,
                     () = nudge.wait() => {}
                     () = tokio::time::sleep(TICK) => {}
                 }
             }
-            Ok(_) => {}
+            Ok(slice) if slice.rows >= BACKLOG_ROWS => pause = Duration::ZERO,
+            // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
+            Ok(_) => pause = GATHER.max(started.elapsed()),
             Err(error) => tracing::warn!(%error, "posting failed; trying again"),
         }
         tokio::select! {
             () = shutdown.stopped() => {}
-            () = tokio::time::sleep(GATHER) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

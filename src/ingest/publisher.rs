@@ -3,12 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
+use async_nats::connection::State;
 use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::{self, Context};
+use async_nats::{ConnectOptions, HeaderMap};
 use bytes::Bytes;
 
 /// How long the stream may take to say that it stored a message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent server is asked for a sign of life: a frozen one is noticed in seconds.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Messages that may wait inside the client of a forwarder.
+const CLIENT_CAPACITY: usize = 64;
 
 /// Publishes messages of usage events and waits until the stream has stored them.
 #[derive(Debug, Clone)]
@@ -32,10 +38,38 @@ pub enum PublishError {
     Unconfirmed,
     /// The stream refused the message, for example because it is full.
     #[error("the stream refused the message; send it again later: {0}")]
-    Refused(async_nats::jetstream::context::PublishError),
+    Refused(jetstream::context::PublishError),
 }
 
 impl Publisher {
+    /// A publisher of one gateway, with that gateway's credentials and an inbox of its own under `_INBOX_<gateway>`. It connects
+    /// by itself, now or as soon as a server answers.
+    ///
+    /// # Errors
+    /// [`async_nats::ConnectError`] where the address is malformed.
+    pub async fn of_gateway(
+        url: &str,
+        prefix: &str,
+        gateway: &str,
+    ) -> Result<Self, async_nats::ConnectError> {
+        let options = ConnectOptions::new()
+            .name(format!("waybill forward {gateway}"))
+            .custom_inbox_prefix(format!("_INBOX_{gateway}"))
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(ACK_TIMEOUT)
+            .request_timeout(Some(ACK_TIMEOUT))
+            .client_capacity(CLIENT_CAPACITY)
+            .retry_on_initial_connect();
+        let client = super::connect(url, options).await?;
+        let context = jetstream::ContextBuilder::new().timeout(ACK_TIMEOUT).build(client);
+        Ok(Self::new(context, prefix))
+    }
+
+    /// Whether there is a connection at the moment.
+    pub fn connected(&self) -> bool {
+        self.context.client().connection_state() == State::Connected
+    }
+
     /// A publisher on a JetStream context; `prefix` is what the stream's subjects start with.
     pub fn new(context: Context, prefix: &str) -> Self {
         Self { context, prefix: prefix.into() }
@@ -46,8 +80,31 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`]; the caller may repeat the call, copies are recognised by event identity.
     pub async fn publish(&self, gateway: &str, body: Bytes) -> Result<Published, PublishError> {
+        self.publish_packed(gateway, body, false).await
+    }
+
+    /// The same with a body that may be compressed with zstd, and says so in its header.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub async fn publish_packed(
+        &self,
+        gateway: &str,
+        body: Bytes,
+        zstd: bool,
+    ) -> Result<Published, PublishError> {
         let subject = format!("{}.{gateway}", self.prefix);
-        let stored = async { self.context.publish(subject, body).await?.await };
+        let mut headers = HeaderMap::new();
+        if zstd {
+            headers.insert("Content-Encoding", "zstd");
+        }
+        let stored = async {
+            if headers.is_empty() {
+                self.context.publish(subject, body).await?.await
+            } else {
+                self.context.publish_with_headers(subject, headers, body).await?.await
+            }
+        };
         match tokio::time::timeout(ACK_TIMEOUT, stored).await {
             Ok(Ok(ack)) => Ok(Published { sequence: ack.sequence }),
             Ok(Err(error)) if error.kind() == PublishErrorKind::TimedOut => Err(PublishError::Unconfirmed),

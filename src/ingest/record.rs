@@ -90,10 +90,22 @@ impl Recorder {
 
     /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction.
     pub fn decide(&self, messages: Vec<Incoming>) -> Batch {
+        self.decide_next(&mut messages.into_iter(), usize::MAX)
+    }
+
+    /// The same for as many of the messages as come to `events_max` events, and at least one.
+    pub fn decide_next(&self, messages: &mut impl Iterator<Item = Incoming>, events_max: usize) -> Batch {
         let catalog = self.catalog();
-        let decided =
-            messages.into_iter().map(|message| Decided::new(&catalog, &self.prefix, message)).collect();
-        Batch { catalog_version: catalog.version, decided }
+        let (mut decided, mut events, mut again) = (Vec::new(), 0, false);
+        while events < events_max
+            && let Some(message) = messages.next()
+        {
+            again |= message.replay_of.is_some();
+            let message = Decided::new(&catalog, &self.prefix, message);
+            events += message.decisions.len();
+            decided.push(message);
+        }
+        if again { Batch::again(catalog.version, decided) } else { Batch::new(catalog.version, decided) }
     }
 
     async fn reload(&self, batch: Batch) -> Result<Batch, IngestError> {
@@ -232,8 +244,11 @@ impl Recorder {
         if origin == Origin::Replay {
             replay::resolve(tx, id, batch.catalog_version, &sorted.resolutions).await?;
         }
-        for ((gateway, epoch), numbers) in sorted.marks() {
-            journal::mark_sequences(tx, gateway, epoch, &numbers).await?;
+        let repeated = journal::mark_sequences(tx, &batch.marks(origin, sorted)).await?;
+        if let Some(id) = id
+            && repeated
+        {
+            journal::forgive_repeats(tx, id, &sorted.fresh_marks()).await?;
         }
         Ok(())
     }

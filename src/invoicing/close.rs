@@ -9,14 +9,15 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use super::InvoicingError;
 use super::lines::Document;
-use super::preview::{compute, period_holding};
+use super::preview::{Computed, compute, period_holding};
 use crate::clock::Clock;
 use crate::domain::ids::{BatchId, CustomerId, InvoiceId};
 use crate::domain::invoice::Invoice;
 use crate::domain::period::Period;
+use crate::domain::settlement::TaskCharge;
 use crate::store::invoices::{self, SequenceRange};
 use crate::store::periods::{self, BilledCustomer};
-use crate::store::{Database, Scope, audit, commit};
+use crate::store::{Database, Scope, audit, commit, settlement};
 
 /// How long after its end a period stays open for late usage, where nothing else is configured.
 pub const DEFAULT_GRACE: TimeDelta = TimeDelta::hours(1);
@@ -101,7 +102,8 @@ pub async fn close_within(
         Checked::Due(customer, period) => (customer, period),
     };
     ensure_posted(connection, watermark).await?;
-    let documents = compute(connection, customer.id, period).await?;
+    let Computed { documents, charges, period_prices, books } =
+        compute(connection, customer.id, period).await?;
     let now = now.trunc_subsecs(STORED_SUBSECOND_DIGITS);
     periods::ensure(connection, customer.id, period).await?;
     periods::close(connection, customer.id, period, now).await?;
@@ -111,7 +113,20 @@ pub async fn close_within(
     let coverage = coverage(connection, &documents).await?;
     let mut ids = Vec::with_capacity(documents.len());
     for document in documents {
-        ids.push(finalize(connection, &customer, period, document, &coverage, now).await?);
+        let manifest = json!({
+            "events": document.events,
+            "prices": document.prices,
+            "period_prices": period_prices,
+            "books": books,
+            "rounding": ROUNDING_RULE,
+            "streams": coverage,
+        });
+        let currency = document.currency;
+        let id = finalize(connection, &customer, period, document, manifest, now).await?;
+        let charged: Vec<TaskCharge> =
+            charges.iter().filter(|charge| charge.entry.currency == currency).cloned().collect();
+        settlement::insert_charges(connection, id, customer.id, &charged).await?;
+        ids.push(id);
     }
     let detail = json!({"period_start": period.start, "period_end": period.end, "invoices": ids});
     audit::record(connection, &request.actor, "period.close", &customer.external_id, Some(detail)).await?;
@@ -252,15 +267,9 @@ async fn finalize(
     customer: &BilledCustomer,
     period: Period,
     document: Document,
-    coverage: &Value,
+    manifest: Value,
     now: DateTime<Utc>,
 ) -> Result<InvoiceId, InvoicingError> {
-    let manifest = json!({
-        "events": document.events,
-        "prices": document.prices,
-        "rounding": ROUNDING_RULE,
-        "streams": coverage,
-    });
     let (number, previous_hash) = invoices::take_number(connection, SERIES).await?;
     let invoice = Invoice {
         id: InvoiceId(new_id(now)),

@@ -1,20 +1,39 @@
 //! From sums to invoice lines. Pure: no I/O, no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::ids::PriceId;
-use crate::domain::invoice::{InvoiceLine, LineKind, PriceTerms};
+use crate::domain::invoice::{Invoice, InvoiceLine, LineKind, PriceTerms};
 use crate::domain::money::{Amount, Currency, MinorAmount, MoneyError, Rate};
 use crate::domain::period::Period;
+use crate::domain::settlement::{SettledLine, TaskCharge};
 use crate::domain::tokens::TokenClass;
+use crate::rating::settlement::{SettlementError, task_lines};
 use crate::store::invoices::Tally;
+use crate::store::settlement::RerateReason;
+
+/// What the documents of a period are made from.
+#[derive(Debug, Clone, Default)]
+pub struct Basis {
+    /// The sums booked to it.
+    pub tallies: Vec<Tally>,
+    /// The prices that they are stamped with.
+    pub terms: BTreeMap<PriceId, PriceTerms>,
+    /// Why recorded usage was re-rated.
+    pub reasons: Vec<RerateReason>,
+    /// What tiers, packages and included usage come to.
+    pub settled: Vec<SettledLine>,
+    /// Tasks that are charged, or credited.
+    pub charges: Vec<TaskCharge>,
+}
 
 /// What makes up one invoice: the lines of one currency and their totals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     /// The currency of every amount in it.
     pub currency: Currency,
-    /// Usage first, then late usage by service period, then adjustments; by provider, model, class and rate in each.
+    /// Usage first, then late usage by service period, then adjustments; by provider, model, class and rate in each. Then
+    /// what prices over the period make of it: tiers, packages, tasks, included usage.
     pub lines: Vec<InvoiceLine>,
     /// Sum of the exact lines.
     pub exact_total: Amount,
@@ -24,6 +43,21 @@ pub struct Document {
     pub events: i64,
     /// The sell prices behind the lines.
     pub prices: Vec<PriceId>,
+}
+
+impl From<Invoice> for Document {
+    fn from(invoice: Invoice) -> Self {
+        let Invoice { currency, lines, exact_total, total, manifest, .. } = invoice;
+        let prices = manifest["prices"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Self {
+            currency,
+            lines,
+            exact_total,
+            total,
+            events: manifest["events"].as_i64().unwrap_or_default(),
+            prices: prices.iter().filter_map(serde_json::Value::as_i64).map(PriceId).collect(),
+        }
+    }
 }
 
 /// Why there are no lines that could be trusted.
@@ -54,6 +88,9 @@ pub enum LinesError {
         /// Sum of quantity times rate.
         computed: Amount,
     },
+    /// What prices over the period come to cannot be computed.
+    #[error(transparent)]
+    Settlement(#[from] SettlementError),
     /// An amount too large to hold.
     #[error("the amounts are too large to add up")]
     Overflow,
@@ -81,15 +118,11 @@ struct LineKey {
 ///
 /// # Errors
 /// [`LinesError`]: rather no invoice than one that disagrees with the ledger.
-pub fn documents(
-    booked: Period,
-    tallies: &[Tally],
-    prices: &BTreeMap<PriceId, PriceTerms>,
-) -> Result<Vec<Document>, LinesError> {
-    let mut quantities: BTreeMap<LineKey, i64> = BTreeMap::new();
+pub fn documents(booked: Period, basis: &Basis) -> Result<Vec<Document>, LinesError> {
+    let mut listed: BTreeMap<LineKey, (i64, BTreeSet<String>)> = BTreeMap::new();
     let mut sources: BTreeMap<Currency, (i64, Vec<PriceId>)> = BTreeMap::new();
-    for tally in tallies {
-        let terms = prices.get(&tally.price).ok_or(LinesError::UnknownPrice(tally.price))?;
+    for tally in &basis.tallies {
+        let terms = basis.terms.get(&tally.price).ok_or(LinesError::UnknownPrice(tally.price))?;
         check(tally, terms)?;
         let source = sources.entry(terms.currency).or_default();
         source.0 = source.0.checked_add(tally.events).ok_or(LinesError::Overflow)?;
@@ -105,13 +138,22 @@ pub fn documents(
                 class,
                 rate,
             };
-            let sum = quantities.entry(key).or_default();
+            let (sum, notes) = listed.entry(key).or_default();
             *sum = sum.checked_add(quantity).ok_or(LinesError::Overflow)?;
+            if tally.adjustment {
+                notes.extend(reasons(basis, tally));
+            }
         }
     }
     let mut lines: BTreeMap<Currency, Vec<InvoiceLine>> = BTreeMap::new();
-    for (key, quantity) in quantities.into_iter().filter(|(_, quantity)| *quantity != 0) {
-        lines.entry(key.currency).or_default().push(line(key, quantity)?);
+    for (key, (quantity, notes)) in listed.into_iter().filter(|(_, (quantity, _))| *quantity != 0) {
+        lines.entry(key.currency).or_default().push(line(key, quantity, notes)?);
+    }
+    let (mut settled, tasks) = (basis.settled.clone(), task_lines(&basis.charges)?);
+    settled.extend(tasks);
+    settled.sort_by_key(|line| line.kind);
+    for line in settled {
+        lines.entry(line.currency).or_default().push(settled_line(line)?);
     }
     lines
         .into_iter()
@@ -122,6 +164,30 @@ pub fn documents(
             document(currency, lines, events, prices)
         })
         .collect()
+}
+
+fn document(
+    currency: Currency,
+    lines: Vec<InvoiceLine>,
+    events: i64,
+    prices: Vec<PriceId>,
+) -> Result<Document, LinesError> {
+    let exact_total = Amount::checked_sum(lines.iter().map(|line| line.exact)).ok_or(LinesError::Overflow)?;
+    let total = lines
+        .iter()
+        .try_fold(MinorAmount::new(0, currency), |sum, line| sum.checked_add(line.amount))
+        .ok_or(LinesError::Overflow)?;
+    Ok(Document { currency, lines, exact_total, total, events, prices })
+}
+
+/// Why the usage of a tally was re-rated, in words.
+fn reasons<'a>(basis: &'a Basis, tally: &'a Tally) -> impl Iterator<Item = String> + 'a {
+    let of_tally =
+        |reason: &&RerateReason| reason.service_period == tally.service.start && reason.price == tally.price;
+    basis.reasons.iter().filter(of_tally).map(|RerateReason { booked_on, reason, .. }| match reason {
+        Some(reason) => format!("re-rate {booked_on}: {reason}"),
+        None => format!("re-rate {booked_on}"),
+    })
 }
 
 /// Makes sure that quantity times rate gives what the events were charged, to the last digit.
@@ -153,33 +219,39 @@ fn kind(booked: Period, tally: &Tally) -> LineKind {
     }
 }
 
-fn line(key: LineKey, quantity: i64) -> Result<InvoiceLine, LinesError> {
+fn line(key: LineKey, quantity: i64, notes: BTreeSet<String>) -> Result<InvoiceLine, LinesError> {
     let exact = key.rate.times(quantity).ok_or(LinesError::Overflow)?;
+    let note = notes.into_iter().collect::<Vec<_>>().join("; ");
     Ok(InvoiceLine {
         kind: key.kind,
         service: key.service,
-        provider: key.provider,
-        model: key.model,
-        class: key.class,
+        provider: Some(key.provider),
+        model: Some(key.model),
+        class: Some(key.class),
         quantity,
-        rate: key.rate,
+        rate: key.rate.per_unit(),
         exact,
         amount: exact.round_to_minor(key.currency)?,
+        note: Some(note).filter(|note| !note.is_empty()),
+        period_price: None,
     })
 }
 
-fn document(
-    currency: Currency,
-    lines: Vec<InvoiceLine>,
-    events: i64,
-    prices: Vec<PriceId>,
-) -> Result<Document, LinesError> {
-    let exact_total = Amount::checked_sum(lines.iter().map(|line| line.exact)).ok_or(LinesError::Overflow)?;
-    let total = lines
-        .iter()
-        .try_fold(MinorAmount::new(0, currency), |sum, line| sum.checked_add(line.amount))
-        .ok_or(LinesError::Overflow)?;
-    Ok(Document { currency, lines, exact_total, total, events, prices })
+fn settled_line(line: SettledLine) -> Result<InvoiceLine, LinesError> {
+    let exact = line.rate.times(line.quantity).ok_or(LinesError::Overflow)?;
+    Ok(InvoiceLine {
+        kind: line.kind,
+        service: line.service,
+        provider: line.provider,
+        model: line.model,
+        class: line.class,
+        quantity: line.quantity,
+        rate: line.rate,
+        exact,
+        amount: exact.round_to_minor(line.currency)?,
+        note: Some(line.note),
+        period_price: Some(line.price),
+    })
 }
 
 #[cfg(test)]
@@ -188,7 +260,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::ids::BookId;
     use crate::domain::tokens::{CLASS_COUNT, Quantities};
+
+    /// The documents of plain usage.
+    fn documents(
+        booked: Period,
+        tallies: &[Tally],
+        prices: &BTreeMap<PriceId, PriceTerms>,
+    ) -> Result<Vec<Document>, LinesError> {
+        let basis = Basis { tallies: tallies.to_vec(), terms: prices.clone(), ..Basis::default() };
+        super::documents(booked, &basis)
+    }
 
     fn month(month: u32) -> Period {
         let at = |month| Utc.with_ymd_and_hms(2026, month, 1, 0, 0, 0).unwrap();
@@ -201,6 +284,7 @@ mod tests {
             resolved[class.index()] = Some(Rate::from_femtos(*femtos).unwrap());
         }
         PriceTerms {
+            book: BookId(1),
             provider: "openai".to_owned(),
             model: model.to_owned(),
             currency: currency.parse().unwrap(),
@@ -247,9 +331,9 @@ mod tests {
                 format!(
                     "{} {} {} {} {} {}",
                     line.kind,
-                    line.class,
+                    line.class.unwrap(),
                     line.quantity,
-                    line.rate.per_unit(),
+                    line.rate,
                     line.exact,
                     line.amount
                 )

@@ -2,10 +2,11 @@
 //!
 //! Owns: the lines of an invoice, the preview, the closing of a period, the manifest, the re-rate of recorded usage.
 //! Does not own: which period usage is booked to (posting decides, design section 6); SQL (`store`); rounding
-//! (`domain::money`).
-//! Invariants: preview and invoice come from one function; the exact lines add up to the exact charges of the ledger
-//! or there is no invoice; a period is closed once, in order, and has one invoice per currency; a period without usage
-//! is closed without an invoice, so no number is spent on an empty document; a finalized invoice never changes.
+//! (`domain::money`); what prices over the period change (`rating::settlement`).
+//! Invariants: preview and invoice come from one function; the exact usage lines add up to the exact charges of the
+//! ledger or there is no invoice; a task is charged once, in the transaction of the invoice that charges it; a period
+//! is closed once, in order, and has one invoice per currency; a period with nothing to bill is closed without an invoice,
+//! so no number is spent on an empty document; a finalized invoice never changes.
 
 mod close;
 mod lines;
@@ -19,7 +20,7 @@ use crate::domain::period::{CalendarError, Period};
 use crate::store::StoreError;
 
 pub use close::{Closed, DEFAULT_GRACE, Request, Turn, close_and_finalize, close_due, close_within};
-pub use lines::{Document, LinesError, documents};
+pub use lines::{Basis, Document, LinesError, documents};
 pub use preview::{Draft, preview};
 
 /// Why there is no preview or no invoice.

@@ -4,12 +4,15 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::InvoicingError;
-use super::lines::{Document, documents};
-use crate::domain::ids::{CustomerId, PriceId};
+use super::lines::{Basis, Document, LinesError, documents};
+use crate::domain::ids::{BookId, CustomerId, PeriodPriceId, PriceId};
 use crate::domain::period::Period;
-use crate::store::invoices::tallies;
+use crate::domain::price::period_price::{Scheme, TaskUsage};
+use crate::domain::settlement::{PayingBooks, TaskCharge};
+use crate::rating::settlement::{charge_tasks, settle_usage};
+use crate::store::invoices::{self, tallies};
 use crate::store::periods::{self, BilledCustomer, StoredPeriod};
-use crate::store::rates;
+use crate::store::{period_prices, rates, settlement};
 
 /// A period as it would be invoiced now.
 #[derive(Debug, Clone)]
@@ -40,7 +43,11 @@ pub async fn preview(
         periods::customer(connection, customer).await?.ok_or(InvoicingError::UnknownCustomer(customer))?;
     let as_of = periods::posted_through(connection, now).await?;
     let stored = period_holding(connection, &billed, at).await?;
-    let documents = compute(connection, customer, stored.period).await?;
+    // A closed period is what it was: prices and outcomes may have come since.
+    let documents = match stored.closed_at {
+        None => compute(connection, customer, stored.period).await?.documents,
+        Some(_) => finalized(connection, customer, stored.period).await?,
+    };
     Ok(Draft { customer: billed, period: stored.period, closed_at: stored.closed_at, documents, as_of })
 }
 
@@ -56,16 +63,89 @@ pub(super) async fn period_holding(
     }
 }
 
-/// The documents of a period from the sums as this connection sees them.
-pub(super) async fn compute(
+/// The invoices of a closed period, as documents.
+async fn finalized(
     connection: &mut PgConnection,
     customer: CustomerId,
     period: Period,
 ) -> Result<Vec<Document>, InvoicingError> {
-    let sums = tallies(connection, customer, period.start).await?;
-    let mut prices: Vec<PriceId> = sums.iter().map(|tally| tally.price).collect();
-    prices.sort_unstable();
-    prices.dedup();
-    let terms = rates::by_price(connection, &prices).await?;
-    Ok(documents(period, &sums, &terms)?)
+    let mut documents = Vec::new();
+    for id in invoices::of_period(connection, customer, period.start).await? {
+        if let Some(stored) = invoices::get(connection, id).await? {
+            documents.push(Document::from(stored.invoice));
+        }
+    }
+    documents.sort_by_key(|document| document.currency);
+    Ok(documents)
+}
+
+/// An open period, computed.
+pub(super) struct Computed {
+    /// One per currency.
+    pub documents: Vec<Document>,
+    /// The tasks behind the task lines.
+    pub charges: Vec<TaskCharge>,
+    /// The period prices that were looked at.
+    pub period_prices: Vec<PeriodPriceId>,
+    /// The books that decided which of them apply; none where there is no period price.
+    pub books: Vec<PayingBooks>,
+}
+
+/// Computes an open period from the sums as this connection sees them.
+pub(super) async fn compute(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    period: Period,
+) -> Result<Computed, InvoicingError> {
+    let tallies = tallies(connection, customer, period.start).await?;
+    let mut stamped: Vec<PriceId> = tallies.iter().map(|tally| tally.price).collect();
+    stamped.sort_unstable();
+    stamped.dedup();
+    let terms = rates::by_price(connection, &stamped).await?;
+    let reasons = if tallies.iter().any(|tally| tally.adjustment) {
+        settlement::rerate_reasons(connection, customer, period.start).await?
+    } else {
+        Vec::new()
+    };
+    let basis = Basis { tallies, terms, reasons, ..Basis::default() };
+    settle(connection, customer, period, basis).await
+}
+
+/// Adds what prices over the period make of it, and computes the documents.
+async fn settle(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    period: Period,
+    mut basis: Basis,
+) -> Result<Computed, InvoicingError> {
+    let mut books = settlement::paying_books(connection, customer).await?;
+    let mut with_prices: Vec<BookId> = basis.terms.values().map(|terms| terms.book).collect();
+    with_prices
+        .extend(books.iter().flat_map(|books| books.override_book.into_iter().chain([books.sell_book])));
+    let mut prices = period_prices::standing(connection, &with_prices).await?;
+    prices.retain(|price| price.draft.valid_from < period.end);
+    let mut task_types = Vec::new();
+    let mut usage_counts = false;
+    for price in &prices {
+        match &price.draft.scheme {
+            Scheme::Task { task_type, usage, .. } => {
+                task_types.push(task_type.as_str());
+                usage_counts |= *usage == TaskUsage::Included;
+            }
+            Scheme::Graduated(_) | Scheme::Volume(_) | Scheme::Package { .. } => usage_counts = true,
+        }
+    }
+    // By the hour it is many rows: read only where a price counts them.
+    if usage_counts {
+        let hours = settlement::hours_of_usage(connection, customer, period.start).await?;
+        basis.settled =
+            settle_usage(period, &hours, &basis.terms, &prices, &books).map_err(LinesError::from)?;
+    }
+    let tasks = settlement::finished_tasks(connection, customer, period.start, &task_types).await?;
+    basis.charges = charge_tasks(&tasks, &prices);
+    if prices.is_empty() {
+        books.clear();
+    }
+    let period_prices = prices.iter().map(|price| price.id).collect();
+    Ok(Computed { documents: documents(period, &basis)?, charges: basis.charges, period_prices, books })
 }

@@ -22,13 +22,7 @@ pub fn admit(
     backfill_from: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Result<(), Rejected> {
-    let path = event.identity.source.strip_prefix(gateway);
-    if !path.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
-        return Err(Rejected::new(
-            Reason::NotAllowed,
-            format_args!("gateway `{gateway}` may send the source `{gateway}` or `{gateway}/…` only"),
-        ));
-    }
+    admit_source(&event.identity.source, gateway)?;
     let newest =
         now.checked_add_signed(TimeDelta::minutes(FUTURE_WINDOW_MINUTES)).unwrap_or(DateTime::<Utc>::MAX_UTC);
     if event.occurred_at > newest {
@@ -50,6 +44,21 @@ pub fn admit(
         ));
     }
     Ok(())
+}
+
+/// Checks that a source is the gateway's name, alone or followed by `/` and a path of its own.
+///
+/// # Errors
+/// [`Rejected`] with `not_allowed`.
+pub fn admit_source(source: &str, gateway: &str) -> Result<(), Rejected> {
+    let path = source.strip_prefix(gateway);
+    if path.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+        return Ok(());
+    }
+    Err(Rejected::new(
+        Reason::NotAllowed,
+        format_args!("gateway `{gateway}` may send the source `{gateway}` or `{gateway}/…` only"),
+    ))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub const TASK_TYPE: &str = "llm.task.v1";
 /// Most usage parts of one event.
 pub const PARTS_MAX: usize = 64;
 /// The epoch of a gateway that counts without naming one.
-const EPOCH_DEFAULT: &str = "default";
+pub(super) const EPOCH_DEFAULT: &str = "default";
 
 #[derive(Deserialize)]
 struct Envelope<'a, D> {
@@ -107,6 +107,32 @@ pub fn parse_event(raw: &[u8]) -> Result<UsageEvent, Rejected> {
         Ok(envelope) => envelope.into_event(),
         Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
     }
+}
+
+/// What the envelope of an event says, whatever its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Who it says it is.
+    pub identity: EventIdentity,
+    /// Whether it carries a `sequence` or an `epoch`.
+    pub counted: bool,
+}
+
+/// Reads the envelope of one event and judges it as [`parse_event`] does; version, type and data are left to whoever records
+/// it, which may be a newer release.
+///
+/// # Errors
+/// [`Rejected`] with the reason; the first fault found decides.
+pub fn parse_outline(raw: &[u8]) -> Result<Outline, Rejected> {
+    let envelope = read::<Envelope<'_, IgnoredAny>>(checked_text(raw)?)?;
+    let id = fields::event_id("id", envelope.id.as_deref())?;
+    let source = fields::source(required("source", envelope.source.as_ref())?)?;
+    fields::machine_id("subject", required("subject", envelope.subject.as_ref())?)?;
+    fields::time(required("time", envelope.time.as_ref())?)?;
+    required("specversion", envelope.specversion.as_ref())?;
+    required("type", envelope.kind.as_ref())?;
+    let counted = envelope.sequence.is_some() || envelope.epoch.is_some();
+    Ok(Outline { identity: EventIdentity { source, id }, counted })
 }
 
 /// Reads the `data` of a usage event alone, for a quote of what such a call costs.

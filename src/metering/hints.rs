@@ -5,7 +5,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::fields::TEXT_MAX_BYTES;
+use super::event::EPOCH_DEFAULT;
+use super::fields::{self, TEXT_MAX_BYTES};
+use super::values::SEQUENCE_MAX;
+use crate::domain::event::SequenceMark;
 
 /// What a rejection shows of an event; every text at most 128 bytes, without control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +23,32 @@ pub struct Hints {
     pub provider: Option<String>,
     /// The `data.model`.
     pub model: Option<String>,
+    /// The gateway's own count (`sequence` and `epoch`), where it is well formed.
+    pub mark: Option<SequenceMark>,
+}
+
+/// The two halves of a mark, as they are met.
+#[derive(Default)]
+struct MarkHint {
+    number: Option<Hint>,
+    epoch: Option<Hint>,
+}
+
+impl MarkHint {
+    fn read(self) -> Option<SequenceMark> {
+        let number = match self.number? {
+            Hint::Number(number) => number,
+            Hint::Text(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+            Hint::Text(_) | Hint::Other(_) => return None,
+        };
+        let number = i64::try_from(number).ok().filter(|number| (1..=SEQUENCE_MAX).contains(number))?;
+        let epoch = match self.epoch {
+            None => EPOCH_DEFAULT.to_owned(),
+            Some(Hint::Text(epoch)) => fields::machine_id("epoch", &epoch).ok()?,
+            Some(Hint::Number(_) | Hint::Other(_)) => return None,
+        };
+        Some(SequenceMark { epoch, number })
+    }
 }
 
 /// Reads as much as it can; broken, truncated and foreign bytes give what stands before the break.
@@ -28,16 +57,17 @@ pub fn hints(raw: &[u8]) -> Hints {
         Ok(text) => text,
         Err(error) => std::str::from_utf8(&raw[..error.valid_up_to()]).unwrap_or_default(),
     };
-    let mut hints = Hints::default();
+    let (mut hints, mut mark) = (Hints::default(), MarkHint::default());
     let mut deserializer = serde_json::Deserializer::from_str(text);
     // The error is the reason why the event is rejected; what was read before it stays.
-    let _ = Level::Envelope(&mut hints).deserialize(&mut deserializer);
+    let _ = Level::Envelope(&mut hints, &mut mark).deserialize(&mut deserializer);
+    hints.mark = mark.read();
     hints
 }
 
 /// The object whose fields are looked at; what they hold goes into the hints.
 enum Level<'h> {
-    Envelope(&'h mut Hints),
+    Envelope(&'h mut Hints, &'h mut MarkHint),
     Data(&'h mut Hints),
 }
 
@@ -58,7 +88,7 @@ impl<'de> Visitor<'de> for Level<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         match self {
-            Self::Envelope(hints) => {
+            Self::Envelope(hints, mark) => {
                 while let Some(key) = map.next_key::<String>()? {
                     let slot = match key.as_str() {
                         "source" => &mut hints.source,
@@ -66,6 +96,14 @@ impl<'de> Visitor<'de> for Level<'_> {
                         "subject" => &mut hints.customer,
                         "data" => {
                             map.next_value_seed(Level::Data(hints))?;
+                            continue;
+                        }
+                        "sequence" => {
+                            mark.number.get_or_insert(map.next_value()?);
+                            continue;
+                        }
+                        "epoch" => {
+                            mark.epoch.get_or_insert(map.next_value()?);
                             continue;
                         }
                         _ => {
@@ -111,11 +149,12 @@ fn note(slot: &mut Option<String>, text: Hint) {
     }
 }
 
-/// A text, or anything else, which is no hint.
+/// A text, a count, or anything else, which is no hint.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Hint {
     Text(String),
+    Number(u64),
     Other(IgnoredAny),
 }
 
@@ -132,6 +171,7 @@ mod tests {
             customer: Some("acme".into()),
             provider: Some("p".into()),
             model: Some("m".into()),
+            mark: None,
         };
         assert_eq!(hints(whole), expected);
         let invalid = [whole.as_slice(), b"\"\xff"].concat();
@@ -151,5 +191,24 @@ mod tests {
         assert_eq!(read.id.unwrap(), "ä".repeat(64));
         assert_eq!(read.source.unwrap(), "a b c");
         assert_eq!(hints(&b"[".repeat(100_000)), Hints::default());
+    }
+    #[test]
+    fn a_count_is_read_where_it_is_well_formed_whatever_else_is_wrong() {
+        let mark = |json: &str| hints(json.as_bytes()).mark.map(|mark| (mark.epoch, mark.number));
+        assert_eq!(mark(r#"{"id":"","sequence":7,"epoch":"e-1","data":null}"#), Some(("e-1".into(), 7)));
+        assert_eq!(mark(r#"{"sequence":"42"}"#), Some(("default".into(), 42)));
+        for none in [
+            r#"{"epoch":"e"}"#,
+            r#"{"sequence":0}"#,
+            r#"{"sequence":-1}"#,
+            r#"{"sequence":1.0}"#,
+            r#"{"sequence":"+1"}"#,
+            r#"{"sequence":18446744073709551615}"#,
+            r#"{"sequence":1,"epoch":""}"#,
+            r#"{"sequence":1,"epoch":"a b"}"#,
+            r#"{"sequence":1,"epoch":3}"#,
+        ] {
+            assert_eq!(mark(none), None, "{none}");
+        }
     }
 }

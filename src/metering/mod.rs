@@ -31,8 +31,10 @@ mod redact;
 mod tests;
 mod values;
 
-pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit};
-pub use event::{PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_usage};
+pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit, admit_source};
+pub use event::{
+    Outline, PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_outline, parse_usage,
+};
 pub use formats::Format;
 pub use hash::content_hash;
 pub use hints::{Hints, hints};

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use super::json::too_deep;
@@ -64,13 +65,20 @@ const CUT_PREFIXES: [&str; 10] = [
 const WRAPPER: &str = "response";
 /// Longest text that stays under any other key: names, ids, addresses.
 const TEXT_MAX_BYTES: usize = 256;
+/// The attribute of a span that holds all counts of the call, as one text.
+const COUNTS: &str = "metadata.usage_object";
 
 /// The event without texts of prompts and answers; as it is where it has none, or is not a valid JSON object.
 pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
-    let suspect = event.first() == Some(&b'{') && contains(event, MARK);
+    let suspect = event.first() == Some(&b'{') && memmem::find(event, MARK).is_some();
     if !suspect || too_deep(event) || serde_json::from_slice::<IgnoredAny>(event).is_err() {
         return Cow::Borrowed(event);
     }
+    cut(event)
+}
+
+/// The same of a valid JSON object that does not nest too deep.
+fn cut(event: &[u8]) -> Cow<'_, [u8]> {
     let mut cutter = Cutter { text: event, at: 0, out: Vec::new(), copied: 0 };
     cutter.run();
     if cutter.copied == 0 {
@@ -80,16 +88,20 @@ pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(cutter.out)
 }
 
-/// The body of a message, each of its events redacted.
-pub fn redact_message(message: &Message) -> Cow<'_, [u8]> {
+/// The body of a message, each of its events redacted; `read` says of which [`parse_event`](super::parse_event) made an
+/// event: these need not be checked again.
+pub fn redact_message(message: &Message, read: impl Fn(usize) -> bool) -> Cow<'_, [u8]> {
     let body = message.body();
-    if !contains(body, MARK) {
-        return Cow::Borrowed(body);
-    }
     let mut redacted = Vec::new();
     let mut copied = 0;
-    for range in message.ranges() {
-        if let Cow::Owned(event) = redact(&body[range.clone()]) {
+    for (index, range) in message.ranges().iter().enumerate() {
+        let event = &body[range.clone()];
+        let event = match memmem::find(event, MARK) {
+            None => continue,
+            Some(_) if read(index) => cut(event),
+            Some(_) => redact(event),
+        };
+        if let Cow::Owned(event) = event {
             redacted.extend_from_slice(&body[copied..range.start]);
             redacted.extend_from_slice(&event);
             copied = range.end;
@@ -100,18 +112,6 @@ pub fn redact_message(message: &Message) -> Cow<'_, [u8]> {
     }
     redacted.extend_from_slice(&body[copied..]);
     Cow::Owned(redacted)
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    let Some((first, rest)) = part.split_first() else { return true };
-    let mut from = text;
-    while let Some(found) = from.iter().position(|byte| byte == first) {
-        from = &from[found + 1..];
-        if from.starts_with(rest) {
-            return true;
-        }
-    }
-    false
 }
 
 /// Where in an event the scan is.
@@ -160,13 +160,14 @@ impl<'a> Cutter<'a> {
                 }
                 continue;
             }
-            let (mut zone, mut cut) = (Some(Zone::Event), false);
+            let (mut zone, mut cut, mut counts) = (Some(Zone::Event), false, false);
             if let Some((is_object, around)) = open.last().copied() {
                 zone = Some(around);
                 if is_object {
                     let key = self.key();
                     zone = around.inside(&key);
                     cut = around == Zone::Body && self.is_cut(&key);
+                    counts = key == COUNTS;
                 }
             }
             match (zone, self.peek()) {
@@ -175,7 +176,9 @@ impl<'a> Cutter<'a> {
                     self.at += 1;
                     open.push((opener == b'{', zone));
                 }
-                (Some(Zone::Body), Some(b'"')) if self.value_end() - self.at > TEXT_MAX_BYTES => self.empty(),
+                (Some(Zone::Body), Some(b'"')) if !counts && self.value_end() - self.at > TEXT_MAX_BYTES => {
+                    self.empty();
+                }
                 _ => self.at = self.value_end(),
             }
         }
@@ -328,10 +331,10 @@ mod tests {
         let (plain, told) = (r#"{"id":"0"}"#, event(r#"{"prompt":"SECRET"}"#));
         let body = format!(" [{plain} , {told},{told} ,{plain}, broken] ");
         let message = super::super::split(body.as_bytes(), None).unwrap();
-        let redacted = String::from_utf8(redact_message(&message).into_owned()).unwrap();
+        let redacted = String::from_utf8(redact_message(&message, |_| false).into_owned()).unwrap();
         let cut = event(r#"{"prompt":""}"#);
         assert_eq!(redacted, format!(" [{plain} , {cut},{cut} ,{plain}, broken] "));
         let plain = super::super::split(plain.as_bytes(), None).unwrap();
-        assert!(matches!(redact_message(&plain), Cow::Borrowed(_)));
+        assert!(matches!(redact_message(&plain, |_| false), Cow::Borrowed(_)));
     }
 }

@@ -13,7 +13,7 @@ use crate::domain::tokens::{Quantities, TokenClass};
 /// Most attributes of one event.
 pub const ATTRIBUTES_MAX: usize = 32;
 /// The largest sequence number: ranges of them have an exclusive end and must fit 64 bits.
-const SEQUENCE_MAX: i64 = 1_000_000_000_000_000_000;
+pub(super) const SEQUENCE_MAX: i64 = 1_000_000_000_000_000_000;
 
 /// The CloudEvents extension `sequence`: an integer from 1, or a text of its digits.
 pub(super) struct Sequence(pub i64);

@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{PriceBook, Unpriced};
+use super::{PriceBook, Rated, SellBooks, Unpriced};
 use crate::domain::event::UsagePart;
+use crate::domain::money::Currency;
 use crate::domain::price::{Stamp, Stamps};
 
 /// What a usage part that stands at `standing` comes to in these books; `None` where no amount differs. A side whose
@@ -16,19 +17,17 @@ pub fn rerate(
     at: DateTime<Utc>,
     standing: Stamps,
     cost: &PriceBook,
-    sell: &PriceBook,
+    sell: SellBooks<'_>,
 ) -> Result<Option<Stamps>, Unpriced> {
-    let cost = side(part, at, standing.cost, cost)?;
-    let charge = side(part, at, standing.charge, sell)?;
+    let cost = side(standing.cost, cost.rate(part, at)?, cost.info().currency);
+    let charge = side(standing.charge, sell.rate(part, at)?, sell.currency());
     let now = Stamps { cost, charge };
     Ok((now != standing).then_some(now))
 }
 
-fn side(part: &UsagePart, at: DateTime<Utc>, standing: Stamp, book: &PriceBook) -> Result<Stamp, Unpriced> {
-    let rated = book.rate(part, at)?;
-    let currency = book.info().currency;
+fn side(standing: Stamp, rated: Rated, currency: Currency) -> Stamp {
     let same = rated.amount == standing.amount && currency == standing.currency;
-    Ok(if same { standing } else { Stamp { price: rated.price, amount: rated.amount, currency } })
+    if same { standing } else { Stamp { price: rated.price, amount: rated.amount, currency } }
 }
 
 #[cfg(test)]
@@ -38,7 +37,7 @@ mod tests {
     use super::*;
     use crate::domain::event::CallConditions;
     use crate::domain::ids::{BookId, PriceId};
-    use crate::domain::money::{Amount, Currency, Rate};
+    use crate::domain::money::{Amount, Rate};
     use crate::domain::price::{BookInfo, BookKind, Price, PriceConditions};
     use crate::domain::tokens::{CLASS_COUNT, Quantities, TokenClass};
 
@@ -94,7 +93,7 @@ mod tests {
         let dearer = book(3, Currency::USD, "m", 50, 7);
         // The same rates under another id.
         let continued = book(4, Currency::USD, "m", 6, 8);
-        let now = rerate(&usage, at(), standing, &dearer, &continued).unwrap().unwrap();
+        let now = rerate(&usage, at(), standing, &dearer, SellBooks::from(&continued)).unwrap().unwrap();
         assert_eq!((now.cost.price, now.cost.amount), (PriceId(3), Amount::from_femtos(50_070)));
         assert_eq!(now.charge, standing.charge);
     }
@@ -105,7 +104,7 @@ mod tests {
         let dollars = book(1, Currency::USD, "m", 5, 7);
         let euros = book(2, "EUR".parse().unwrap(), "m", 5, 7);
         let standing = Stamps { cost: stamped(&usage, &dollars), charge: stamped(&usage, &dollars) };
-        let now = rerate(&usage, at(), standing, &dollars, &euros).unwrap().unwrap();
+        let now = rerate(&usage, at(), standing, &dollars, SellBooks::from(&euros)).unwrap().unwrap();
         assert_eq!((now.cost.price, now.charge.price), (PriceId(1), PriceId(2)));
     }
 
@@ -115,8 +114,8 @@ mod tests {
         let known = book(1, Currency::USD, "m", 5, 7);
         let gone = book(2, Currency::USD, "other", 5, 7);
         let standing = Stamps { cost: stamped(&usage, &known), charge: stamped(&usage, &known) };
-        assert!(rerate(&usage, at(), standing, &gone, &known).is_err());
-        assert!(rerate(&usage, at(), standing, &known, &gone).is_err());
+        assert!(rerate(&usage, at(), standing, &gone, SellBooks::from(&known)).is_err());
+        assert!(rerate(&usage, at(), standing, &known, SellBooks::from(&gone)).is_err());
     }
 
     proptest! {
@@ -130,9 +129,9 @@ mod tests {
             let before = book(1, Currency::USD, "m", old.0, old.1);
             let after = book(2, Currency::USD, "m", new.0, new.1);
             let standing = Stamps { cost: stamped(&usage, &before), charge: stamped(&usage, &after) };
-            prop_assert_eq!(rerate(&usage, at(), standing, &before, &after).unwrap(), None);
+            prop_assert_eq!(rerate(&usage, at(), standing, &before, SellBooks::from(&after)).unwrap(), None);
             let expected = stamped(&usage, &after);
-            match rerate(&usage, at(), standing, &after, &after).unwrap() {
+            match rerate(&usage, at(), standing, &after, SellBooks::from(&after)).unwrap() {
                 None => prop_assert_eq!(standing.cost.amount, expected.amount),
                 Some(now) => {
                     prop_assert_eq!(now.cost, expected);
@@ -140,7 +139,7 @@ mod tests {
                     let difference = i128::from(input) * (new.0 - old.0) + i128::from(output) * (new.1 - old.1);
                     let stated = now.cost.amount.checked_sub(standing.cost.amount).unwrap();
                     prop_assert_eq!(stated.femtos(), difference);
-                    prop_assert_eq!(rerate(&usage, at(), now, &after, &after).unwrap(), None);
+                    prop_assert_eq!(rerate(&usage, at(), now, &after, SellBooks::from(&after)).unwrap(), None);
                 }
             }
         }

@@ -1,16 +1,14 @@
 //! How the amount of one event came about: what was used, which price was taken and why not the others, and the sum.
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::ReportError;
+use super::considered::{self, Considered, Override};
 use super::quote::{QuotedLine, lines};
 use crate::domain::event::UsagePart;
 use crate::domain::identity::EventIdentity;
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency};
-use crate::domain::price::Price;
-use crate::rating::{PriceBook, Verdict};
 use crate::store::StoreError;
 use crate::store::evidence::{self, EventRow, Received};
 use crate::store::prices::{self, StoredPrice};
@@ -76,26 +74,10 @@ pub struct Side {
     pub lines: Vec<QuotedLine>,
     /// The amount, as recorded.
     pub amount: Amount,
+    /// The customer's override book; on the side of the charge only, where it has one.
+    pub override_book: Option<Override>,
     /// The other prices of the model as they stood when the event was recorded, and why they were not taken.
     pub others: Vec<Considered>,
-}
-
-/// A price that was not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Considered {
-    /// The price.
-    pub price: Price,
-    /// Why not.
-    pub reason: Reason,
-}
-
-/// Why a price was not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
-    /// Rating says so.
-    Judged(Verdict),
-    /// It was published while the event was being recorded.
-    NotKnownYet,
 }
 
 /// Explains an event; `None` where the scope has no such event. With `cost` only where the caller may see it.
@@ -165,10 +147,10 @@ async fn explained(
     };
     let usage = row.usage.clone().ok_or_else(|| missing("model"))?;
     let sell = row.sell_price.ok_or_else(|| missing("sell_price_id"))?;
-    let charge = side(connection, row, &usage, sell, row.charge).await?;
+    let charge = side(connection, row, &usage, sell, row.charge, true).await?;
     let cost = if with_cost {
         let price = row.cost_price.ok_or_else(|| missing("cost_price_id"))?;
-        Some(side(connection, row, &usage, price, row.cost).await?)
+        Some(side(connection, row, &usage, price, row.cost, false).await?)
     } else {
         None
     };
@@ -181,6 +163,7 @@ async fn side(
     usage: &UsagePart,
     taken: PriceId,
     amount: Amount,
+    of_charge: bool,
 ) -> Result<Side, ReportError> {
     let price = prices::get(connection, taken).await?.ok_or_else(|| StoreError::Inconsistent {
         table: "prices",
@@ -188,78 +171,10 @@ async fn side(
         detail: format!("price {taken} is gone"),
     })?;
     let lines = lines(usage, &price).ok_or(ReportError::Overflow)?;
-    let others = others(connection, row, usage, &price).await?;
-    Ok(Side { price, lines, amount, others })
-}
-
-/// The prices of the model that were not taken. They are read as they stood when the event was recorded; one that would
-/// have been taken then came in between.
-async fn others(
-    connection: &mut PgConnection,
-    row: &EventRow,
-    usage: &UsagePart,
-    taken: &StoredPrice,
-) -> Result<Vec<Considered>, ReportError> {
-    let (book, as_of) = (&taken.book, row.recorded_at);
-    let (info, standing, aliases) =
-        prices::load_candidates(connection, book, &usage.provider, &usage.model, as_of).await?;
-    let book = PriceBook::new(info, standing, aliases).map_err(|error| StoreError::Inconsistent {
-        table: "prices",
-        column: "conditions_key",
-        detail: error.to_string(),
-    })?;
-    let candidates = book.explain(usage, row.occurred_at).into_iter();
-    let others = candidates.filter(|candidate| candidate.price.id != taken.id).map(|candidate| Considered {
-        price: candidate.price.clone(),
-        reason: match candidate.verdict {
-            Verdict::Applies => Reason::NotKnownYet,
-            verdict => Reason::Judged(verdict),
-        },
-    });
-    Ok(others.collect())
-}
-
-impl Reason {
-    /// Stable code.
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::NotKnownYet => "not_known_yet",
-            Self::Judged(Verdict::Applies) => "applies",
-            Self::Judged(Verdict::LessSpecific) => "less_specific",
-            Self::Judged(Verdict::Derived) => "derived",
-            Self::Judged(Verdict::OtherModel) => "other_model",
-            Self::Judged(Verdict::NotYetValid) => "not_yet_valid",
-            Self::Judged(Verdict::NoLongerValid) => "no_longer_valid",
-            Self::Judged(Verdict::Differs(_)) => "conditions",
-        }
-    }
-
-    /// One sentence for people.
-    pub fn sentence(&self, at: DateTime<Utc>) -> String {
-        let fixed = match self {
-            Self::NotKnownYet => "It was published while the event was being recorded.",
-            Self::Judged(Verdict::Applies) => "It applies.",
-            Self::Judged(Verdict::LessSpecific) => {
-                "It matches the call, but the price that was taken asks for more."
-            }
-            Self::Judged(Verdict::Derived) => {
-                "It matches the call, but an explicit price goes before a derived one."
-            }
-            Self::Judged(Verdict::OtherModel) => "It is for the model that the name means elsewhere.",
-            Self::Judged(Verdict::NotYetValid) => return format!("It starts after the call at {at}."),
-            Self::Judged(Verdict::NoLongerValid) => return format!("It ended before the call at {at}."),
-            Self::Judged(Verdict::Differs(differences)) => {
-                let differences: Vec<String> = differences
-                    .iter()
-                    .map(|difference| {
-                        let (field, asked, made) =
-                            (difference.condition.field(), &difference.asked, &difference.made);
-                        format!("{field}: it is for {asked}, the call had {made}")
-                    })
-                    .collect();
-                return format!("{}.", differences.join("; "));
-            }
-        };
-        fixed.to_owned()
-    }
+    let (others, override_book) = if of_charge {
+        considered::of_a_charge(connection, row, usage, &price).await?
+    } else {
+        (considered::in_one_book(connection, row, usage, &price).await?, None)
+    };
+    Ok(Side { price, lines, amount, override_book, others })
 }

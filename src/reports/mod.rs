@@ -6,19 +6,22 @@
 //! recorded is in it; amounts are exact, only means and ratios are rounded; in a customer's scope nothing carries a
 //! cost; amounts of two currencies are never added.
 
+mod considered;
 mod cost_per_task;
 mod explain;
 mod figures;
 mod quote;
+mod settlement;
 mod usage;
 pub mod verify;
 
+pub use considered::{Considered, Override, OverrideOutcome, Reason};
 pub use cost_per_task::{
     CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task, distribution, percentile,
 };
-pub use explain::{Considered, Correction, ExplainedPart, Explanation, Reason, Side, explain};
+pub use explain::{Correction, ExplainedPart, Explanation, Side, explain};
 pub use figures::{Figures, Ratio};
-pub use quote::{Quote, QuoteError, QuotedLine, QuotedPart, quote};
+pub use quote::{Quote, QuoteBy, QuoteError, QuotedLine, QuotedPart, quote};
 pub use usage::{Dimension, UnknownDimension, UsageQuery, UsageReport, UsageRow, usage};
 
 use crate::domain::ids::PriceId;

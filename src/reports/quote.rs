@@ -9,8 +9,9 @@ use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency};
 use crate::domain::price::rate_source;
 use crate::domain::tokens::TokenClass;
-use crate::rating::{BookError, PriceBook, Unpriced};
+use crate::rating::{BookError, PriceBook, SellBooks, Unpriced};
 use crate::store::StoreError;
+use crate::store::customers::{self, ChargingBooks};
 use crate::store::prices::{self, StoredPrice};
 
 /// What a call costs in one price book.
@@ -31,6 +32,8 @@ pub struct QuotedPart {
     pub model: String,
     /// The price that applies.
     pub price: PriceId,
+    /// The name of its book.
+    pub book: String,
     /// The whole prompt, which a context tier is compared with.
     pub tier_input: i64,
     /// One per token class and per fee that was used.
@@ -67,6 +70,12 @@ pub enum QuoteError {
     /// No book of this name, or one that the caller may not see.
     #[error("there is no price book `{0}`")]
     UnknownBook(String),
+    /// No customer of this external id, or one that the caller may not see.
+    #[error("there is no customer `{0}`")]
+    UnknownCustomer(String),
+    /// The customer has no books then.
+    #[error("no price books are assigned to the customer at {0}")]
+    Unassigned(DateTime<Utc>),
     /// The stored book contradicts itself.
     #[error(transparent)]
     Book(#[from] BookError),
@@ -83,23 +92,34 @@ pub enum QuoteError {
     Overflow,
 }
 
-/// What usage costs in a book at a time, by the prices that stand.
+/// By which prices a call is quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuoteBy<'a> {
+    /// Those of the book of this name.
+    Book(&'a str),
+    /// Those that charge the customer with this external id at the time of the call.
+    Customer(&'a str),
+}
+
+/// What usage costs at a time, by the prices that stand.
 ///
 /// # Errors
 /// [`QuoteError`].
 pub async fn quote(
     connection: &mut PgConnection,
-    book: &str,
+    by: QuoteBy<'_>,
     at: DateTime<Utc>,
     parts: &[UsagePart],
 ) -> Result<Quote, QuoteError> {
-    let loaded = prices::load_book(connection, book).await?;
-    let (info, standing, aliases) = loaded.ok_or_else(|| QuoteError::UnknownBook(book.to_owned()))?;
-    let book = PriceBook::new(info, standing, aliases)?;
+    let (sell, override_book) = match by {
+        QuoteBy::Book(name) => (load(connection, name).await?, None),
+        QuoteBy::Customer(name) => charging(connection, name, at).await?,
+    };
+    let books = SellBooks { override_book: override_book.as_ref(), sell: &sell };
     let mut quoted = Vec::with_capacity(parts.len());
     for (index, part) in parts.iter().enumerate() {
         let unpriced = |reason| QuoteError::Unpriced { part: index, reason };
-        let rated = book.rate(part, at).map_err(unpriced)?;
+        let rated = books.rate(part, at).map_err(unpriced)?;
         let price = prices::get(connection, rated.price).await?.ok_or_else(|| StoreError::Inconsistent {
             table: "prices",
             column: "id",
@@ -109,6 +129,7 @@ pub async fn quote(
         quoted.push(QuotedPart {
             model: price.draft.model,
             price: rated.price,
+            book: price.book.name,
             tier_input: part.tier_input,
             lines,
             multiplier: price.draft.multiplier,
@@ -116,7 +137,30 @@ pub async fn quote(
         });
     }
     let amount = Amount::checked_sum(quoted.iter().map(|part| part.amount)).ok_or(QuoteError::Overflow)?;
-    Ok(Quote { amount, currency: book.info().currency, parts: quoted })
+    Ok(Quote { amount, currency: books.currency(), parts: quoted })
+}
+
+async fn load(connection: &mut PgConnection, book: &str) -> Result<PriceBook, QuoteError> {
+    let loaded = prices::load_book(connection, book).await?;
+    let (info, standing, aliases) = loaded.ok_or_else(|| QuoteError::UnknownBook(book.to_owned()))?;
+    Ok(PriceBook::new(info, standing, aliases)?)
+}
+
+/// The sell book of a customer at an instant, and its override book.
+async fn charging(
+    connection: &mut PgConnection,
+    external_id: &str,
+    at: DateTime<Utc>,
+) -> Result<(PriceBook, Option<PriceBook>), QuoteError> {
+    let customer = customers::by_external_id(connection, external_id).await?;
+    let customer = customer.ok_or_else(|| QuoteError::UnknownCustomer(external_id.to_owned()))?;
+    let charging = customers::charging_books(connection, customer.id, at).await?;
+    let ChargingBooks { sell, override_book } = charging.ok_or(QuoteError::Unassigned(at))?;
+    let own = match override_book {
+        Some(own) => Some(load(connection, &own.name).await?),
+        None => None,
+    };
+    Ok((load(connection, &sell.name).await?, own))
 }
 
 /// Rate times quantity for every class that was used; `None` where a rate is missing or an amount does not fit.

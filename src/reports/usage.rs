@@ -189,6 +189,7 @@ fn rows_by_class(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::BookId;
     use crate::domain::money::{Currency, Rate};
     use crate::domain::tokens::CLASS_COUNT;
 
@@ -196,7 +197,13 @@ mod tests {
         let mut rates = [None; CLASS_COUNT];
         rates[TokenClass::Input.index()] = Some(Rate::from_femtos(input).unwrap());
         rates[TokenClass::Output.index()] = Some(Rate::from_femtos(output).unwrap());
-        PriceTerms { provider: "p".to_owned(), model: "m".to_owned(), currency: Currency::USD, rates }
+        PriceTerms {
+            book: BookId(1),
+            provider: "p".to_owned(),
+            model: "m".to_owned(),
+            currency: Currency::USD,
+            rates,
+        }
     }
 
     fn group(sell_price: i64, input: i64, output: i64) -> UsageSums {

@@ -47,6 +47,10 @@ pub enum Check {
     InvoiceTotals,
     /// Invoices are numbered without a gap, and their hashes chain.
     InvoiceChain,
+    /// Tiers, packages and included usage are what the invoice's period prices make of its usage.
+    Settlement,
+    /// Task lines are the ledger of charges, which charges tasks that ended, once.
+    TaskCharges,
 }
 
 impl Check {
@@ -66,6 +70,8 @@ impl Check {
             Self::InvoiceLines => "invoice_lines",
             Self::InvoiceTotals => "invoice_totals",
             Self::InvoiceChain => "invoice_chain",
+            Self::Settlement => "settlement",
+            Self::TaskCharges => "task_charges",
         }
     }
 }
@@ -166,14 +172,16 @@ async fn sums(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError> {
     findings.add(Check::Rollups, compare::rare_rollup_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Tasks, compare::task_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Tasks, compare::rare_task_differences(tx, ROWS_PER_CHECK).await?);
+    findings.add(Check::Tasks, compare::outcome_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Periods, compare::period_differences(tx, ROWS_PER_CHECK).await?);
     Ok(())
 }
 
-/// Recomputes every invoice from its own lines and walks the chain of each series.
+/// Recomputes every invoice from its own lines and its period prices, and walks the chain of each series.
 async fn documents(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError> {
     let mut totals = Vec::new();
     let mut chain = Vec::new();
+    let mut settlement = Vec::new();
     for series in invoices::all_series(tx).await? {
         let mut link = Link { number: 0, hash: None };
         loop {
@@ -184,12 +192,16 @@ async fn documents(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreErro
             for stored in &page {
                 totals.extend(total_difference(stored));
                 chain.extend(link.follow(stored));
+                settlement.extend(super::settlement::differences(tx, stored).await?);
             }
         }
         chain.extend(link.end(&series));
     }
     findings.add(Check::InvoiceTotals, totals);
     findings.add(Check::InvoiceChain, chain);
+    findings.add(Check::Settlement, settlement);
+    findings.add(Check::TaskCharges, compare::task_line_differences(tx, ROWS_PER_CHECK).await?);
+    findings.add(Check::TaskCharges, compare::charge_differences(tx, ROWS_PER_CHECK).await?);
     Ok(())
 }
 

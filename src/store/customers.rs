@@ -3,10 +3,12 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use super::rates::currency;
 use super::{StoreError, ensure_affected};
 use crate::domain::event::text_enum;
 use crate::domain::ids::{BookId, CustomerId};
 use crate::domain::money::Currency;
+use crate::domain::price::{BookInfo, BookKind};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -60,9 +62,11 @@ pub struct NewCustomer<'a> {
 pub struct AssignmentRow {
     /// Name of the sell book.
     pub sell_book: String,
+    /// Name of the book whose prices go before those of the sell book.
+    pub override_book: Option<String>,
     /// Name of the cost book; a customer's own scope does not see it.
     pub cost_book: Option<String>,
-    /// The currency of both.
+    /// The currency of all.
     pub currency: Currency,
     /// First instant.
     pub valid_from: DateTime<Utc>,
@@ -75,6 +79,8 @@ pub struct AssignmentRow {
 pub struct NewAssignment {
     /// What the customer pays by.
     pub sell_book: BookId,
+    /// A sell book of the same currency, whose prices go before those of the sell book.
+    pub override_book: Option<BookId>,
     /// What its usage costs us by.
     pub cost_book: BookId,
     /// First instant.
@@ -205,9 +211,11 @@ pub async fn assignments(
     customer: CustomerId,
 ) -> Result<Vec<AssignmentRow>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT s.name AS sell_book, c.name AS "cost_book?", s.currency, a.valid_from, a.valid_to
+        r#"SELECT s.name AS sell_book, o.name AS "override_book?", c.name AS "cost_book?", s.currency, a.valid_from,
+                  a.valid_to
            FROM book_assignments a
            JOIN price_books s ON s.id = a.sell_book_id
+           LEFT JOIN price_books o ON o.id = a.override_book_id
            LEFT JOIN price_books c ON c.id = a.cost_book_id
            WHERE a.customer_id = $1 ORDER BY a.valid_from"#,
         customer.0
@@ -216,13 +224,10 @@ pub async fn assignments(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let currency = row.currency.parse().map_err(|_| StoreError::Inconsistent {
-                table: "price_books",
-                column: "currency",
-                detail: format!("`{}` is not a known currency", row.currency),
-            })?;
+            let currency = currency(&row.currency)?;
             Ok(AssignmentRow {
                 sell_book: row.sell_book,
+                override_book: row.override_book,
                 cost_book: row.cost_book,
                 currency,
                 valid_from: row.valid_from,
@@ -230,6 +235,42 @@ pub async fn assignments(
             })
         })
         .collect()
+}
+
+/// The books that charge a customer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChargingBooks {
+    /// The sell book.
+    pub sell: BookInfo,
+    /// The book whose prices go before those of the sell book.
+    pub override_book: Option<BookInfo>,
+}
+
+/// The books that charge a customer at an instant, as far as the connection's scope sees them.
+///
+/// # Errors
+/// [`StoreError::Database`]; [`StoreError::Inconsistent`].
+pub async fn charging_books(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    at: DateTime<Utc>,
+) -> Result<Option<ChargingBooks>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT s.id AS "sell: BookId", s.name AS sell_name, s.currency, o.id AS "own?: BookId", o.name AS "own_name?"
+           FROM book_assignments a
+           JOIN price_books s ON s.id = a.sell_book_id
+           LEFT JOIN price_books o ON o.id = a.override_book_id
+           WHERE a.customer_id = $1 AND a.valid_from <= $2 AND (a.valid_to IS NULL OR $2 < a.valid_to)"#,
+        customer.0,
+        at
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let currency = currency(&row.currency)?;
+    let info = |id, name| BookInfo { id, name, kind: BookKind::Sell, currency };
+    let override_book = row.own.zip(row.own_name).map(|(id, name)| info(id, name));
+    Ok(Some(ChargingBooks { sell: info(row.sell, row.sell_name), override_book }))
 }
 
 /// Assigns books; the open assignment before, if there is one, ends where this one starts, and its start is returned.
@@ -254,10 +295,11 @@ pub async fn assign(
     .fetch_optional(&mut *connection)
     .await?;
     sqlx::query!(
-        "INSERT INTO book_assignments (customer_id, sell_book_id, cost_book_id, valid_from, valid_to)
-         VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO book_assignments (customer_id, sell_book_id, override_book_id, cost_book_id, valid_from, valid_to)
+         VALUES ($1, $2, $3, $4, $5, $6)",
         customer.0,
         new.sell_book.0,
+        new.override_book.map(|book| book.0),
         new.cost_book.0,
         new.valid_from,
         new.valid_to

@@ -17,8 +17,12 @@ pub struct GatewayRow {
     pub backfill_from: Option<DateTime<Utc>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// Events it has counted that never arrived.
+    /// Events it has counted that never arrived, up to 2^63 - 1.
     pub missing: i64,
+    /// Events that carried the number of another.
+    pub repeated: i64,
+    /// Events whose number is not followed, because it opened too many epochs or left too many holes.
+    pub unfollowed: i64,
 }
 
 /// Consecutive numbers of a gateway's own count that never arrived.
@@ -46,7 +50,8 @@ pub async fn create(
     let row = sqlx::query_as!(
         GatewayRow,
         r#"INSERT INTO gateways (name, backfill_from) VALUES ($1, $2)
-           RETURNING id AS "id: GatewayId", name, backfill_from, created_at, 0::bigint AS "missing!""#,
+           RETURNING id AS "id: GatewayId", name, backfill_from, created_at, 0::bigint AS "missing!",
+                     0::bigint AS "repeated!", 0::bigint AS "unfollowed!""#,
         name,
         backfill_from
     )
@@ -79,10 +84,14 @@ pub async fn list(
     let rows = sqlx::query_as!(
         GatewayRow,
         r#"SELECT g.id AS "id: GatewayId", g.name, g.backfill_from, g.created_at,
-                  COALESCE((SELECT SUM(upper(hole) - lower(hole))
-                            FROM gateway_sequences s,
-                                 unnest(int8multirange(int8range(1, upper(s.seen))) - s.seen) AS hole
-                            WHERE s.gateway_id = g.id), 0)::bigint AS "missing!"
+                  -- A few jumps to absurd numbers add up to more than 64 bits hold.
+                  LEAST(COALESCE((SELECT SUM(upper(hole) - lower(hole))
+                                  FROM gateway_sequences s,
+                                       unnest(int8multirange(int8range(1, upper(s.seen))) - s.seen) AS hole
+                                  WHERE s.gateway_id = g.id), 0), 9223372036854775807)::bigint AS "missing!",
+                  COALESCE((SELECT SUM(repeated) FROM gateway_sequences s WHERE s.gateway_id = g.id), 0)::bigint
+                      AS "repeated!",
+                  COALESCE((SELECT events FROM gateway_floods f WHERE f.gateway_id = g.id), 0) AS "unfollowed!"
            FROM gateways g
            WHERE ($1::text IS NULL OR g.name = $1) AND ($2::text IS NULL OR g.name > $2)
            ORDER BY g.name LIMIT $3"#,

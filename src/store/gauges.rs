@@ -14,13 +14,44 @@ pub struct OpenRejections {
 }
 
 /// Recorded batches that are not posted yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unposted {
+    /// How many.
+    pub batches: i64,
+    /// Seconds since the oldest of them was recorded; 0 where there is none.
+    pub oldest_seconds: i64,
+}
+
+/// How far posting trails recording.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn unposted_batches(connection: &mut PgConnection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM ingest_batches WHERE posted_at IS NULL"#)
-        .fetch_one(connection)
-        .await?)
+pub async fn unposted(connection: &mut PgConnection) -> Result<Unposted, StoreError> {
+    let unposted = sqlx::query_as!(
+        Unposted,
+        r#"SELECT count(*) AS "batches!",
+                  COALESCE(GREATEST(extract(epoch FROM now() - min(recorded_at)), 0), 0)::bigint AS "oldest_seconds!"
+           FROM ingest_batches WHERE posted_at IS NULL"#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(unposted)
+}
+
+/// Days from the open booking date to the end of the last journal partition; what is booked after it has no place.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn partition_days_ahead(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    let days = sqlx::query_scalar!(
+        r#"SELECT COALESCE(max((substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \(''([0-9-]+)')::date))
+                               - (SELECT booked_on FROM journal_clock), 0)::bigint AS "days!"
+           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = 'usage_events'::regclass"#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(days)
 }
 
 /// Open rejections by reason; a reason that had some and has none any more is listed with zero.

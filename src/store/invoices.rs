@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::quantities::{Rare, quantities_of};
 use super::rates::currency;
 use super::{StoreError, ensure_affected};
-use crate::domain::ids::{CustomerId, InvoiceId, PriceId};
+use crate::domain::ids::{CustomerId, InvoiceId, PeriodPriceId, PriceId};
 use crate::domain::invoice::{Invoice, InvoiceLine};
-use crate::domain::money::{Amount, MinorAmount, Rate};
+use crate::domain::money::{Amount, MinorAmount};
 use crate::domain::period::Period;
-use crate::domain::tokens::Quantities;
+use crate::domain::tokens::{Quantities, TokenClass};
 
 /// The sums of one sell price in one service period: what invoice lines are computed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub async fn tallies(
                FROM booked GROUP BY 1, 2, 3
            ), rare_sums AS (
                SELECT kind, service_period, sell_price_id, jsonb_object_agg(class, quantity) AS rare
-               FROM (SELECT kind, service_period, sell_price_id, key AS class, sum(value::bigint) AS quantity
+               FROM (SELECT kind, service_period, sell_price_id, key AS class, sum(value::numeric)::bigint AS quantity
                      FROM booked, jsonb_each_text(booked.rare) GROUP BY 1, 2, 3, 4) AS per_class
                GROUP BY 1, 2, 3
            )
@@ -176,22 +176,25 @@ async fn insert_lines(connection: &mut PgConnection, invoice: &Invoice) -> Resul
     let kinds: Vec<&str> = lines.iter().map(|line| line.kind.as_str()).collect();
     let starts: Vec<DateTime<Utc>> = lines.iter().map(|line| line.service.start).collect();
     let ends: Vec<DateTime<Utc>> = lines.iter().map(|line| line.service.end).collect();
-    let providers: Vec<&str> = lines.iter().map(|line| line.provider.as_str()).collect();
-    let models: Vec<&str> = lines.iter().map(|line| line.model.as_str()).collect();
-    let classes: Vec<&str> = lines.iter().map(|line| line.class.name()).collect();
+    let providers: Vec<Option<&str>> = lines.iter().map(|line| line.provider.as_deref()).collect();
+    let models: Vec<Option<&str>> = lines.iter().map(|line| line.model.as_deref()).collect();
+    let classes: Vec<Option<&str>> = lines.iter().map(|line| line.class.map(TokenClass::name)).collect();
     let quantities: Vec<i64> = lines.iter().map(|line| line.quantity).collect();
-    let rates: Vec<Rate> = lines.iter().map(|line| line.rate).collect();
+    let rates: Vec<Amount> = lines.iter().map(|line| line.rate).collect();
     let exact: Vec<Amount> = lines.iter().map(|line| line.exact).collect();
     let minor: Vec<i64> = lines.iter().map(|line| line.amount.minor()).collect();
+    let notes: Vec<Option<&str>> = lines.iter().map(|line| line.note.as_deref()).collect();
+    let period_prices: Vec<Option<i64>> =
+        lines.iter().map(|line| line.period_price.map(|price| price.0)).collect();
     let written = sqlx::query!(
         "INSERT INTO invoice_line_items (invoice_id, customer_id, line, kind, service_start, service_end, provider,
-             model, class, quantity, rate, exact_amount, amount_minor)
+             model, class, quantity, rate, exact_amount, amount_minor, note, period_price_id)
          SELECT $1, $2, l.line, l.kind, l.service_start, l.service_end, l.provider, l.model, l.class, l.quantity,
-                l.rate, l.exact_amount, l.amount_minor
+                l.rate, l.exact_amount, l.amount_minor, l.note, l.period_price_id
          FROM UNNEST($3::text[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-                     $9::bigint[], $10::numeric[], $11::numeric[], $12::bigint[])
+                     $9::bigint[], $10::numeric[], $11::numeric[], $12::bigint[], $13::text[], $14::bigint[])
               WITH ORDINALITY AS l (kind, service_start, service_end, provider, model, class, quantity, rate,
-                                    exact_amount, amount_minor, line)",
+                                    exact_amount, amount_minor, note, period_price_id, line)",
         invoice.id.0,
         invoice.customer.0,
         &kinds as _,
@@ -203,7 +206,9 @@ async fn insert_lines(connection: &mut PgConnection, invoice: &Invoice) -> Resul
         &quantities,
         &rates as _,
         &exact as _,
-        &minor
+        &minor,
+        &notes as _,
+        &period_prices as _
     )
     .execute(connection)
     .await?;
@@ -236,6 +241,18 @@ pub async fn of_period(
 /// [`StoreError`].
 pub async fn get(connection: &mut PgConnection, id: InvoiceId) -> Result<Option<StoredInvoice>, StoreError> {
     Ok(load(connection, &[id.0]).await?.pop())
+}
+
+/// Whether the scope has an invoice of that key.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn exists(connection: &mut PgConnection, id: InvoiceId) -> Result<bool, StoreError> {
+    let found =
+        sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM invoices WHERE id = $1) AS "found!""#, id.0)
+            .fetch_one(connection)
+            .await?;
+    Ok(found)
 }
 
 /// Invoices without their lines, newest number first.
@@ -364,8 +381,8 @@ async fn load_lines(
 ) -> Result<BTreeMap<InvoiceId, Vec<InvoiceLine>>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT invoice_id AS "invoice: InvoiceId", l.kind, service_start, service_end, provider, model, class,
-                  quantity::bigint AS "quantity!", rate AS "rate: Rate", exact_amount AS "exact: Amount", amount_minor,
-                  currency
+                  quantity::bigint AS "quantity!", rate AS "rate: Amount", exact_amount AS "exact: Amount", amount_minor,
+                  note, period_price_id AS "period_price: PeriodPriceId", currency
            FROM invoice_line_items l JOIN invoices i ON i.id = l.invoice_id
            WHERE invoice_id = ANY($1) ORDER BY invoice_id, line"#,
         ids
@@ -381,11 +398,16 @@ async fn load_lines(
             service: Period { start: row.service_start, end: row.service_end },
             provider: row.provider,
             model: row.model,
-            class: row.class.parse().map_err(|error| unknown("class", format!("{error}")))?,
+            class: match row.class {
+                Some(class) => Some(class.parse().map_err(|error| unknown("class", format!("{error}")))?),
+                None => None,
+            },
             quantity: row.quantity,
             rate: row.rate,
             exact: row.exact,
             amount: MinorAmount::new(row.amount_minor, currency(&row.currency)?),
+            note: row.note,
+            period_price: row.period_price,
         });
     }
     Ok(lines)

@@ -19,7 +19,9 @@ pub mod idempotency;
 pub mod invoices;
 pub mod journal;
 pub mod numeric;
+pub mod period_prices;
 pub mod periods;
+mod pools;
 pub mod posting;
 pub mod prices;
 mod quantities;
@@ -29,9 +31,11 @@ pub mod rejections;
 pub mod replay;
 pub mod reports;
 pub mod rerate;
+pub mod settlement;
 pub mod tasks;
 pub mod usage;
 pub mod verify;
+pub mod watermark;
 
 use std::time::Duration;
 
@@ -39,6 +43,9 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::domain::ids::CustomerId;
+
+pub use pools::PoolWatch;
+use pools::Returned;
 
 /// The migrations, embedded; shared with the tests.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -87,6 +94,9 @@ pub enum StoreError {
 /// intervention, read-only standby, lock not available, and a plan invalidated by a migration.
 const TRANSIENT_SQLSTATES: [&str; 9] = ["08", "40", "53", "57", "58", "25006", "55P03", "0A000", "XX"];
 
+/// SQLSTATE of a number that does not fit its type.
+const NUMERIC_OUT_OF_RANGE: &str = "22003";
+
 impl StoreError {
     /// Whether the same transaction may succeed when tried again as a whole.
     pub fn retryable(&self) -> bool {
@@ -105,6 +115,16 @@ impl StoreError {
             Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
                 false
             }
+        }
+    }
+
+    /// Whether a sum is too large for what it is read as: units beyond 64 bits, an amount beyond 128.
+    pub fn too_large(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::ColumnDecode { source, .. } | sqlx::Error::Decode(source)) => {
+                source.is::<numeric::TooLarge>()
+            }
+            _ => self.sqlstate().as_deref() == Some(NUMERIC_OUT_OF_RANGE),
         }
     }
 
@@ -147,8 +167,15 @@ impl Scope {
 /// The connection pools: recording and posting never wait for the API, and the API never for them.
 #[derive(Debug, Clone)]
 pub struct Database {
-    ingest: PgPool,
-    api: PgPool,
+    ingest: Pool,
+    api: Pool,
+}
+
+/// Connections, and how many of them came back.
+#[derive(Debug, Clone)]
+struct Pool {
+    connections: PgPool,
+    returned: Returned,
 }
 
 /// A transaction; dropped without [`commit`] it rolls back.
@@ -171,7 +198,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Migrate`] where a migration fails or an applied one differs from the embedded one.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATOR.run(&self.ingest).await?;
+        MIGRATOR.run(&self.ingest.connections).await?;
         Ok(())
     }
 
@@ -180,7 +207,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn begin_ingest(&self) -> Result<Tx, StoreError> {
-        Ok(self.ingest.begin().await?)
+        Ok(self.ingest.connections.begin().await?)
     }
 
     /// Begins a writing transaction of the API side.
@@ -188,7 +215,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(self.api.begin().await?)
+        Ok(self.api.connections.begin().await?)
     }
 
     /// Begins a read-only transaction with one snapshot; in a customer's scope it runs as the role that sees only that
@@ -197,7 +224,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn read(&self, scope: Scope) -> Result<Tx, StoreError> {
-        let mut tx = self.api.begin().await?;
+        let mut tx = self.api.connections.begin().await?;
         sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
         if let Scope::Customer(id) = scope {
             sqlx::query!("SELECT set_config('waybill.customer_id', $1, true)", id.to_string())
@@ -213,7 +240,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.api.acquire().await?.ping().await?;
+        self.api.connections.acquire().await?.ping().await?;
         Ok(())
     }
 
@@ -222,7 +249,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn ping_ingest(&self) -> Result<(), StoreError> {
-        let mut tx = self.ingest.begin().await?;
+        let mut tx = self.ingest.connections.begin().await?;
         // A read-only standby answers queries and refuses this.
         sqlx::query!("SELECT pg_current_xact_id()::text AS id").fetch_one(&mut *tx).await?;
         commit(tx).await
@@ -230,8 +257,8 @@ impl Database {
 
     /// Closes both pools, waiting for what runs.
     pub async fn close(&self) {
-        self.ingest.close().await;
-        self.api.close().await;
+        self.ingest.connections.close().await;
+        self.api.connections.close().await;
     }
 }
 
@@ -263,8 +290,10 @@ async fn pool(
     options: &PgConnectOptions,
     name: &str,
     statement_timeout: &str,
-    connections: u32,
-) -> Result<PgPool, StoreError> {
+    most: u32,
+) -> Result<Pool, StoreError> {
+    let returned = Returned::default();
+    let counted = returned.clone();
     let options = options.clone().application_name(name).options([
         ("statement_timeout", statement_timeout),
         ("lock_timeout", "10s"),
@@ -273,15 +302,18 @@ async fn pool(
         // The ROLLBACK after every release warns where there is nothing to roll back, which is the usual case.
         ("client_min_messages", "error"),
     ]);
-    let pool = PgPoolOptions::new()
-        .max_connections(connections)
+    let connections = PgPoolOptions::new()
+        .max_connections(most)
         .min_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(CONNECTION_LIFETIME)
-        .after_release(|connection, _| Box::pin(async move { Ok(rolled_back(connection).await) }))
+        .after_release(move |connection, _| {
+            counted.count();
+            Box::pin(async move { Ok(rolled_back(connection).await) })
+        })
         .connect_with(options)
         .await?;
-    Ok(pool)
+    Ok(Pool { connections, returned })
 }
 
 /// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would

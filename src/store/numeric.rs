@@ -24,6 +24,11 @@ const SIGN_NEGATIVE: u16 = 0x4000;
 /// Bytes before the digits.
 const HEADER_BYTES: usize = 8;
 
+/// A NUMERIC that 128 bits cannot hold in units of 10^-15: the sums have no bound in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a NUMERIC is too large")]
+pub(super) struct TooLarge;
+
 /// Appends a number of 10^-15 units as a binary NUMERIC: digit count, weight, sign, display scale, digits.
 pub fn encode_femtos(femtos: i128, out: &mut Vec<u8>) {
     let mut digits = [0_u16; DIGITS_MAX];
@@ -70,14 +75,14 @@ fn decode_femtos(bytes: &[u8]) -> Result<i128, BoxDynError> {
         let part = match u32::try_from(place) {
             // The last digit's lowest decimal place lies beyond 10^-15.
             Ok(0) if value % 10 == 0 => value / 10,
-            Ok(places) if places > 0 => 1000_i128
-                .checked_mul(10_000_i128.checked_pow(places - 1).ok_or("a NUMERIC is too large")?)
-                .and_then(|unit| unit.checked_mul(value))
-                .ok_or("a NUMERIC is too large")?,
+            Ok(places) if places > 0 => 10_000_i128
+                .checked_pow(places - 1)
+                .and_then(|unit| unit.checked_mul(1000)?.checked_mul(value))
+                .ok_or(TooLarge)?,
             _ if value == 0 => 0,
             _ => return Err("a NUMERIC has more than 15 decimal places".into()),
         };
-        femtos = femtos.checked_add(part).ok_or("a NUMERIC is too large")?;
+        femtos = femtos.checked_add(part).ok_or(TooLarge)?;
     }
     Ok(if sign == SIGN_NEGATIVE { -femtos } else { femtos })
 }
@@ -130,6 +135,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_128_bits_cannot_hold_is_named() {
+        // 2^127 x 10^-15 and more: a digit of weight 5 is worth 10^20 units.
+        for (weight, digit) in [(5_i16, 1702_u16), (6, 1), (40, 9999), (i16::MAX, 1)] {
+            let words = [1, weight.cast_unsigned(), SIGN_POSITIVE, DISPLAY_SCALE, digit];
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+            assert!(decode_femtos(&bytes).unwrap_err().is::<TooLarge>(), "{digit} at {weight}");
+        }
+    }
 
     proptest! {
         #[test]

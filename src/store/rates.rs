@@ -1,15 +1,16 @@
 //! Prices by id, as invoices and reports multiply with them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use sqlx::PgConnection;
 
 use super::StoreError;
-use crate::domain::ids::PriceId;
+use crate::domain::ids::{BookId, PriceId};
 use crate::domain::invoice::PriceTerms;
 use crate::domain::money::{Currency, Rate};
 use crate::domain::price::resolve_parents;
-use crate::domain::tokens::TokenClass;
+use crate::domain::tokens::{CLASS_COUNT, TokenClass};
 
 /// The terms of these prices, superseded ones included; one that does not exist, or that the scope hides, is missing
 /// from the answer.
@@ -22,8 +23,8 @@ pub async fn by_price(
 ) -> Result<BTreeMap<PriceId, PriceTerms>, StoreError> {
     let ids: Vec<i64> = prices.iter().map(|price| price.0).collect();
     let rows = sqlx::query!(
-        r#"SELECT p.id AS "id!: PriceId", p.provider AS "provider!", p.model AS "model!", b.currency AS "currency!",
-                  r.class AS "class?", r.rate AS "rate?: Rate"
+        r#"SELECT p.id AS "id!: PriceId", p.book_id AS "book!: BookId", p.provider AS "provider!", p.model AS "model!",
+                  b.currency AS "currency!", r.class AS "class?", r.rate AS "rate?: Rate"
            FROM prices p
            JOIN price_books b ON b.id = p.book_id
            LEFT JOIN price_rates r ON r.price_id = p.id
@@ -32,21 +33,26 @@ pub async fn by_price(
     )
     .fetch_all(connection)
     .await?;
-    let mut own: BTreeMap<PriceId, (String, String, String, BTreeMap<TokenClass, Rate>)> = BTreeMap::new();
+    let mut own: BTreeMap<PriceId, (PriceTerms, BTreeMap<TokenClass, Rate>)> = BTreeMap::new();
     for row in rows {
-        let price =
-            own.entry(row.id).or_insert_with(|| (row.provider, row.model, row.currency, BTreeMap::new()));
+        let (_, rates) = match own.entry(row.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let currency = currency(&row.currency)?;
+                let (book, provider, model) = (row.book, row.provider, row.model);
+                let terms = PriceTerms { book, provider, model, currency, rates: [None; CLASS_COUNT] };
+                new.insert((terms, BTreeMap::new()))
+            }
+        };
         if let (Some(class), Some(rate)) = (row.class, row.rate) {
             let class = class.parse().map_err(|error| inconsistent("class", &error))?;
-            price.3.insert(class, rate);
+            rates.insert(class, rate);
         }
     }
-    own.into_iter()
-        .map(|(id, (provider, model, currency, rates))| {
-            let currency = self::currency(&currency)?;
-            Ok((id, PriceTerms { provider, model, currency, rates: resolve_parents(&rates) }))
-        })
-        .collect()
+    Ok(own
+        .into_iter()
+        .map(|(id, (terms, rates))| (id, PriceTerms { rates: resolve_parents(&rates), ..terms }))
+        .collect())
 }
 
 /// A stored currency code.

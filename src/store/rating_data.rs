@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use super::StoreError;
 use crate::domain::ids::{BookId, CustomerId, GatewayId};
+use crate::domain::price::covers;
 
 /// A gateway as recording needs it.
 #[derive(Debug, Clone)]
@@ -32,11 +33,20 @@ pub struct CustomerEntry {
     pub assignments: Vec<Assignment>,
 }
 
+impl CustomerEntry {
+    /// The books that rate its calls at an instant.
+    pub fn assignment(&self, at: DateTime<Utc>) -> Option<&Assignment> {
+        self.assignments.iter().find(|assignment| covers(assignment.valid_from, assignment.valid_to, at))
+    }
+}
+
 /// The books that rate a customer in `[valid_from, valid_to)`.
 #[derive(Debug, Clone)]
 pub struct Assignment {
     /// What the customer pays by.
     pub sell_book: BookId,
+    /// The customer's own prices, which go before those of the sell book.
+    pub override_book: Option<BookId>,
     /// What its usage costs us by.
     pub cost_book: BookId,
     /// First instant.
@@ -65,7 +75,7 @@ pub async fn customers(connection: &mut PgConnection) -> Result<Vec<CustomerEntr
     let mut assignments: HashMap<CustomerId, Vec<Assignment>> = HashMap::new();
     let rows = sqlx::query!(
         r#"SELECT customer_id AS "customer_id: CustomerId", sell_book_id AS "sell_book: BookId",
-                  cost_book_id AS "cost_book: BookId", valid_from, valid_to
+                  override_book_id AS "override_book: BookId", cost_book_id AS "cost_book: BookId", valid_from, valid_to
            FROM book_assignments ORDER BY customer_id, valid_from"#
     )
     .fetch_all(&mut *connection)
@@ -73,6 +83,7 @@ pub async fn customers(connection: &mut PgConnection) -> Result<Vec<CustomerEntr
     for row in rows {
         assignments.entry(row.customer_id).or_default().push(Assignment {
             sell_book: row.sell_book,
+            override_book: row.override_book,
             cost_book: row.cost_book,
             valid_from: row.valid_from,
             valid_to: row.valid_to,

@@ -327,3 +327,18 @@ pub async fn restate(
     .await?;
     ensure_affected("restating usage", &result, (restatements.len() * ROWS_PER_RESTATEMENT) as u64)
 }
+
+/// Keeps why the re-rate of a batch was made.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn keep_reason(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query!("INSERT INTO rerates (batch_id, reason) VALUES ($1, $2)", batch.0, reason)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -137,8 +137,10 @@ pub async fn list(
     let (after_at, after_id) = filter.after.clone().unzip();
     let rows = sqlx::query_as!(
         TaskRow,
-        r#"SELECT task_id, task_type, parent, first_event_at, last_event_at, calls, input, cache_read, cache_write_5m,
-                  cache_write_1h, output, reasoning, rare AS "rare: Rare", cost AS "cost: Amount",
+        r#"SELECT task_id, task_type, parent, first_event_at, last_event_at, calls, input::bigint AS "input!",
+                  cache_read::bigint AS "cache_read!", cache_write_5m::bigint AS "cache_write_5m!",
+                  cache_write_1h::bigint AS "cache_write_1h!", output::bigint AS "output!",
+                  reasoning::bigint AS "reasoning!", rare_units(rare) AS "rare: Rare", cost AS "cost: Amount",
                   charge AS "charge: Amount", models, outcome, ended_at, first_batch, last_batch, first_booked_on,
                   last_booked_on
            FROM tasks
@@ -175,8 +177,10 @@ pub async fn get(
 ) -> Result<Option<Task>, StoreError> {
     let row = sqlx::query_as!(
         TaskRow,
-        r#"SELECT task_id, task_type, parent, first_event_at, last_event_at, calls, input, cache_read, cache_write_5m,
-                  cache_write_1h, output, reasoning, rare AS "rare: Rare", cost AS "cost: Amount",
+        r#"SELECT task_id, task_type, parent, first_event_at, last_event_at, calls, input::bigint AS "input!",
+                  cache_read::bigint AS "cache_read!", cache_write_5m::bigint AS "cache_write_5m!",
+                  cache_write_1h::bigint AS "cache_write_1h!", output::bigint AS "output!",
+                  reasoning::bigint AS "reasoning!", rare_units(rare) AS "rare: Rare", cost AS "cost: Amount",
                   charge AS "charge: Amount", models, outcome, ended_at, first_batch, last_batch, first_booked_on,
                   last_booked_on
            FROM tasks WHERE customer_id = $1 AND task_id = $2"#,

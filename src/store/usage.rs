@@ -124,7 +124,7 @@ pub async fn sums(
                SELECT customer, day, provider, model, project_group, task_type_group, cost_price, sell_price,
                       cost_currency, currency, jsonb_object_agg(class, quantity) AS rare
                FROM (SELECT customer, day, provider, model, project_group, task_type_group, cost_price, sell_price,
-                            cost_currency, currency, key AS class, sum(value::bigint) AS quantity
+                            cost_currency, currency, key AS class, sum(value::numeric)::bigint AS quantity
                      FROM picked, jsonb_each_text(picked.rare)
                      GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) AS per_class
                GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10

@@ -76,13 +76,14 @@ impl Canary {
         let Self { customer, text, tokens } = self;
         let invoice = format!("{:x}", sha(text));
         format!(
-            "INSERT INTO price_books (name, kind, currency) VALUES ('cost-{customer}', 'cost', 'USD'), ('{text}', 'sell', 'USD');
-             INSERT INTO book_assignments (customer_id, sell_book_id, cost_book_id, valid_from)
-                 SELECT c.id, s.id, k.id, '2026-01-01' FROM customers c, price_books s, price_books k
-                 WHERE c.external_id = '{customer}' AND s.name = '{text}' AND k.name = 'cost-{customer}';
+            "INSERT INTO price_books (name, kind, currency) VALUES ('cost-{customer}', 'cost', 'USD'), ('{text}', 'sell', 'USD'),
+                 ('{text}-own', 'sell', 'USD');
+             INSERT INTO book_assignments (customer_id, sell_book_id, override_book_id, cost_book_id, valid_from)
+                 SELECT c.id, s.id, o.id, k.id, '2026-01-01' FROM customers c, price_books s, price_books o, price_books k
+                 WHERE c.external_id = '{customer}' AND s.name = '{text}' AND o.name = '{text}-own' AND k.name = 'cost-{customer}';
              INSERT INTO prices (book_id, provider, model, conditions_key, per, valid_from, source)
                  SELECT id, 'openai', '{text}', '', 1, '2026-01-01', '{text}' FROM price_books
-                 WHERE name IN ('{text}', 'cost-{customer}');
+                 WHERE name IN ('{text}', '{text}-own', 'cost-{customer}');
              INSERT INTO price_rates (price_id, class, rate, quoted) SELECT id, 'input', 1, 1 FROM prices WHERE model = '{text}';
              INSERT INTO tasks (customer_id, task_id, task_type, parent, first_event_at, last_event_at, calls, input, cache_read,
                      cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models, first_batch, last_batch,
@@ -273,6 +274,10 @@ async fn no_operation_is_open_to_everybody() {
             for key in [&api.keys.admin, &api.keys.finance, &api.keys.acme] {
                 assert_eq!(call(key).await.problem(), (403, "forbidden".to_owned()), "{named}");
             }
+        } else if operation.path == "/v1/gateways/{name}/watermark" {
+            // A gateway may call it, and finds no other gateway there.
+            assert_eq!(call(&api.keys.gateway).await.problem(), (404, "not_found".to_owned()), "{named}");
+            assert_eq!(call(&api.keys.acme).await.problem(), (403, "forbidden".to_owned()), "{named}");
         } else {
             assert_eq!(call(&api.keys.gateway).await.problem(), (403, "forbidden".to_owned()), "{named}");
             assert_ne!(call(&api.keys.admin).await.status, StatusCode::FORBIDDEN, "{named}");

@@ -89,6 +89,16 @@ pub async fn get(router: &Router, key: &str, path: &str) -> Answer {
     answer(router, request.body(Body::empty()).unwrap()).await
 }
 
+/// POST of JSON to such a router.
+pub async fn post(router: &Router, key: &str, path: &str, body: &Value) -> Answer {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::AUTHORIZATION, format!("Bearer {key}"))
+        .header(header::CONTENT_TYPE, "application/json");
+    answer(router, request.body(Body::from(body.to_string())).unwrap()).await
+}
+
 impl Api {
     /// A fresh one.
     pub async fn start() -> Self {

@@ -12,21 +12,21 @@ use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{commit, customers, gateways};
 
 use crate::harness::wait_until;
-use crate::http_bed::{Answer, get};
+use crate::http_bed::{Answer, get, post};
 use crate::world::{World, usage_event};
 
 /// A world with its API, a key of finance and one of each of two customers.
-struct Explained {
-    world: World,
-    router: Router,
-    finance: String,
-    acme: String,
-    globex: String,
+pub struct Explained {
+    pub world: World,
+    pub router: Router,
+    pub finance: String,
+    pub acme: String,
+    pub globex: String,
     gateway: String,
 }
 
 impl Explained {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let world = World::idle().await;
         let mut tx = world.bed.database.begin().await.unwrap();
         let gateway = gateways::id_of(&mut tx, "gw-1").await.unwrap().unwrap();
@@ -53,7 +53,14 @@ impl Explained {
         get(&self.router, key, path).await
     }
 
-    async fn event(&self, key: &str, path: &str) -> Value {
+    /// POST of finance that must succeed.
+    pub async fn made(&self, path: &str, body: &Value) -> Value {
+        let answer = post(&self.router, &self.finance, path, body).await;
+        assert!(answer.status.is_success(), "{path}: {}", answer.text);
+        answer.json()
+    }
+
+    pub async fn event(&self, key: &str, path: &str) -> Value {
         let answer = self.get(key, path).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
         answer.json()

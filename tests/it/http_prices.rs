@@ -82,6 +82,28 @@ async fn a_quote_shows_every_class_and_sums_up() {
 }
 
 #[tokio::test]
+async fn a_tenth_and_two_tenths_are_three_tenths() {
+    let api = Api::start().await;
+    let finance = &api.keys.finance;
+    let book = json!({"name": "tenths", "kind": "cost", "currency": "USD"});
+    made(&api.post(finance, "/v1/price-books", &book).await);
+    let prices = json!([{"provider": "p", "model": "m", "per": 1, "rates": {"input": "0.1", "output": "0.2"},
+        "valid_from": "2026-01-01T00:00:00Z"}]);
+    made(&api.post(finance, "/v1/price-books/tenths/prices", &prices).await);
+    for (input, output, amount) in
+        [(1, 1, "0.3"), (3, 0, "0.3"), (7, 1, "0.9"), (1_000_000_001, 1, "100000000.3")]
+    {
+        let data = json!({"provider": "p", "model": "m", "usage": {"input": input, "output": output}});
+        let answer = quote(&api, finance, "tenths", data).await;
+        assert_eq!(answer.json()["amount"], amount, "{}", answer.text);
+    }
+    // A rate that is a JSON number would have passed through a float on its way here.
+    let mut numbers = prices.clone();
+    numbers[0]["rates"]["input"] = json!(0.1);
+    expect(&api.post(finance, "/v1/price-books/tenths/prices", &numbers).await, 400, "invalid_body");
+}
+
+#[tokio::test]
 async fn what_cannot_be_quoted_says_why() {
     let api = Api::start().await;
     books(&api).await;
@@ -160,44 +182,140 @@ async fn a_dry_run_says_what_would_change_and_stores_nothing() {
     assert_eq!((again.status, &again.json()["prices"][0]["status"]), (StatusCode::OK, &json!("unchanged")));
 }
 
+/// Everything that is stored about prices, and what tells consumers of a change.
+async fn stored(api: &Api) -> (Value, i64, i64) {
+    let prices =
+        api.get(&api.keys.finance, "/v1/prices?superseded=true&limit=200").await.json()["data"].clone();
+    let aliases = api.number("SELECT count(*) FROM model_aliases").await;
+    (prices, aliases, api.catalog_version().await)
+}
+
 #[tokio::test]
-async fn a_bad_price_is_refused_with_its_path_and_what_it_conflicts_with() {
+async fn a_bad_price_is_refused_with_its_path_and_nothing_is_stored() {
     let api = Api::start().await;
     books(&api).await;
-    let path = "/v1/price-books/list/prices";
-    let finance = &api.keys.finance;
+    let before = stored(&api).await;
+    let (path, finance) = ("/v1/price-books/list/prices", &api.keys.finance);
     let with = |field: &str, value: Value| {
+        // The others are new as well: they must not be stored either.
         let mut prices = published();
+        for price in prices.as_array_mut().unwrap() {
+            price["provider"] = json!("another");
+        }
         prices[2][field] = value;
         prices
     };
     for (field, value, path_of_error) in [
         ("rates", json!({"inptu": "1"}), "[2].rates.inptu"),
+        ("rates", json!({"web_search": "1"}), "[2].rates.web_search"),
+        ("fees", json!({"input": "1"}), "[2].fees.input"),
         ("rates", json!({"input": "-1"}), "[2].rates.input"),
-        ("rates", json!({"input": "1.0000000000000000000000000001"}), "[2].rates.input"),
+        ("rates", json!({"input": "NaN"}), "[2].rates.input"),
+        ("rates", json!({"input": "Infinity"}), "[2].rates.input"),
+        ("rates", json!({"input": "1e-6"}), "[2].rates.input"),
+        ("rates", json!({"input": ""}), "[2].rates.input"),
+        ("rates", json!({"input": "1,25"}), "[2].rates.input"),
+        ("rates", json!({"input": "123456789012345678901234567890"}), "[2].rates.input"),
+        ("rates", json!({"input": "1.00000000000000000000000000001"}), "[2].rates.input"),
+        ("fees", json!({"web_search": "-0.01"}), "[2].fees.web_search"),
+        ("rates", json!({}), "[2].rates"),
         ("per", Value::Null, "[2].per"),
+        ("per", json!(0), "[2].per"),
         ("multiplier", json!("NaN"), "[2].multiplier"),
+        ("multiplier", json!("-1.1"), "[2].multiplier"),
         ("conditions", json!({"hours_utc": ["25:00-26:00"]}), "[2].conditions.hours_utc[0]"),
+        ("conditions", json!({"weekdays": [0]}), "[2].conditions.weekdays[0]"),
+        ("conditions", json!({"context_above": -1}), "[2].conditions.context_above"),
+        ("conditions", json!({"context_inclusive": true}), "[2].conditions.context_inclusive"),
+        ("valid_from", json!("1999-12-31T23:59:59Z"), "[2].valid_from"),
         ("valid_to", json!("2025-08-07T00:00:00Z"), "[2].valid_to"),
+        ("model", json!(""), "[2].model"),
+        ("aliases", json!(["gpt-5"]), "[2].aliases[0]"),
     ] {
-        let answer = api.post(finance, path, &with(field, value)).await;
+        let answer = api.post(finance, path, &with(field, value.clone())).await;
         expect(&answer, 422, "invalid_value");
-        assert_eq!(answer.json()["errors"][0]["field"], path_of_error, "{}", answer.text);
+        assert_eq!(answer.json()["errors"][0]["field"], path_of_error, "{value}: {}", answer.text);
     }
-    for (field, value) in
-        [("rates", json!({"input": 1.25})), ("valid_from", json!("soon")), ("vendor", json!("x"))]
-    {
+    for (field, value) in [
+        ("rates", json!({"input": 1.25})),
+        ("rates", json!({"input": null})),
+        ("per", json!(-1)),
+        ("per", json!("1000000")),
+        ("conditions", json!({"tier": "priority"})),
+        ("valid_from", json!("soon")),
+        ("valid_from", json!("2026-01-01T00:00:00")),
+        ("vendor", json!("x")),
+    ] {
         expect(&api.post(finance, path, &with(field, value)).await, 400, "invalid_body");
     }
-    let conflict = api.post(finance, path, &with("rates", json!({"input": "2"}))).await;
-    expect(&conflict, 409, "conflict");
-    let standing = api.get(finance, "/v1/prices?book=list&model=gpt-5").await.json();
-    let id = standing["data"][0]["id"].as_i64().unwrap();
-    let detail = conflict.json()["errors"][0]["detail"].as_str().unwrap().to_owned();
-    assert!(detail.contains(&format!("price {id}")), "{detail}");
-    assert_eq!(standing["data"][0]["rates"]["input"], "1.25");
+    let twice = with("model", json!("x")).to_string().replacen("\"input\":", "\"input\":\"9\",\"input\":", 1);
+    expect(&api.send(Method::POST, finance, path, &twice, &[]).await, 400, "invalid_body");
     expect(&api.post(finance, path, &json!([])).await, 422, "invalid_value");
     expect(&api.post(finance, "/v1/price-books/nowhere/prices", &published()).await, 404, "not_found");
+    assert_eq!(stored(&api).await, before);
+}
+
+#[tokio::test]
+async fn a_price_that_collides_names_the_other_and_nothing_is_stored() {
+    let api = Api::start().await;
+    books(&api).await;
+    let (path, finance) = ("/v1/price-books/list/prices", &api.keys.finance);
+    let peak = json!([{"provider": "openai", "model": "peak", "per": 1_000_000, "rates": {"input": "2"},
+        "conditions": {"hours_utc": ["08:00-12:00"]}, "valid_from": "2026-01-01T00:00:00Z", "valid_to": "2026-06-01T00:00:00Z"}]);
+    made(&api.post(finance, path, &peak).await);
+    let id_of = async |model: &str| {
+        let listed = api.get(finance, &format!("/v1/prices?book=list&model={model}")).await.json();
+        listed["data"][0]["id"].as_i64().unwrap()
+    };
+    let (gpt5, peak_id, before) = (id_of("gpt-5").await, id_of("peak").await, stored(&api).await);
+    let changed = |from: &Value, field: &str, value: Value| {
+        let mut price = from.clone();
+        price[field] = value;
+        price
+    };
+    let (standard, peak) = (&published()[2], &peak[0]);
+    let overlapping =
+        |field: &str, value: Value| changed(&changed(peak, "rates", json!({"input": "3"})), field, value);
+    for (prices, field, id) in [
+        // The same model and conditions at the same time, with another rate.
+        (json!([changed(standard, "rates", json!({"input": "2"}))]), "[0].valid_from", gpt5),
+        (json!([overlapping("valid_from", json!("2026-05-31T23:59:59.999999Z"))]), "[0].valid_from", peak_id),
+        (json!([overlapping("valid_from", json!("2025-06-01T00:00:00Z"))]), "[0].valid_from", peak_id),
+        // Other hours that share some minutes: neither is more specific.
+        (
+            json!([overlapping("conditions", json!({"hours_utc": ["11:59-13:00"]}))]),
+            "[0].conditions",
+            peak_id,
+        ),
+    ] {
+        let conflict = api.post(finance, path, &prices).await;
+        expect(&conflict, 409, "conflict");
+        let error = &conflict.json()["errors"][0];
+        assert_eq!(error["field"], field, "{error}");
+        assert!(error["detail"].as_str().unwrap().contains(&format!("price {id}")), "{error}");
+    }
+    // Two of one request, and a name that means another model already.
+    let other = overlapping("model", json!("new"));
+    let both = json!([other, changed(&other, "rates", json!({"input": "9"}))]);
+    let answer = api.post(finance, path, &both).await;
+    expect(&answer, 422, "invalid_value");
+    let error = &answer.json()["errors"][0];
+    assert!(error["detail"].as_str().unwrap().contains("prices[0]"), "{error}");
+    let renamed = json!([overlapping("aliases", json!(["gpt-5-2025-08-07"]))]);
+    let answer = api.post(finance, path, &renamed).await;
+    expect(&answer, 422, "invalid_value");
+    let error = &answer.json()["errors"][0];
+    assert_eq!(error["field"], "[0].aliases[0]");
+    assert!(error["detail"].as_str().unwrap().contains("means `gpt-5`"), "{error}");
+    assert_eq!(stored(&api).await, before);
+    // Just after it ends, and beside its hours, there is room.
+    let fitting = json!([
+        overlapping("valid_from", json!("2026-06-01T00:00:00Z")),
+        overlapping("conditions", json!({"hours_utc": ["12:00-13:00"]})),
+    ]);
+    let mut fitting = fitting;
+    fitting[0]["valid_to"] = Value::Null;
+    made(&api.post(finance, path, &fitting).await);
     let taken = json!({"name": "list", "kind": "cost", "currency": "USD"});
     expect(&api.post(finance, "/v1/price-books", &taken).await, 409, "already_exists");
 }

@@ -213,7 +213,8 @@ async fn an_invoice_is_previewed_finalized_once_and_read() {
         invoice["lines"][0],
         json!({"line": 1, "kind": "usage", "service_start": "2026-10-01T00:00:00Z",
         "service_end": "2026-11-01T00:00:00Z", "provider": "openai", "model": "gpt-5", "class": "input", "quantity": 4_001_000,
-        "rate": "0.000003", "exact_amount": "12.003", "amount": "12.00", "currency": "USD"})
+        "rate": "0.000003", "exact_amount": "12.003", "amount": "12.00", "currency": "USD", "note": null,
+        "period_price_id": null})
     );
     let file = csv(&api, &api.keys.acme, &format!("/v1/invoices/{id}")).await;
     assert_eq!(file.lines().count(), 4, "{file}");

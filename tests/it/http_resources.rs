@@ -140,10 +140,10 @@ async fn books_are_assigned_one_after_another() {
         .post(finance, path, &json!({"sell_book": "plus-20", "valid_from": "2026-02-01T01:00:00+01:00"}))
         .await;
     let expected = json!([
-        {"sell_book": "plain", "cost_book": "provider-cost", "currency": "USD", "valid_from": "2026-01-01T00:00:00Z",
-            "valid_to": "2026-02-01T00:00:00Z"},
-        {"sell_book": "plus-20", "cost_book": "other-cost", "currency": "USD", "valid_from": "2026-02-01T00:00:00Z",
-            "valid_to": null},
+        {"sell_book": "plain", "override_book": null, "cost_book": "provider-cost", "currency": "USD",
+            "valid_from": "2026-01-01T00:00:00Z", "valid_to": "2026-02-01T00:00:00Z"},
+        {"sell_book": "plus-20", "override_book": null, "cost_book": "other-cost", "currency": "USD",
+            "valid_from": "2026-02-01T00:00:00Z", "valid_to": null},
     ]);
     assert_eq!(second.json()["assignments"], expected);
     let own = api.get(&api.keys.acme, "/v1/customers/acme").await;

@@ -33,7 +33,12 @@ fn lines(stored: &invoices::StoredInvoice) -> Vec<String> {
         let service = line.service.start.format("%m-%dT%H:%M");
         format!(
             "{} {service} {} {} {} = {} {}",
-            line.kind, line.model, line.class, line.quantity, line.exact, line.amount
+            line.kind,
+            line.model.as_deref().unwrap(),
+            line.class.unwrap(),
+            line.quantity,
+            line.exact,
+            line.amount
         )
     };
     stored.invoice.lines.iter().map(line).collect()

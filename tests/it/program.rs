@@ -9,19 +9,21 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::wait_until;
+use waybill::store::{PoolWatch, Scope, gauges};
+
+use crate::harness::{TestBed, wait_until};
 use crate::world::{World, usage_event};
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// An address that was free a moment ago.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// The whole answer to a plain GET; `None` where nobody answers.
-async fn get(address: SocketAddr, path: &str) -> Option<String> {
+pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -77,6 +79,9 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
         "waybill_stream_lag_messages 0",
         "waybill_record_seconds_count",
         "waybill_batch_events_count",
+        "waybill_unposted_oldest_seconds 0",
+        "waybill_unaccounted_sequences 0",
+        "waybill_part_up{part=\"ingest\"} 1",
     ] {
         wait_until(counted, async || get(metrics, "/metrics").await.filter(|text| text.contains(counted)))
             .await;
@@ -135,4 +140,30 @@ async fn contradictions_and_missing_servers_are_refused_with_a_sentence() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = refused(serve(&world, taken.local_addr().unwrap(), free_address()));
     assert!(busy.contains("set WAYBILL_HTTP_ADDR to a free address"), "{busy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_gives_and_takes_back_nothing_is_found() {
+    let bed = TestBed::new().await;
+    let mut watch = PoolWatch::new(&bed.database);
+    assert_eq!(watch.look(Duration::ZERO).await, None, "idle connections are no trouble");
+    let mut held = Vec::new();
+    while let Ok(transaction) = bed.database.begin_ingest().await {
+        held.push(transaction);
+    }
+    assert_eq!(watch.look(Duration::from_hours(1)).await, None, "it is given time");
+    assert_eq!(watch.look(Duration::ZERO).await, Some("ingest"));
+    held.pop();
+    wait_until("a connection is given", async || bed.database.ping_ingest().await.ok()).await;
+    assert_eq!(watch.look(Duration::ZERO).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_partition_of_the_journal_is_there_before_it_is_needed() {
+    let world = World::start().await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    world.settled().await;
+    let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
+    let days = gauges::partition_days_ahead(&mut tx).await.unwrap();
+    assert!((29..=62).contains(&days), "{days} days");
 }

@@ -10,8 +10,17 @@ use waybill::store::{Scope, tasks};
 use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
 
 /// Tables that refuse changes by trigger.
-const TRIGGERED: [&str; 6] =
-    ["usage_events", "invoices", "invoice_line_items", "prices", "price_rates", "audit_log"];
+const TRIGGERED: [&str; 9] = [
+    "usage_events",
+    "invoices",
+    "invoice_line_items",
+    "prices",
+    "price_rates",
+    "period_prices",
+    "period_price_tiers",
+    "task_charges",
+    "audit_log",
+];
 
 async fn shown(ledger: &Ledger, scope: Scope, group_by: &[Dimension]) -> Vec<String> {
     let filter = UsageFilter {
@@ -168,6 +177,16 @@ async fn tasks_are_counted_once_alone_and_nested() {
 async fn sound() -> Ledger {
     let mut ledger = Ledger::new().await;
     let acme = ledger.customer("acme", "UTC").await;
+    let period_prices = json!([
+        {"name": "input", "kind": "graduated", "model": "gpt-5", "classes": ["input"], "per": 1,
+         "tiers": [{"up_to": "5", "rate": "1"}, {"rate": "0.5"}], "valid_from": "2026-01-01T00:00:00Z"},
+        {"name": "refund", "kind": "task", "task_type": "refund", "outcome": "success", "amount": "0.50",
+         "usage": "billed", "valid_from": "2026-01-01T00:00:00Z"},
+    ]);
+    let period_prices: Vec<_> = serde_json::from_value(period_prices).unwrap();
+    let mut tx = ledger.database.begin().await.unwrap();
+    waybill::store::period_prices::publish(&mut tx, "standard", &period_prices, "test").await.unwrap();
+    waybill::store::commit(tx).await.unwrap();
     let searching = Row {
         rare: Some(json!({"web_search": 2})),
         ..task_call(acme, "2026-10-02T01:00:00Z", "t", "refund", 9)
@@ -217,6 +236,8 @@ async fn every_damage_is_found() {
         ("UPDATE usage_rollups SET booked_period = '2026-11-01Z' WHERE sell_price_id = 4".to_owned(), vec![Check::InvoiceLines]),
         ("UPDATE tasks SET cost = cost + 0.000000000000001".to_owned(), vec![Check::Tasks]),
         ("UPDATE tasks SET rare = NULL".to_owned(), vec![Check::Tasks]),
+        ("UPDATE tasks SET outcome = 'failure'".to_owned(), vec![Check::Tasks]),
+        ("UPDATE tasks SET outcome_period = '2026-09-01Z'".to_owned(), vec![Check::Tasks]),
         ("DELETE FROM tasks".to_owned(), vec![Check::Tasks]),
         (replaced("charge = charge + 0.000000000000001"), vec![Check::Amounts, Check::Rollups]),
         (replaced("occurred_at = '2019-12-31Z'"), vec![Check::Validity]),
@@ -241,14 +262,31 @@ async fn every_damage_is_found() {
             vec![Check::Sequences],
         ),
         ("UPDATE customers SET closed_through = NULL".to_owned(), vec![Check::Periods]),
-        ("UPDATE invoice_line_items SET quantity = quantity + 1, exact_amount = rate * (quantity + 1) WHERE class = 'input'".to_owned(),
+        ("UPDATE invoice_line_items SET quantity = quantity + 1, exact_amount = rate * (quantity + 1) WHERE class = 'input' AND kind = 'usage'".to_owned(),
             vec![Check::InvoiceLines, Check::InvoiceTotals, Check::InvoiceChain]),
+        ("UPDATE invoice_line_items SET quantity = quantity + 1, exact_amount = rate * (quantity + 1) WHERE kind = 'tier'".to_owned(),
+            vec![Check::InvoiceTotals, Check::InvoiceChain, Check::Settlement]),
+        ("UPDATE invoice_line_items SET note = note || '.' WHERE kind = 'tier'".to_owned(), vec![Check::InvoiceChain, Check::Settlement]),
+        ("DELETE FROM invoice_line_items WHERE kind = 'tier'".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain, Check::Settlement]),
+        ("UPDATE period_price_tiers SET rate = 0.7 WHERE tier = 2".to_owned(), vec![Check::Settlement]),
+        ("UPDATE invoices SET manifest = jsonb_set(manifest, '{period_prices}', '[]')".to_owned(), vec![Check::InvoiceChain, Check::Settlement]),
+        ("UPDATE invoice_line_items SET period_price_id = (SELECT min(id) FROM period_prices) WHERE kind = 'task'".to_owned(),
+            vec![Check::InvoiceChain, Check::TaskCharges]),
+        ("UPDATE invoice_line_items SET quantity = 2, exact_amount = 2 * rate WHERE kind = 'task'".to_owned(),
+            vec![Check::InvoiceTotals, Check::InvoiceChain, Check::TaskCharges]),
+        ("DELETE FROM task_charges".to_owned(), vec![Check::TaskCharges]),
+        ("UPDATE task_charges SET amount = amount + 0.000000000000001".to_owned(), vec![Check::TaskCharges]),
+        ("UPDATE task_charges SET task_id = 'x'".to_owned(), vec![Check::TaskCharges]),
+        ("UPDATE task_charges SET number = 3".to_owned(), vec![Check::TaskCharges]),
+        ("UPDATE task_charges SET outcome = 'failure'".to_owned(), vec![Check::TaskCharges]),
+        ("INSERT INTO task_charges SELECT customer_id, task_id, 2, invoice_id, period_price_id, -1, amount + 1, outcome, ended_at,
+            service_period FROM task_charges".to_owned(), vec![Check::TaskCharges]),
         ("UPDATE invoice_line_items SET amount_minor = amount_minor + 1 WHERE class = 'input'".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
         ("UPDATE invoices SET total_minor = total_minor + 1".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
         ("UPDATE invoices SET customer_name = 'Other'".to_owned(), vec![Check::InvoiceChain]),
         ("UPDATE invoices SET number = 2".to_owned(), vec![Check::InvoiceChain]),
         ("UPDATE invoice_series SET last_number = 2".to_owned(), vec![Check::InvoiceChain]),
-        ("DELETE FROM invoice_line_items; DELETE FROM invoices".to_owned(), vec![Check::InvoiceLines, Check::InvoiceChain]),
+        ("DELETE FROM task_charges; DELETE FROM invoice_line_items; DELETE FROM invoices".to_owned(), vec![Check::InvoiceLines, Check::InvoiceChain]),
     ] {
         // The triggers refuse such things; here they are off, on a copy of the ledger that is thrown away.
         let ledger = sound().await;

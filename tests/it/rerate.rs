@@ -27,6 +27,7 @@ fn everything() -> Request {
         customer: None,
         provider: None,
         model: None,
+        reason: None,
     }
 }
 
@@ -87,10 +88,16 @@ async fn lines(ledger: &Ledger, closed: &Closed) -> Vec<String> {
     let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
     let stored = invoices::get(&mut tx, *id).await.unwrap().unwrap();
     let line = |line: &waybill::domain::invoice::InvoiceLine| {
-        let service = line.service.start.format("%m");
-        format!("{} {service} {} {} = {} {}", line.kind, line.class, line.quantity, line.exact, line.amount)
+        let (service, class) = (line.service.start.format("%m"), line.class.unwrap());
+        format!("{} {service} {class} {} = {} {}", line.kind, line.quantity, line.exact, line.amount)
     };
     stored.invoice.lines.iter().map(line).collect()
+}
+
+async fn notes(ledger: &Ledger, closed: &Closed) -> Vec<Option<String>> {
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    let stored = invoices::get(&mut tx, closed.invoices[0]).await.unwrap().unwrap();
+    stored.invoice.lines.into_iter().map(|line| line.note).collect()
 }
 
 fn searching(customer: CustomerId, at: &str, id: &str) -> Row {
@@ -193,7 +200,8 @@ async fn a_closed_period_is_adjusted_on_the_next_invoice() {
     ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "b", 10_000, 0)]).await;
     publish(&ledger, "standard", gpt5("2026-10-01T00:00:00Z", "2.5", "22", "0.02")).await;
     // Only October's: November's call stands at the old price.
-    let request = Request { to: utc("2026-11-01T00:00:00Z"), ..everything() };
+    let reason = Some("provider price corrected".to_owned());
+    let request = Request { to: utc("2026-11-01T00:00:00Z"), reason, ..everything() };
     rerate(&ledger, &request).await;
     ledger.post().await;
     let sealed = lines(&ledger, &october).await;
@@ -208,7 +216,53 @@ async fn a_closed_period_is_adjusted_on_the_next_invoice() {
             "adjustment 10 input -1000000 = -3 -3.00",
         ]
     );
+    assert_eq!(
+        notes(&ledger, &november).await,
+        [
+            None,
+            Some("re-rate 2026-11-24: provider price corrected"),
+            Some("re-rate 2026-11-24: provider price corrected")
+        ]
+        .map(|note| note.map(str::to_owned))
+    );
     assert_proven(&ledger).await;
+}
+
+/// Why the lines are there, as the customer sees it before the period is closed, and everybody on the invoice.
+#[tokio::test]
+async fn every_re_rate_behind_an_adjustment_is_named() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "a", 1_000_000, 0)]).await;
+    for (from, input, reason) in [
+        ("2026-11-02T00:00:00Z", "2.5", Some("a contract from the second")),
+        ("2026-11-03T00:00:00Z", "2.4", None),
+    ] {
+        publish(&ledger, "standard", gpt5(from, input, "22", "0.02")).await;
+        rerate(&ledger, &Request { reason: reason.map(str::to_owned), ..everything() }).await;
+    }
+    ledger.post().await;
+    let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
+    let at = utc("2026-11-05T00:00:00Z");
+    let draft = invoicing::preview(&mut tx, acme, at, utc(NOW)).await.unwrap();
+    let shown: Vec<String> = draft.documents[0]
+        .lines
+        .iter()
+        .map(|line| format!("{} {} {}", line.kind, line.exact, line.note.as_deref().unwrap_or("-")))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "usage 3 -",
+            "adjustment 2.4 re-rate 2026-11-24",
+            // At 2.5 nothing is left: put on by the first, taken off by the second.
+            "adjustment -3 re-rate 2026-11-24: a contract from the second",
+        ]
+    );
+    drop(tx);
+    let long = Request { reason: Some("x".repeat(201)), ..everything() };
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    assert!(matches!(preview(&mut tx, &long).await, Err(RerateError::Reason)));
 }
 
 #[tokio::test]
@@ -325,7 +379,8 @@ async fn finance_re_rates_through_the_api() {
     ledger.post().await;
     publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
     let finance = &api.keys.finance;
-    let body = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "customer": "acme"});
+    let body = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "customer": "acme",
+        "reason": "provider price corrected"});
     let shown = api.post(finance, "/v1/rerates", &body).await;
     assert_eq!(shown.status, StatusCode::OK, "{}", shown.text);
     let shown = shown.json();
@@ -357,6 +412,10 @@ async fn finance_re_rates_through_the_api() {
     assert_eq!(refused(nobody).await, (404, "not_found".to_owned()));
     let empty = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-11-01T00:00:00Z"});
     assert_eq!(refused(empty).await, (422, "invalid_value".to_owned()));
+    let mute = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "reason": " "});
+    assert_eq!(refused(mute).await, (422, "invalid_value".to_owned()));
+    let kept = "SELECT count(*) FROM rerates WHERE reason = 'provider price corrected'";
+    assert_eq!(ledger.count(kept).await, 1);
     assert_eq!(api.post(&api.keys.acme, apply, &body).await.problem(), (403, "forbidden".to_owned()));
 }
 

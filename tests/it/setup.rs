@@ -27,6 +27,16 @@ fn compose_sets_every_variable_of_the_nats_configuration() {
 }
 
 #[test]
+fn nats_syncs_before_it_acknowledges_and_knows_nobody_by_default() {
+    assert!(NATS.contains("sync_interval: $WAYBILL_NATS_SYNC"));
+    assert!(COMPOSE.contains(r#"WAYBILL_NATS_SYNC: '"always"'"#));
+    assert!(NATS.contains("strict: true"));
+    for never in ["no_auth_user", "websocket", "mqtt", "leafnodes", "allowed_connection_types"] {
+        assert!(!NATS.contains(never), "{never}");
+    }
+}
+
+#[test]
 fn compose_opens_ports_to_this_machine_only() {
     let ports: Vec<&str> = COMPOSE.lines().filter(|line| line.contains("_PORT:-")).collect();
     assert_eq!(ports.len(), 4, "{ports:?}");

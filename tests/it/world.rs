@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
 use tokio::task::JoinHandle;
 use waybill::clock::Clock;
+use waybill::domain::ids::CustomerId;
 use waybill::domain::money::Amount;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::health::Health;
 use waybill::ingest::{self, IngestError, Nudge, Recorder, StreamLimits, StreamNames, UsageStream};
 use waybill::reports;
 use waybill::shutdown::Shutdown;
-use waybill::store::customers::{NewAssignment, NewCustomer};
+use waybill::store::customers::{CustomerStatus, NewAssignment, NewCustomer};
 use waybill::store::reports::TaskScope;
 use waybill::store::{Scope, catalog, commit, customers, gateways, prices};
 
@@ -29,6 +30,8 @@ use crate::harness::{TestBed, wait_until};
 pub const CUSTOMERS: [&str; 3] = ["acme", "globex", "initech"];
 /// Gateways of every world.
 pub const GATEWAYS: [&str; 2] = ["gw-1", "gw-2"];
+/// Zone of every customer; its periods start on the first day of a month.
+pub const TIME_ZONE: &str = "Europe/Berlin";
 /// Book that costs are rated by.
 pub const COST_BOOK: &str = "provider-cost";
 /// Book that charges are rated by: cost plus nothing, so that both sides must agree.
@@ -64,6 +67,15 @@ pub struct TaskRow {
     pub charge: Amount,
     pub calls: i64,
     pub outcome: Option<String>,
+}
+
+/// What an event was rated to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rated {
+    pub cost: Amount,
+    pub charge: Amount,
+    pub cost_price: i64,
+    pub sell_price: i64,
 }
 
 pub struct World {
@@ -136,7 +148,11 @@ impl World {
 
     /// A world with customers and gateways, without prices and with nothing consuming yet.
     pub async fn idle() -> Self {
-        let bed = TestBed::new().await;
+        Self::over(TestBed::new().await).await
+    }
+
+    /// The same over a test bed that was made elsewhere, which may name another NATS server.
+    pub async fn over(bed: TestBed) -> Self {
         let pool = PgPool::connect(&bed.database_url).await.unwrap();
         let mut tx = bed.database.begin().await.unwrap();
         for gateway in GATEWAYS {
@@ -150,11 +166,15 @@ impl World {
         );
         let sell_book = prices::create_book(&mut tx, &sell, "test").await.unwrap().info.id;
         for external_id in CUSTOMERS {
-            let new =
-                NewCustomer { external_id, name: external_id, time_zone: "Europe/Berlin", anchor_day: 1 };
+            let new = NewCustomer { external_id, name: external_id, time_zone: TIME_ZONE, anchor_day: 1 };
             let customer = customers::create(&mut tx, new).await.unwrap();
-            let books =
-                NewAssignment { sell_book, cost_book, valid_from: DateTime::UNIX_EPOCH, valid_to: None };
+            let books = NewAssignment {
+                sell_book,
+                override_book: None,
+                cost_book,
+                valid_from: DateTime::UNIX_EPOCH,
+                valid_to: None,
+            };
             customers::assign(&mut tx, customer.id, books).await.unwrap();
         }
         catalog::bump(&mut tx).await.unwrap();
@@ -223,6 +243,21 @@ impl World {
         let new: Vec<NewPrice> = serde_json::from_value(new).unwrap();
         let mut tx = self.bed.database.begin().await.unwrap();
         prices::publish(&mut tx, COST_BOOK, &new, "test").await.unwrap();
+        commit(tx).await.unwrap();
+    }
+
+    /// The key of a customer.
+    pub async fn customer(&self, external_id: &str) -> CustomerId {
+        let mut tx = self.bed.database.read(Scope::Everything).await.unwrap();
+        customers::by_external_id(&mut tx, external_id).await.unwrap().unwrap().id
+    }
+
+    /// Suspends a customer.
+    pub async fn suspend(&self, customer: &str) {
+        let id = self.customer(customer).await;
+        let mut tx = self.bed.database.begin().await.unwrap();
+        customers::update(&mut tx, id, None, Some(CustomerStatus::Suspended)).await.unwrap();
+        catalog::bump(&mut tx).await.unwrap();
         commit(tx).await.unwrap();
     }
 
@@ -351,6 +386,22 @@ impl World {
         }
     }
 
+    /// Of an event of one part.
+    pub async fn rated(&self, id: &str) -> Rated {
+        let row =
+            sqlx::query("SELECT cost, charge, cost_price_id, sell_price_id FROM usage_events WHERE id = $1")
+                .bind(id)
+                .fetch_one(&self.pool)
+                .await
+                .unwrap();
+        Rated {
+            cost: row.get("cost"),
+            charge: row.get("charge"),
+            cost_price: row.get("cost_price_id"),
+            sell_price: row.get("sell_price_id"),
+        }
+    }
+
     pub async fn task(&self, customer: &str, task: &str) -> TaskRow {
         let row = sqlx::query(
             "SELECT t.cost, t.charge, t.calls, t.outcome FROM tasks t JOIN customers c ON c.id = t.customer_id
@@ -385,9 +436,7 @@ impl World {
 
     /// Total charge per outcome of a task type, from the report.
     pub async fn charge_per_outcome(&self, customer: &str, task_type: &str) -> BTreeMap<String, Amount> {
-        let mut tx = self.bed.database.read(Scope::Everything).await.unwrap();
-        let customer = customers::by_external_id(&mut tx, customer).await.unwrap().unwrap().id;
-        drop(tx);
+        let customer = self.customer(customer).await;
         let now = Clock::System.now();
         let tasks = TaskScope {
             customer: Some(customer),
@@ -438,7 +487,8 @@ impl World {
         self.start_consumer();
     }
 
-    async fn accounted_messages(&self) -> i64 {
+    /// Messages that batches account for.
+    pub async fn accounted_messages(&self) -> i64 {
         sqlx::query_scalar("SELECT COALESCE(SUM(messages), 0)::bigint FROM ingest_batches")
             .fetch_one(&self.pool)
             .await

@@ -24,6 +24,7 @@ use self::nats::Nats;
 use self::postgres::Postgres;
 use self::process::{Account, Guard};
 use crate::dev::DevError;
+use crate::dev::traffic::GATEWAY;
 
 /// How long a process that was killed a moment ago may still hold a home.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +38,18 @@ pub enum Keep {
     Durable,
     /// For tests: fast, without care for crashes, and the home is removed at the end.
     Throwaway,
+    /// For benchmarks: PostgreSQL as durable, and as large, as in production; removed at the end.
+    Measured {
+        /// Whether NATS forces each message to disk before it confirms it.
+        synced: bool,
+    },
+}
+
+impl Keep {
+    /// Whether the home is removed at the end.
+    const fn removed(self) -> bool {
+        matches!(self, Self::Throwaway | Self::Measured { .. })
+    }
 }
 
 /// What to start.
@@ -85,7 +98,7 @@ impl Servers {
         let ending = lock(&home, "guard.lock", GUARD_TIMEOUT).await?;
         let mut state = State::load(&home)?;
         postgres::place(&home, &mut state, account).await?;
-        let guard = Guard::start(&state.postgres_data(&home), &home, keep == Keep::Throwaway, ending)?;
+        let guard = Guard::start(&state.postgres_data(&home), &home, keep.removed(), ending)?;
 
         let mut postgres = None;
         if database_url.is_none() {
@@ -108,6 +121,11 @@ impl Servers {
     /// The NATS server, with the password in it.
     pub fn nats_url(&self) -> &str {
         &self.nats_url
+    }
+
+    /// The private NATS server as the demo's gateway reaches it, with its password in it; `None` where the server is not ours.
+    pub fn nats_gateway_url(&self) -> Option<String> {
+        self.nats.as_ref().map(|_| self.state.nats_gateway_url())
     }
 
     /// Resolves, with the reason, when a private server ends by itself.
@@ -138,7 +156,7 @@ impl Servers {
             None => Ok(()),
         };
         guard.dismiss().await;
-        if keep == Keep::Throwaway {
+        if keep.removed() {
             for folder in state.postgres_elsewhere.iter().chain([&home]) {
                 std::fs::remove_dir_all(folder).map_err(DevError::io("cannot remove", folder))?;
             }
@@ -157,6 +175,9 @@ struct State {
     nats_port: u16,
     nats_monitor_port: u16,
     nats_password: String,
+    /// Of the user of the demo's gateway; a home of an earlier release has none yet.
+    #[serde(default = "password")]
+    nats_gateway_password: String,
 }
 
 impl State {
@@ -173,6 +194,7 @@ impl State {
                 nats_port: 0,
                 nats_monitor_port: 0,
                 nats_password: password(),
+                nats_gateway_password: password(),
             }),
             Err(error) => Err(DevError::io("cannot read", &path)(error)),
         }
@@ -207,6 +229,11 @@ impl State {
     fn nats_url(&self) -> String {
         let Self { nats_password: password, nats_port: port, .. } = self;
         format!("nats://waybill:{password}@{}:{port}", process::LOOPBACK)
+    }
+
+    fn nats_gateway_url(&self) -> String {
+        let Self { nats_gateway_password: password, nats_port: port, .. } = self;
+        format!("nats://{GATEWAY}:{password}@{}:{port}", process::LOOPBACK)
     }
 }
 

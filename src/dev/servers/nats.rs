@@ -47,6 +47,7 @@ impl Nats {
         command.env("WAYBILL_NATS_PORT", state.nats_port.to_string());
         command.env("WAYBILL_NATS_MONITOR", quoted(&format!("{LOOPBACK}:{}", state.nats_monitor_port)));
         command.env("WAYBILL_NATS_PASSWORD", quoted(&state.nats_password));
+        command.env("WAYBILL_NATS_GATEWAY_PASSWORD", quoted(&state.nats_gateway_password));
         command.env("WAYBILL_NATS_STORE", quoted(&home.join("nats").to_string_lossy()));
         command.env("WAYBILL_NATS_SYNC", quoted(sync_interval(keep)));
         let log = home.join("logs").join("nats.log");
@@ -89,8 +90,8 @@ async fn answers(address: (&str, u16), url: &str) -> Result<(), String> {
 /// How often the store is forced to disk; an acknowledged event must survive a power failure where data is kept.
 const fn sync_interval(keep: Keep) -> &'static str {
     match keep {
-        Keep::Durable => "always",
-        Keep::Throwaway => "2m",
+        Keep::Durable | Keep::Measured { synced: true } => "always",
+        Keep::Throwaway | Keep::Measured { synced: false } => "2m",
     }
 }
 

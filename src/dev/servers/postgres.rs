@@ -47,6 +47,19 @@ const THROWAWAY: [&str; 5] = [
     "autovacuum_naptime=5min",
 ];
 
+/// Further settings for measurements: those of production on a machine of this size, and what a measurement reads.
+const MEASURED: [&str; 9] = [
+    "fsync=on",
+    "synchronous_commit=on",
+    "full_page_writes=on",
+    "shared_buffers=4GB",
+    "max_wal_size=16GB",
+    "wal_compression=lz4",
+    "checkpoint_timeout=15min",
+    "wal_buffers=64MB",
+    "track_commit_timestamp=on", // when an event was recorded, and when it was posted
+];
+
 /// Settles where the data directory is: in the home, or, where PostgreSQL's user cannot enter that, in a folder that it
 /// can, which `state` then remembers.
 pub(super) async fn place(home: &Path, state: &mut State, account: Account) -> Result<(), DevError> {
@@ -126,6 +139,7 @@ const fn further(keep: Keep) -> &'static [&'static str] {
     match keep {
         Keep::Durable => &DURABLE,
         Keep::Throwaway => &THROWAWAY,
+        Keep::Measured { .. } => &MEASURED,
     }
 }
 

@@ -64,12 +64,11 @@ impl Markup {
         matching.max_by_key(|(pattern, _)| pattern.len()).map_or(self.general, |(_, factor)| *factor)
     }
 
-    /// The sell price of a cost price, each rate rounded half away from zero to 15 places.
+    /// The sell price of a cost price at a factor, each rate rounded half away from zero to 15 places.
     ///
     /// # Errors
     /// [`MoneyError::OutOfRange`].
-    pub fn derive(&self, cost: &PriceDraft) -> Result<PriceDraft, MoneyError> {
-        let factor = self.factor(&cost.model);
+    pub fn apply(factor: Decimal, cost: &PriceDraft) -> Result<PriceDraft, MoneyError> {
         let mut rates = BTreeMap::new();
         for (class, quote) in &cost.rates {
             let (rate, rounded) = quote.rate.marked_up(factor)?;
@@ -137,7 +136,8 @@ mod tests {
                 "fees":{"web_search":"0.01"},"multiplier":"1.1","valid_from":"2026-01-01T00:00:00Z","source":"secret"}"#,
         )
         .unwrap();
-        let derived = markup(&[]).unwrap().derive(&cost.check(0).unwrap()).unwrap();
+        let cost = cost.check(0).unwrap();
+        let derived = Markup::apply(markup(&[]).unwrap().factor(&cost.model), &cost).unwrap();
         let rate = |class: TokenClass| derived.rates[&class].rate.per_unit().to_string();
         assert_eq!(rate(TokenClass::CacheRead), "0.000000004785");
         assert_eq!(rate(TokenClass::WebSearch), "0.012", "cost plus 20 % is plus 20 % of fees too");

@@ -1,13 +1,16 @@
 //! Prices and price books.
 //!
 //! Owns: what a price is and what it asks of a call ([`conditions`]), reading one as it is quoted ([`quotation`]),
-//! what publishing does to the prices that stand ([`publication`]), prices made from cost prices ([`markup`]).
+//! what publishing does to the prices that stand ([`publication`]), prices made from cost prices ([`markup`],
+//! [`dated_markup`]), prices over a whole billing period ([`period_price`]).
 //! Does not own: choosing the price of a call (`rating`), keeping prices (`store::prices`).
 //! Invariants: of prices that stand, at most one of a book, provider, model, conditions and origin matches any instant,
 //! and no two of equal specificity match one call.
 
 pub mod conditions;
+pub mod dated_markup;
 pub mod markup;
+pub mod period_price;
 pub mod publication;
 pub mod quotation;
 

@@ -13,18 +13,18 @@ use crate::domain::money::{Amount, MoneyError, Rate, SCALE};
 use crate::domain::tokens::TokenClass;
 
 /// Longest provider, model and alias, in characters.
-const NAME_CHARS_MAX: usize = 128;
+pub(super) const NAME_CHARS_MAX: usize = 128;
 /// Longest source, in characters.
-const SOURCE_CHARS_MAX: usize = 500;
+pub(super) const SOURCE_CHARS_MAX: usize = 500;
 /// Most aliases of one price.
 const ALIASES_MAX: usize = 50;
 /// Largest number of units a rate may be quoted for.
-const PER_MAX: u64 = 1_000_000_000;
+pub(super) const PER_MAX: u64 = 1_000_000_000;
 /// Decimal places and upper bound of a multiplier, as the database keeps it.
 const MULTIPLIER_PLACES: u32 = 6;
 const MULTIPLIER_BOUND: i64 = 1000;
 /// Validity lies between these instants, in seconds since 1970: 2000-01-01 and 2200-01-01.
-const VALIDITY_SECONDS: std::ops::RangeInclusive<i64> = 946_684_800..=7_258_118_400;
+pub(super) const VALIDITY_SECONDS: std::ops::RangeInclusive<i64> = 946_684_800..=7_258_118_400;
 
 /// A price to be published: the form of the API and of price files (design section 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -263,11 +263,7 @@ impl NewPrice {
 }
 
 fn check_names(price: &NewPrice, faults: &mut Faults) {
-    let provider_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte);
-    if price.provider.is_empty()
-        || price.provider.len() > NAME_CHARS_MAX
-        || !price.provider.bytes().all(provider_byte)
-    {
+    if !is_provider(&price.provider) {
         faults.add("provider", format!("is not 1 to {NAME_CHARS_MAX} of a-z 0-9 . _ / -"));
     }
     check_model_name("model", &price.model, faults);
@@ -288,6 +284,12 @@ fn check_names(price: &NewPrice, faults: &mut Faults) {
     {
         faults.add("source", format!("is not 1 to {SOURCE_CHARS_MAX} printable characters"));
     }
+}
+
+/// Whether a text can be a provider's name.
+pub(super) fn is_provider(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte);
+    !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.bytes().all(allowed)
 }
 
 fn check_model_name(path: &str, name: &str, faults: &mut Faults) {

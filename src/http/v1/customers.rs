@@ -77,10 +77,12 @@ struct CustomerWithBooksView {
 struct AssignmentView {
     /// What the customer pays by.
     sell_book: String,
+    /// Its own prices, which go before those of the sell book; null where it has none.
+    override_book: Option<String>,
     /// What its usage costs us by; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost_book: Option<String>,
-    /// The currency of both.
+    /// The currency of all.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
     /// First instant.
@@ -107,8 +109,8 @@ impl From<CustomerRow> for CustomerView {
 
 impl From<AssignmentRow> for AssignmentView {
     fn from(row: AssignmentRow) -> Self {
-        let AssignmentRow { sell_book, cost_book, currency, valid_from, valid_to } = row;
-        Self { sell_book, cost_book, currency, valid_from, valid_to }
+        let AssignmentRow { sell_book, override_book, cost_book, currency, valid_from, valid_to } = row;
+        Self { sell_book, override_book, cost_book, currency, valid_from, valid_to }
     }
 }
 
@@ -271,6 +273,10 @@ struct NewAssignmentBody {
     /// What the customer pays by.
     #[schema(example = "standard")]
     sell_book: String,
+    /// A sell book of the customer's own prices: where one of them applies to a call, the charge is by that price, and by
+    /// the sell book's otherwise.
+    #[schema(example = "acme-prices")]
+    override_book: Option<String>,
     /// What its usage costs us by; without it the cost book that the sell book is derived from, else `provider-cost`.
     #[schema(example = "provider-cost")]
     cost_book: Option<String>,
@@ -283,7 +289,7 @@ struct NewAssignmentBody {
 /// Assign price books to a customer
 ///
 /// Events from `valid_from` on are rated with them; the open assignment before ends there. What is recorded already keeps
-/// the price it was rated with. Both books must have the same currency.
+/// the price it was rated with. All books must have the same currency.
 #[utoipa::path(post, path = "/v1/customers/{external_id}/assignments", operation_id = "create_assignment", tag = "customers",
     params(("external_id" = String, Path, description = "How gateways and finance know it", example = "acme")),
     request_body = NewAssignmentBody,
@@ -292,7 +298,7 @@ async fn create_assignment(
     Path(external_id): Path<String>,
     Write { mut work, body, .. }: Write<Finance, NewAssignmentBody>,
 ) -> Result<Response, Problem> {
-    let NewAssignmentBody { sell_book, cost_book, valid_from, valid_to } = body;
+    let NewAssignmentBody { sell_book, override_book, cost_book, valid_from, valid_to } = body;
     if !YEARS.contains(&valid_from.year()) {
         return Err(Problem::invalid("valid_from", "must be between the years 2000 and 9999"));
     }
@@ -304,8 +310,18 @@ async fn create_assignment(
     let cost_name = cost_book.or(sell.base).unwrap_or_else(|| DEFAULT_COST_BOOK.to_owned());
     let cost = book(&mut work, "cost_book", BookKind::Cost, &cost_name).await?;
     let (sell, cost) = (sell.info, cost.info);
-    check_currencies(&sell, &cost)?;
-    let new = NewAssignment { sell_book: sell.id, cost_book: cost.id, valid_from, valid_to };
+    check_currencies(&sell, "cost_book", &cost)?;
+    let own = match override_book {
+        Some(name) => Some(own_book(&mut work, &sell, &name).await?),
+        None => None,
+    };
+    let new = NewAssignment {
+        sell_book: sell.id,
+        override_book: own.as_ref().map(|own| own.id),
+        cost_book: cost.id,
+        valid_from,
+        valid_to,
+    };
     let ended = customers::assign(work.db(), customer.id, new)
         .await
         .on_constraint("book_assignments_no_overlap", || {
@@ -313,8 +329,8 @@ async fn create_assignment(
         })?;
     catalog::bump(work.db()).await?;
     let detail = json!({
-        "sell_book": sell.name, "cost_book": cost.name, "valid_from": valid_from, "valid_to": valid_to,
-        "ended_assignment_from": ended,
+        "sell_book": sell.name, "override_book": own.map(|own| own.name), "cost_book": cost.name,
+        "valid_from": valid_from, "valid_to": valid_to, "ended_assignment_from": ended,
     });
     work.audit("assignment.create", &external_id, Some(detail)).await?;
     let view = with_books(work.db(), customer).await?;
@@ -341,18 +357,30 @@ async fn book(work: &mut Work, field: &'static str, kind: BookKind, name: &str) 
     }
 }
 
-/// Charge and cost of one event are compared and subtracted, so they are in one currency.
-fn check_currencies(sell: &BookInfo, cost: &BookInfo) -> Result<(), Problem> {
-    if sell.currency == cost.currency {
+/// The book whose prices go before those of a sell book.
+async fn own_book(work: &mut Work, sell: &BookInfo, name: &str) -> Result<BookInfo, Problem> {
+    const FIELD: &str = "override_book";
+    let own = book(work, FIELD, BookKind::Sell, name).await?.info;
+    if own.id == sell.id {
+        let detail = format!("`{name}` is the sell book already; name another book, or leave it out");
+        return Err(Problem::invalid(FIELD, detail));
+    }
+    check_currencies(sell, FIELD, &own)?;
+    Ok(own)
+}
+
+/// Charge and cost of one event are compared and subtracted, and a customer is charged in one currency at a time.
+fn check_currencies(sell: &BookInfo, field: &'static str, other: &BookInfo) -> Result<(), Problem> {
+    if sell.currency == other.currency {
         return Ok(());
     }
-    let (sell, cost) =
-        (format!("`{}` is in {}", sell.name, sell.currency), format!("`{}` in {}", cost.name, cost.currency));
+    let (sell, other) = (
+        format!("`{}` is in {}", sell.name, sell.currency),
+        format!("`{}` in {}", other.name, other.currency),
+    );
     Err(Problem::invalid(
-        "cost_book",
-        format!(
-            "{sell} and {cost}; the sell book and the cost book of an assignment must have the same currency"
-        ),
+        field,
+        format!("{sell} and {other}; the books of an assignment must have the same currency"),
     ))
 }
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -11,16 +11,13 @@ use utoipa_axum::routes;
 
 use crate::http::AppState;
 use crate::http::auth::{Auth, Gateway};
-use crate::http::problem::{BODY_TOO_LARGE, INVALID_BODY, NO_VALID_EVENT, Problem, UNSUPPORTED_MEDIA_TYPE};
-use crate::http::request::{media_type, read_body};
-use crate::metering::{self, Message, Reason, Rejected};
+use crate::http::intake::{self, EventResult, Judged};
+use crate::http::problem::Problem;
+use crate::metering;
 use crate::store::api_keys::Holder;
 
 /// Largest body, before and after decompression.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// What a body of events may be.
-const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -41,27 +38,6 @@ struct Receipt {
     refused: usize,
     /// One per event, in the body's order.
     results: Vec<EventResult>,
-}
-
-/// What became of one event.
-#[derive(Debug, Serialize, ToSchema)]
-struct EventResult {
-    /// Its position in the body, from 0.
-    index: usize,
-    /// Its id, where it could be read.
-    #[schema(example = "0198c3a2-7b1e-7cc0-9d6e-0b4d1f2a3c4d")]
-    id: Option<String>,
-    /// `accepted` or `refused`.
-    #[schema(example = "accepted")]
-    status: &'static str,
-    /// Why it was refused, as a stable code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = json!(null))]
-    reason: Option<&'static str>,
-    /// Why it was refused, and what to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = json!(null))]
-    detail: Option<String>,
 }
 
 /// Publish usage events
@@ -88,9 +64,9 @@ async fn publish_events(
     let Holder::Gateway { name, backfill_from, .. } = &caller.holder else {
         return Err(Problem::internal("a key without a gateway passed the gateway check"));
     };
-    let message = read_message(request).await?;
+    let message = intake::read_message(request, BODY_BYTES_MAX).await?;
     let now = state.clock.now();
-    let judged: Vec<(&[u8], Result<(), Rejected>)> = message
+    let judged: Vec<Judged<'_>> = message
         .events()
         .map(|raw| {
             let verdict = metering::parse_event(raw)
@@ -101,7 +77,7 @@ async fn publish_events(
     let accepted: Vec<&[u8]> =
         judged.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(raw, _)| *raw).collect();
     if accepted.is_empty() {
-        return Err(nothing_valid(&judged));
+        return Err(intake::nothing_valid(&judged));
     }
     let published = state.publisher.publish(name, joined(&accepted)).await.map_err(|error| {
         Problem::unavailable(
@@ -110,49 +86,8 @@ async fn publish_events(
         )
     })?;
     let (accepted, refused) = (accepted.len(), judged.len() - accepted.len());
-    let results =
-        judged.into_iter().enumerate().map(|(index, (raw, verdict))| result(index, raw, verdict)).collect();
+    let results = intake::results(judged);
     Ok((StatusCode::ACCEPTED, Json(Receipt { sequence: published.sequence, accepted, refused, results })))
-}
-
-async fn read_message(request: Request) -> Result<Message, Problem> {
-    let (parts, body) = request.into_parts();
-    if !media_type(&parts.headers).is_some_and(|media| MEDIA_TYPES.contains(&media.as_str())) {
-        return Err(Problem::new(
-            &UNSUPPORTED_MEDIA_TYPE,
-            format!("Send the events as {}.", MEDIA_TYPES.join(", ")),
-        ));
-    }
-    let body = read_body(body, BODY_BYTES_MAX).await?;
-    let message = metering::split(&body, content_encoding(&parts.headers)).map_err(unusable)?;
-    if message.body().len() > BODY_BYTES_MAX {
-        return Err(Problem::new(&BODY_TOO_LARGE, "The body is larger than 64 KiB once decompressed."));
-    }
-    Ok(message)
-}
-
-/// The header's text; one that is no text names no encoding that is known.
-fn content_encoding(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"))
-}
-
-/// A body that could not be taken apart.
-fn unusable(rejected: Rejected) -> Problem {
-    let kind = match rejected.reason {
-        Reason::TooLarge | Reason::TooMany => &BODY_TOO_LARGE,
-        Reason::Encoding => &UNSUPPORTED_MEDIA_TYPE,
-        _ => &INVALID_BODY,
-    };
-    Problem::new(kind, rejected.detail)
-}
-
-fn nothing_valid(judged: &[(&[u8], Result<(), Rejected>)]) -> Problem {
-    let problem = Problem::new(&NO_VALID_EVENT, "No event of the body can be recorded; see `errors`.");
-    judged.iter().enumerate().fold(problem, |problem, (index, (_, verdict))| match verdict {
-        Ok(()) => problem,
-        Err(rejected) => problem
-            .with_error(format!("[{index}]"), format!("{}: {}", rejected.reason.as_str(), rejected.detail)),
-    })
 }
 
 /// A message of the accepted events, their bytes untouched; never longer than the body they came in.
@@ -169,20 +104,6 @@ fn joined(events: &[&[u8]]) -> Bytes {
     body.into()
 }
 
-fn result(index: usize, raw: &[u8], verdict: Result<(), Rejected>) -> EventResult {
-    let id = metering::hints(raw).id;
-    match verdict {
-        Ok(()) => EventResult { index, id, status: "accepted", reason: None, detail: None },
-        Err(rejected) => EventResult {
-            index,
-            id,
-            status: "refused",
-            reason: Some(rejected.reason.as_str()),
-            detail: Some(rejected.detail),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,17 +112,5 @@ mod tests {
     fn accepted_events_travel_as_they_came() {
         assert_eq!(joined(&[b"{\"a\": 1}"]), Bytes::from_static(b"{\"a\": 1}"));
         assert_eq!(joined(&[b"{}", b"{ }"]), Bytes::from_static(b"[{},{ }]"));
-    }
-
-    #[test]
-    fn a_body_that_cannot_be_taken_apart_has_a_fitting_status() {
-        for (body, encoding, code) in [
-            (b"".as_slice(), None, "invalid_body"),
-            (b"[{},", None, "invalid_body"),
-            (b"{}", Some("gzip"), "unsupported_media_type"),
-        ] {
-            let problem = unusable(metering::split(body, encoding).unwrap_err());
-            assert_eq!(problem.code(), code);
-        }
     }
 }

@@ -24,7 +24,9 @@ use crate::http::auth::{Read, Reader};
 use crate::http::problem::Problem;
 use crate::http::request::Path;
 use crate::metering;
-use crate::reports::{self, Considered, Correction, ExplainedPart, Explanation, Side};
+use crate::reports::{
+    self, Considered, Correction, ExplainedPart, Explanation, Override, OverrideOutcome, Side,
+};
 use crate::store::evidence::{EventRow, Received};
 
 /// The resource's routes.
@@ -219,6 +221,8 @@ struct SideView {
     classes: Vec<LineView>,
     /// Fees by class.
     fees: Vec<LineView>,
+    /// The customer's override book; null on the side of the cost, and where the customer has none.
+    override_book: Option<OverrideView>,
     /// The other prices of the model, as they stood when the event was recorded.
     not_taken: Vec<NotTakenView>,
 }
@@ -257,6 +261,30 @@ struct TakenPriceView {
     checked_at: Option<NaiveDate>,
 }
 
+/// The override book of a customer, and whether its price was taken.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventOverride)]
+struct OverrideView {
+    /// The book.
+    #[schema(example = "acme-prices")]
+    book: String,
+    /// Whether the price that was taken is one of its.
+    applied: bool,
+    /// Why, or why not.
+    #[schema(example = "It has a price for this call, which goes before those of the sell book.")]
+    detail: &'static str,
+}
+
+impl From<Override> for OverrideView {
+    fn from(decided: Override) -> Self {
+        Self {
+            applied: decided.outcome == OverrideOutcome::Applied,
+            detail: decided.outcome.sentence(),
+            book: decided.book,
+        }
+    }
+}
+
 /// A price that was not taken.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = NotTakenPrice)]
@@ -264,6 +292,8 @@ struct NotTakenView {
     /// Its id.
     #[schema(value_type = i64)]
     id: PriceId,
+    /// Its book.
+    book: String,
     /// Its model.
     model: String,
     /// What it asks of a call.
@@ -272,7 +302,8 @@ struct NotTakenView {
     valid_from: DateTime<Utc>,
     /// First instant after validity; null is open.
     valid_to: Option<DateTime<Utc>>,
-    /// Why not: `conditions`, `less_specific`, `derived`, `other_model`, `not_yet_valid`, `no_longer_valid`, `not_known_yet`.
+    /// Why not: `conditions`, `less_specific`, `derived`, `other_model`, `not_yet_valid`, `no_longer_valid`, `not_known_yet`,
+    /// `not_assigned_yet`, `overridden`.
     #[schema(example = "conditions")]
     reason: &'static str,
     /// Why not, in a sentence.
@@ -319,7 +350,7 @@ struct ReceivedView {
 
 impl SideView {
     fn new(side: Side, at: DateTime<Utc>, sees_cost: bool) -> Self {
-        let Side { price, lines, amount, others } = side;
+        let Side { price, lines, amount, override_book, others } = side;
         let currency = price.book.currency;
         let views = lines.into_iter().map(|line| LineView::new(line, currency));
         let (fees, classes) = views.partition(LineView::is_fee);
@@ -342,6 +373,7 @@ impl SideView {
                 source: draft.source.filter(|_| sees_cost),
                 checked_at: draft.checked_at.filter(|_| sees_cost),
             },
+            override_book: override_book.map(OverrideView::from),
             not_taken: others.into_iter().map(|other| NotTakenView::new(other, at)).collect(),
         }
     }
@@ -349,9 +381,10 @@ impl SideView {
 
 impl NotTakenView {
     fn new(considered: Considered, at: DateTime<Utc>) -> Self {
-        let Considered { price, reason } = considered;
+        let Considered { book, price, reason } = considered;
         Self {
             id: price.id,
+            book,
             model: price.model,
             conditions: price.conditions,
             valid_from: price.valid_from,

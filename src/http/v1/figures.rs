@@ -79,7 +79,8 @@ impl From<ReportError> for Problem {
     fn from(error: ReportError) -> Self {
         match error {
             ReportError::Store(error) => error.into(),
-            ReportError::NoRate { .. } | ReportError::Overflow => Self::internal(error),
+            ReportError::Overflow => Self::sum_too_large(error),
+            ReportError::NoRate { .. } => Self::internal(error),
         }
     }
 }

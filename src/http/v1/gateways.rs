@@ -44,6 +44,11 @@ struct GatewayView {
     created_at: DateTime<Utc>,
     /// Events that its own count (`sequence`) says it made and that never arrived.
     missing: i64,
+    /// Events that carried the number of another event in the same epoch: recorded, but the count is not to be trusted.
+    repeated: i64,
+    /// Events that are recorded, but whose numbers are not followed, because the gateway opened more than 500 epochs in
+    /// an hour or left more than 2000 holes in one.
+    unfollowed: i64,
     /// Which ones: the first 20 holes in the list, the first 1000 of one gateway.
     holes: Vec<HoleView>,
 }
@@ -63,20 +68,27 @@ struct HoleView {
 impl GatewayView {
     /// With the holes of this gateway among all that were read.
     fn new(row: GatewayRow, holes: &[HoleRow]) -> Self {
-        let GatewayRow { id, name, backfill_from, created_at, missing } = row;
+        let GatewayRow { id, name, backfill_from, created_at, missing, repeated, unfollowed } = row;
         let own = holes.iter().filter(|hole| hole.gateway == id);
         let holes = own
             .map(|hole| HoleView { epoch: hole.epoch.clone(), first: hole.first, last: hole.last })
             .collect();
-        Self { name, backfill_from, created_at, missing, holes }
+        Self { name, backfill_from, created_at, missing, repeated, unfollowed, holes }
     }
 }
 
 impl CsvRow for GatewayView {
-    const HEADER: &'static [&'static str] = &["name", "backfill_from", "created_at", "missing"];
+    const HEADER: &'static [&'static str] =
+        &["name", "backfill_from", "created_at", "missing", "repeated", "unfollowed"];
 
     fn cells(&self, cells: &mut Cells) {
-        cells.text(&self.name).maybe_time(self.backfill_from).time(self.created_at).value(self.missing);
+        cells
+            .text(&self.name)
+            .maybe_time(self.backfill_from)
+            .time(self.created_at)
+            .value(self.missing)
+            .value(self.repeated)
+            .value(self.unfollowed);
     }
 }
 

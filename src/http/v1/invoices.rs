@@ -10,9 +10,9 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::figures::{find, one_customer};
-use crate::domain::ids::InvoiceId;
+use crate::domain::ids::{InvoiceId, PeriodPriceId};
 use crate::domain::invoice::{InvoiceLine, LineKind};
-use crate::domain::money::{Amount, Currency, MinorAmount, Rate};
+use crate::domain::money::{Amount, Currency, MinorAmount};
 use crate::domain::period::BillingCalendar;
 use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
@@ -23,7 +23,7 @@ use crate::http::problem::Problem;
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow, Format};
 use crate::http::write::Write;
-use crate::invoicing::{self, Closed, DEFAULT_GRACE, Document, InvoicingError, Request};
+use crate::invoicing::{self, Closed, DEFAULT_GRACE, Document, InvoicingError, LinesError, Request};
 use crate::store::invoices::{self, InvoiceFilter, StoredInvoice};
 use crate::store::periods;
 
@@ -51,6 +51,9 @@ impl From<InvoicingError> for Problem {
             InvoicingError::NotPosted { .. } => {
                 Self::unavailable("Recorded usage is not posted yet; try again.", error)
                     .retry_after(POSTING_RETRY_SECONDS)
+            }
+            InvoicingError::Lines(error @ (LinesError::Overflow | LinesError::Money(_))) => {
+                Self::sum_too_large(error)
             }
             InvoicingError::Lines(error) => Self::internal(error),
         }
@@ -110,28 +113,30 @@ struct InvoiceWithLinesView {
     manifest: Option<serde_json::Value>,
 }
 
-/// A line: units of one class of one model at one rate in one service period.
+/// A line: a quantity at one rate in one service period.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = InvoiceLine)]
 struct LineView {
     /// Counts from 1.
     line: usize,
-    /// `usage`; `late_usage` of an earlier period, recorded after that was closed; or `adjustment`.
+    /// `usage`; `late_usage` of an earlier period, recorded after that was closed; `adjustment` by a re-rate. By prices over
+    /// the billing period: `tier`, what a tier changes of the list rate; `package`s; `task`s at a fixed price;
+    /// `included_usage`, taken back because packages or tasks stand for it.
     kind: LineKind,
-    /// Start of the period in which the usage happened.
+    /// Start of the period in which the usage happened, or the tasks ended.
     service_start: DateTime<Utc>,
     /// End of that period.
     service_end: DateTime<Utc>,
-    /// The provider.
-    provider: String,
-    /// The model.
-    model: String,
-    /// The token class.
-    #[schema(value_type = String, example = "input")]
-    class: TokenClass,
-    /// Units; negative where corrections outweigh usage.
+    /// The provider; null where the line is of several, or of tasks.
+    provider: Option<String>,
+    /// The model; null as for the provider.
+    model: Option<String>,
+    /// The token class; null as for the provider.
+    #[schema(value_type = Option<String>, example = "input")]
+    class: Option<TokenClass>,
+    /// Units, packages or tasks; negative where they are taken back.
     quantity: i64,
-    /// Money for one unit.
+    /// Money for one; negative where a tier is cheaper than the list.
     #[schema(value_type = DecimalText)]
     rate: Amount,
     /// Quantity times rate.
@@ -143,6 +148,14 @@ struct LineView {
     /// Of rate and amounts.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
+    /// How the line came about, where quantity and rate do not say it.
+    #[schema(
+        example = "gpt-5 input volume: graduated: 5000000 above 10000000 at 2 instead of 2.5 per 1000000"
+    )]
+    note: Option<String>,
+    /// The period price that made it.
+    #[schema(value_type = Option<i64>)]
+    period_price_id: Option<PeriodPriceId>,
 }
 
 /// A period as it would be invoiced now.
@@ -239,24 +252,22 @@ impl DraftView {
 fn line_views(lines: Vec<InvoiceLine>, currency: Currency) -> Vec<LineView> {
     let numbered = (1..).zip(lines);
     numbered
-        .map(
-            |(line, InvoiceLine { kind, service, provider, model, class, quantity, rate, exact, amount })| {
-                LineView {
-                    line,
-                    kind,
-                    service_start: service.start,
-                    service_end: service.end,
-                    provider,
-                    model,
-                    class,
-                    quantity,
-                    rate: Rate::per_unit(rate),
-                    exact_amount: exact,
-                    amount,
-                    currency,
-                }
-            },
-        )
+        .map(|(number, line)| LineView {
+            line: number,
+            kind: line.kind,
+            service_start: line.service.start,
+            service_end: line.service.end,
+            provider: line.provider,
+            model: line.model,
+            class: line.class,
+            quantity: line.quantity,
+            rate: line.rate,
+            exact_amount: line.exact,
+            amount: line.amount,
+            currency,
+            note: line.note,
+            period_price_id: line.period_price,
+        })
         .collect()
 }
 
@@ -314,6 +325,8 @@ impl CsvRow for &LineView {
         "exact_amount",
         "amount",
         "currency",
+        "note",
+        "period_price_id",
     ];
 
     fn cells(&self, cells: &mut Cells) {
@@ -322,14 +335,16 @@ impl CsvRow for &LineView {
             .value(self.kind)
             .time(self.service_start)
             .time(self.service_end)
-            .text(&self.provider)
-            .text(&self.model)
-            .value(self.class)
+            .maybe_text(self.provider.as_deref())
+            .maybe_text(self.model.as_deref())
+            .maybe_value(self.class)
             .value(self.quantity)
             .value(self.rate)
             .value(self.exact_amount)
             .value(self.amount)
-            .value(self.currency);
+            .value(self.currency)
+            .maybe_text(self.note.as_deref())
+            .maybe_value(self.period_price_id);
     }
 }
 
@@ -394,7 +409,7 @@ async fn list_invoices(
 
 /// Preview an invoice
 ///
-/// Computed now by the same function that finalizes it.
+/// Computed now by the same function that finalizes it; of a closed period, what was finalized.
 #[utoipa::path(get, path = "/v1/invoices/preview", operation_id = "preview_invoice", tag = "invoices",
     params(PreviewParams),
     responses((status = 200, description = "The period as it would be invoiced now", content(

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -53,19 +54,20 @@ struct BookView {
     currency: Currency,
     /// The cost book whose prices it marks up.
     base: Option<String>,
-    /// The factor on every rate of the base, where `markups` has no other.
+    /// The factor on every rate of the base now, where `markups` has no other.
     #[schema(value_type = Option<String>, example = "1.2")]
     markup: Option<Decimal>,
-    /// Other factors for some models, by name or by the beginning of a name and `*`; the longest that matches decides.
+    /// Other factors for some models now, by name or by the beginning of a name and `*`; the longest that matches decides.
     #[schema(value_type = BTreeMap<String, String>)]
     markups: BTreeMap<String, Decimal>,
     /// When it was made.
     created_at: DateTime<Utc>,
 }
 
-impl From<Book> for BookView {
-    fn from(book: Book) -> Self {
-        let Book { info, base, markup, created_at } = book;
+impl BookView {
+    fn new(book: Book, now: DateTime<Utc>) -> Self {
+        let Book { info, base, markups, created_at } = book;
+        let markup = markups.map(|markups| markups.at(now).clone());
         let (markup, markups) = markup.map(|markup| (markup.general, markup.by_model)).unzip();
         Self {
             name: info.name,
@@ -104,11 +106,13 @@ impl CsvRow for BookView {
     responses((status = 200, description = "A page of price books", content(
         (Page<BookView> = "application/json"), (String = "text/csv")))))]
 async fn list_price_books(
+    State(state): State<AppState>,
     Listing { mut tx, page, .. }: Listing<Finance, NoFilter>,
 ) -> Result<Response, Problem> {
     let after: Option<String> = page.after()?;
     let books = prices::list_books(&mut tx, after.as_deref(), page.fetch()).await?;
-    page.respond(books, |book| book.info.name.clone(), BookView::from)
+    let now = state.clock.now();
+    page.respond(books, |book| book.info.name.clone(), |book| BookView::new(book, now))
 }
 
 /// Get a price book
@@ -117,10 +121,11 @@ async fn list_price_books(
     responses((status = 200, description = "The book", body = BookView)))]
 async fn get_price_book(
     Path(book): Path<String>,
+    State(state): State<AppState>,
     Read { mut tx, .. }: Read<Finance>,
 ) -> Result<Json<BookView>, Problem> {
     let book = prices::find_book(&mut tx, &book).await?.ok_or_else(|| Problem::not_found("price book"))?;
-    Ok(Json(book.into()))
+    Ok(Json(BookView::new(book, state.clock.now())))
 }
 
 /// Create a price book
@@ -133,9 +138,9 @@ async fn get_price_book(
 async fn create_price_book(
     Write { mut work, body, .. }: Write<Finance, NewBook>,
 ) -> Result<Response, Problem> {
-    let actor = work.caller.public_id.clone();
+    let (now, actor) = (work.now, work.caller.public_id.clone());
     let book = prices::create_book(work.db(), &body, &actor).await?;
-    work.created(format!("/v1/price-books/{}", book.info.name), &BookView::from(book)).await
+    work.created(format!("/v1/price-books/{}", book.info.name), &BookView::new(book, now)).await
 }
 
 /// How to publish.
@@ -203,7 +208,7 @@ struct ContinuedView {
 /// A rate that changed.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = RateChange)]
-struct ChangeView {
+pub(super) struct ChangeView {
     /// The class.
     #[schema(value_type = String, example = "input")]
     class: TokenClass,
@@ -225,7 +230,7 @@ impl PublishedView {
     }
 }
 
-fn change_view(change: RateChange, draft: &PriceDraft, currency: Currency) -> ChangeView {
+pub(super) fn change_view(change: RateChange, draft: &PriceDraft, currency: Currency) -> ChangeView {
     let RateChange { class, old, new } = change;
     let view = |rate: Option<Rate>| rate.map(|rate| RateView::new(class, rate, draft.per, None, currency));
     ChangeView { class, old: view(old), new: view(new) }
@@ -286,6 +291,14 @@ impl From<PricesError> for Problem {
             }
             PricesError::BookExists(name) => {
                 Self::new(&ALREADY_EXISTS, format!("There is a price book `{name}` already."))
+            }
+            PricesError::NoMarkupBook(name) => {
+                Self::conflict(format!("`{name}` marks up no cost book; publish its prices instead."))
+            }
+            PricesError::MarkupExists { book, at } => {
+                let detail =
+                    format!("`{book}` has other factors from {at} on already; set new ones from later on");
+                Self::conflict("No factor was set; see `errors`.").with_error("valid_from", detail)
             }
             PricesError::UnknownPrice(_) => Self::not_found("price"),
             PricesError::NotClosable { id, detail } => Self::conflict(format!("Price {id} {detail}.")),

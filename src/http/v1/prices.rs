@@ -24,10 +24,10 @@ use crate::http::auth::{Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
 use crate::http::problem::Problem;
 use crate::http::request::{Path, read_json};
-use crate::http::table::{Cells, CsvRow};
+use crate::http::table::{Cells, CsvRow, Format, csv};
 use crate::http::write::Write;
 use crate::metering::parse_event;
-use crate::reports::{self, Quote, QuoteError, QuotedLine, QuotedPart};
+use crate::reports::{self, Quote, QuoteBy, QuoteError, QuotedLine, QuotedPart};
 use crate::store::prices::{self, PriceCursor, PriceFilter, StoredPrice};
 
 /// The resource's routes.
@@ -302,6 +302,18 @@ async fn list_prices(
     page.respond(rows, StoredPrice::cursor, |price| PriceView::new(price, sees_cost))
 }
 
+/// Prices as the API lists them for finance, all on one page: an array in JSON, or CSV that can be imported.
+///
+/// # Errors
+/// Where they cannot be written, which is our fault.
+pub fn price_list(prices: Vec<StoredPrice>, format: Format) -> Result<Vec<u8>, Problem> {
+    let views: Vec<PriceView> = prices.into_iter().map(|price| PriceView::new(price, true)).collect();
+    match format {
+        Format::Json => serde_json::to_vec_pretty(&views).map_err(Problem::internal),
+        Format::Csv => csv(&views),
+    }
+}
+
 /// Get a price
 ///
 /// Standing, superseded or withdrawn: prices are kept for ever.
@@ -347,9 +359,12 @@ async fn update_price(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct QuoteRequest {
-    /// The price book's name.
+    /// The price book's name; give this or a customer.
     #[schema(example = "provider-cost")]
-    book: String,
+    book: Option<String>,
+    /// A customer's external id: the call is charged by its override book and its sell book of that time.
+    #[schema(example = "acme")]
+    customer: Option<String>,
     /// When the call happens; without it now.
     at: Option<DateTime<Utc>>,
     /// The `data` of a usage event.
@@ -380,6 +395,8 @@ struct PartView {
     /// The price that applies.
     #[schema(value_type = i64)]
     price_id: PriceId,
+    /// The name of its book.
+    book: String,
     /// The whole prompt, which a context tier is compared with.
     tier_input: i64,
     /// Tokens by class.
@@ -443,17 +460,17 @@ impl LineView {
 
 impl PartView {
     fn new(part: QuotedPart, currency: Currency) -> Self {
-        let QuotedPart { model, price, tier_input, lines, multiplier, amount } = part;
+        let QuotedPart { model, price, book, tier_input, lines, multiplier, amount } = part;
         let views = lines.into_iter().map(|line| LineView::new(line, currency));
         let (fees, classes) = views.partition(LineView::is_fee);
-        Self { model, price_id: price, tier_input, classes, fees, multiplier, amount, currency }
+        Self { model, price_id: price, book, tier_input, classes, fees, multiplier, amount, currency }
     }
 }
 
 /// Quote a call
 ///
 /// What a call would cost at a time, by the prices that stand now; nothing is recorded. A customer's key may ask for its own
-/// sell books.
+/// sell books, and for itself.
 #[utoipa::path(post, path = "/v1/prices/quote", operation_id = "preview_quote", tag = "prices",
     request_body = QuoteRequest,
     responses((status = 200, description = "What it costs", body = QuoteView)))]
@@ -462,10 +479,15 @@ async fn preview_quote(
     Read { mut tx, .. }: Read<Reader>,
     request: Request,
 ) -> Result<Json<QuoteView>, Problem> {
-    let (_, QuoteRequest { book, at, data }) = read_json::<QuoteRequest>(request).await?;
+    let (_, QuoteRequest { book, customer, at, data }) = read_json::<QuoteRequest>(request).await?;
+    let by = match (&book, &customer) {
+        (Some(book), None) => QuoteBy::Book(book),
+        (None, Some(customer)) => QuoteBy::Customer(customer),
+        _ => return Err(Problem::invalid("book", "give a book or a customer, and not both")),
+    };
     let at = at.unwrap_or_else(|| state.clock.now());
     let parts = usage_parts(&data, at)?;
-    let quote = reports::quote(&mut tx, &book, at, &parts).await.map_err(quote_problem)?;
+    let quote = reports::quote(&mut tx, by, at, &parts).await.map_err(quote_problem)?;
     Ok(Json(QuoteView::new(quote)))
 }
 
@@ -487,6 +509,9 @@ fn quote_problem(error: QuoteError) -> Problem {
     match error {
         QuoteError::Store(error) => error.into(),
         QuoteError::UnknownBook(name) => Problem::invalid("book", format!("there is no price book `{name}`")),
+        error @ (QuoteError::UnknownCustomer(_) | QuoteError::Unassigned(_)) => {
+            Problem::invalid("customer", error.to_string())
+        }
         QuoteError::Unpriced { part, reason } => {
             Problem::invalid(format!("data (part {part})"), reason.to_string())
         }

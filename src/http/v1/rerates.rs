@@ -18,7 +18,7 @@ use crate::http::problem::Problem;
 use crate::http::request::Query;
 use crate::http::write::Write;
 use crate::invoicing::rerate::{
-    self, Change, Figures, Group, PARTS_MAX, Request, RerateError, Rerated, UnpricedPart,
+    self, Change, Figures, Group, PARTS_MAX, REASON_CHARS_MAX, Request, RerateError, Rerated, UnpricedPart,
 };
 
 /// When to try again where prices kept changing.
@@ -43,6 +43,9 @@ struct NewRerate {
     provider: Option<String>,
     /// One model, as calls or prices name it; `gpt-5*` stands for every name that begins so.
     model: Option<String>,
+    /// Why, in up to 200 characters; it stands on the invoices' adjustment lines.
+    #[schema(example = "provider price corrected")]
+    reason: Option<String>,
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -182,12 +185,16 @@ impl From<RerateError> for Problem {
             RerateError::Store(error) => error.into(),
             RerateError::Calendar(error) => Self::invalid("from", error.to_string()),
             RerateError::Interval => Self::invalid("to", "after `from`"),
+            RerateError::Reason => {
+                Self::invalid("reason", format!("1 to {REASON_CHARS_MAX} printable characters"))
+            }
             RerateError::TooMany => {
                 Self::invalid("to", format!("more than {PARTS_MAX} usage parts differ; narrow the interval"))
             }
             RerateError::Moving => Self::unavailable("Prices are being published; try again.", error)
                 .retry_after(MOVING_RETRY_SECONDS),
-            RerateError::Book(_) | RerateError::Overflow => Self::internal(error),
+            RerateError::Overflow => Self::sum_too_large(error),
+            RerateError::Book(_) => Self::internal(error),
         }
     }
 }
@@ -205,12 +212,12 @@ async fn run_rerate(
     Query(RerateParams { dry_run }): Query<RerateParams>,
     Write { mut work, body, .. }: Write<Finance, NewRerate>,
 ) -> Result<Response, Problem> {
-    let NewRerate { from, to, customer, provider, model } = body;
+    let NewRerate { from, to, customer, provider, model, reason } = body;
     let customer = match customer {
         Some(external_id) => Some(find(work.db(), &external_id).await?.id),
         None => None,
     };
-    let request = Request { from, to, customer, provider, model };
+    let request = Request { from, to, customer, provider, model, reason };
     if dry_run {
         // Without an answer from the transaction nothing is kept.
         let shown = rerate::preview(work.db(), &request).await?;

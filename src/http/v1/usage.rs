@@ -9,13 +9,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::figures::{MoneyRow, MoneyView, QuantitiesView, customer, interval, money_columns, respond};
+use crate::domain::ids::CustomerId;
 use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
 use crate::http::auth::{Caller, Finance, Read, Reader};
 use crate::http::problem::Problem;
 use crate::http::request::Query;
 use crate::http::table::{Cells, Format};
-use crate::reports::{Dimension, UsageQuery, UsageReport, UsageRow, usage};
+use crate::reports::{Dimension, UsageQuery, UsageRow, usage};
 use crate::store::usage::UsageFilter;
 
 /// The resource's routes.
@@ -155,11 +156,7 @@ async fn get_usage(
     State(state): State<AppState>,
     read: Read<Reader>,
 ) -> Result<Response, Problem> {
-    let Read { caller, mut tx, .. } = read;
-    let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
-    let (query, now) = (params.query(customer, "", &state)?, state.clock.now());
-    let report = usage(&mut tx, caller.scope(), &query, now).await?;
-    answer(format, &caller, "usage", &query, report)
+    sums(format, params, &state, read, "usage", "").await
 }
 
 /// Report margins
@@ -175,21 +172,40 @@ async fn get_margin(
     State(state): State<AppState>,
     read: Read<Finance>,
 ) -> Result<Response, Problem> {
+    sums(format, params, &state, read, "margin", "customer").await
+}
+
+/// The sums that the parameters ask for, as the caller may see them; `name` is that of the CSV file.
+async fn sums<R>(
+    format: Format,
+    params: UsageParams,
+    state: &AppState,
+    read: Read<R>,
+    name: &str,
+    group_by_default: &str,
+) -> Result<Response, Problem> {
     let Read { caller, mut tx, .. } = read;
     let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
-    let (query, now) = (params.query(customer, "customer", &state)?, state.clock.now());
+    let now = state.clock.now();
+    let query = params.query(customer, group_by_default, now)?;
     let report = usage(&mut tx, caller.scope(), &query, now).await?;
-    answer(format, &caller, "margin", &query, report)
+    let view = UsageReportView {
+        data: report.rows.into_iter().map(|row| UsageRowView::new(row, &caller)).collect(),
+        from: query.filter.from,
+        to: query.filter.to,
+        as_of: report.as_of,
+    };
+    respond(format, &caller, name, &view, &view.data)
 }
 
 impl UsageParams {
     fn query(
         self,
-        customer: Option<crate::domain::ids::CustomerId>,
+        customer: Option<CustomerId>,
         group_by_default: &str,
-        state: &AppState,
+        now: DateTime<Utc>,
     ) -> Result<UsageQuery, Problem> {
-        let (from, to) = interval(self.from, self.to, state.clock.now())?;
+        let (from, to) = interval(self.from, self.to, now)?;
         let group_by = self.group_by.as_deref().unwrap_or(group_by_default);
         let group_by = group_by
             .split(',')
@@ -209,20 +225,4 @@ impl UsageParams {
         };
         Ok(UsageQuery { filter, group_by })
     }
-}
-
-fn answer(
-    format: Format,
-    caller: &Caller,
-    name: &str,
-    query: &UsageQuery,
-    report: UsageReport,
-) -> Result<Response, Problem> {
-    let view = UsageReportView {
-        data: report.rows.into_iter().map(|row| UsageRowView::new(row, caller)).collect(),
-        from: query.filter.from,
-        to: query.filter.to,
-        as_of: report.as_of,
-    };
-    respond(format, caller, name, &view, &view.data)
 }

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use super::RerateError;
 use crate::domain::ids::{BookId, CustomerId};
 use crate::domain::period::{BillingCalendar, Period};
-use crate::rating::PriceBook;
+use crate::rating::{PriceBook, SellBooks};
 use crate::store::rating_data::CustomerEntry;
 use crate::store::{StoreError, catalog, periods, prices, rating_data};
 
@@ -48,12 +48,19 @@ impl Catalog {
         self.version
     }
 
-    /// The cost book and the sell book of a customer at an instant.
-    pub(super) fn books(&self, customer: CustomerId, at: DateTime<Utc>) -> Option<(&PriceBook, &PriceBook)> {
-        let assignment = self.customers.get(&customer)?.assignments.iter().find(|assignment| {
-            assignment.valid_from <= at && assignment.valid_to.is_none_or(|valid_to| at < valid_to)
-        })?;
-        Some((self.books.get(&assignment.cost_book)?, self.books.get(&assignment.sell_book)?))
+    /// The cost book and the sell books of a customer at an instant.
+    pub(super) fn books(
+        &self,
+        customer: CustomerId,
+        at: DateTime<Utc>,
+    ) -> Option<(&PriceBook, SellBooks<'_>)> {
+        let assignment = self.customers.get(&customer)?.assignment(at)?;
+        let override_book = match &assignment.override_book {
+            Some(book) => Some(self.books.get(book)?),
+            None => None,
+        };
+        let charge = SellBooks { override_book, sell: self.books.get(&assignment.sell_book)? };
+        Some((self.books.get(&assignment.cost_book)?, charge))
     }
 
     /// The customer's external id.

@@ -28,6 +28,8 @@ pub use sums::{Change, Figures, Group, Rerated, UnpricedPart};
 const CHUNK_ROWS_MAX: i64 = 5_000;
 /// Usage parts that [`apply_within`] restates at most: what one transaction can hold without keeping recording waiting.
 pub const PARTS_MAX: usize = 20_000;
+/// Longest reason, in characters.
+pub const REASON_CHARS_MAX: usize = 200;
 /// Ends a model pattern that stands for every name that begins like it.
 const WILDCARD: char = '*';
 
@@ -44,6 +46,8 @@ pub struct Request {
     pub provider: Option<String>,
     /// Of this model only, as calls or prices name it; with `*` at its end, of every model whose name begins so.
     pub model: Option<String>,
+    /// Why, for the adjustment lines on invoices.
+    pub reason: Option<String>,
 }
 
 /// Why there was no re-rate.
@@ -61,6 +65,9 @@ pub enum RerateError {
     /// An interval that holds nothing.
     #[error("`from` must be before `to`")]
     Interval,
+    /// A reason that does not fit on an invoice.
+    #[error("`reason` must be 1 to {REASON_CHARS_MAX} printable characters")]
+    Reason,
     /// Too much for one transaction.
     #[error(
         "more than {PARTS_MAX} usage parts differ; narrow the interval, or use the command `waybill rerate`"
@@ -146,6 +153,9 @@ impl Pass {
         if request.from >= request.to {
             return Err(RerateError::Interval);
         }
+        if request.reason.as_deref().is_some_and(|reason| !is_reason(reason)) {
+            return Err(RerateError::Reason);
+        }
         let catalog = Catalog::load(connection).await?;
         let through = store::newest_batch(connection).await?.unwrap_or(BatchId(0));
         let filter = filter(request);
@@ -180,8 +190,8 @@ impl Pass {
             let (customer, at) = (standing.customer, standing.occurred_at);
             let rated = match self.catalog.books(customer, at) {
                 None => Err(catalog::unassigned(at)),
-                Some((cost_book, sell_book)) => {
-                    rating::rerate(&standing.usage, at, standing.stamps, cost_book, sell_book)
+                Some((cost_book, sell_books)) => {
+                    rating::rerate(&standing.usage, at, standing.stamps, cost_book, sell_books)
                         .map_err(|cause| cause.to_string())
                 }
             };
@@ -231,10 +241,11 @@ impl Pass {
         };
         let batch = journal::insert_batch(connection, &row).await?;
         store::restate(connection, batch, booked_on, &restatements).await?;
-        let Request { from, to, customer, provider, model } = &self.request;
+        let Request { from, to, customer, provider, model, reason } = &self.request;
+        store::keep_reason(connection, batch, reason.as_deref()).await?;
         let customer = customer.map(|customer| self.catalog.name(customer));
         let detail = json!({"from": from, "to": to, "customer": customer, "provider": provider, "model": model,
-            "parts": restatements.len()});
+            "reason": reason, "parts": restatements.len()});
         audit::record(connection, actor, "rerate.apply", &format!("batch {batch}"), Some(detail)).await?;
         self.sums.batches.push(batch);
         Ok(restatements.len())
@@ -253,6 +264,10 @@ async fn open_journal(connection: &mut PgConnection, now: DateTime<Utc>) -> Resu
         column: "booked_on",
         detail: "no booking date is open".to_owned(),
     })
+}
+
+fn is_reason(text: &str) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= REASON_CHARS_MAX && !text.contains(char::is_control)
 }
 
 fn filter(request: &Request) -> Filter {

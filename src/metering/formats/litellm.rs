@@ -83,13 +83,7 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         .service_tier
         .or_else(|| usage.as_ref().and_then(|usage| usage.service_tier.clone()))
         .or(breakdown);
-    let geography = usage.as_ref().and_then(|usage| usage.inference_geo.clone());
-    let served = Served {
-        platform: None,
-        region: geography.filter(|geography| geography.eq_ignore_ascii_case("us")),
-        service_tier: tier,
-        speed: usage.as_ref().and_then(|usage| usage.speed.clone()),
-    };
+    let served = served(usage.as_ref(), tier);
     for reading in &mut readings {
         reading.model = reading.model.take().or_else(|| model.clone());
         reading.provider.clone_from(&provider);
@@ -99,6 +93,28 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         only.stated_cost = stated::cost(payload.response_cost);
     }
     Ok(readings)
+}
+
+/// What the usage object says of how the call was served, at a tier.
+fn served<'a>(usage: Option<&Usage<'a>>, service_tier: Option<Text<'a>>) -> Served<'a> {
+    let geography = usage.and_then(|usage| usage.inference_geo.clone());
+    Served {
+        platform: None,
+        region: geography.filter(|geography| geography.eq_ignore_ascii_case("us")),
+        service_tier,
+        speed: usage.and_then(|usage| usage.speed.clone()),
+    }
+}
+
+/// The prompt, the completion and the parts of a usage object that stands in a span, as JSON.
+pub(super) fn in_span(usage: &str) -> Result<(i64, i64, Vec<Reading<'static>>), Rejected> {
+    let usage: Usage<'_> = read(usage)?;
+    let served = served(Some(&usage), usage.service_tier.clone());
+    let readings = parts(&usage)?
+        .into_iter()
+        .map(|reading| Reading { conditions: served.clone(), ..reading }.into_owned())
+        .collect();
+    Ok((or_zero(usage.prompt_tokens), or_zero(usage.completion_tokens), readings))
 }
 
 /// The parts of a usage object: its attempts where it lists them, itself otherwise.

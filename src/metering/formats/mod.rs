@@ -21,6 +21,7 @@ mod openai_responses;
 mod openrouter;
 mod otel;
 mod portkey;
+mod python;
 mod stated;
 mod xai;
 
@@ -100,7 +101,7 @@ impl Format {
             Self::MistralChat => mistral::decompose(body).map(|reading| vec![reading]),
             Self::CohereV2 => cohere::decompose(body).map(|reading| vec![reading]),
             Self::OpenRouterChat => openrouter::decompose(body).map(|reading| vec![reading]),
-            Self::OtelGenAi => otel::decompose(body).map(|reading| vec![reading]),
+            Self::OtelGenAi => otel::decompose(body),
             Self::LiteLlm => litellm::decompose(body),
             Self::PortkeyAnthropic => portkey::decompose(body).map(|reading| vec![reading]),
         }
@@ -123,6 +124,25 @@ impl Reading<'_> {
     /// Disjoint classes whose prompt is their own sum.
     pub(super) fn of(quantities: Quantities) -> Self {
         Self { quantities, tier_input: quantities.prompt_total(), ..Self::default() }
+    }
+
+    /// The same reading, of a body that does not stay.
+    fn into_owned(self) -> Reading<'static> {
+        let owned = |text: Option<Text<'_>>| text.map(|text| Text::owned(&text));
+        let Served { platform, region, service_tier, speed } = self.conditions;
+        Reading {
+            provider: owned(self.provider),
+            model: owned(self.model),
+            conditions: Served {
+                platform,
+                region: owned(region),
+                service_tier: owned(service_tier),
+                speed: owned(speed),
+            },
+            quantities: self.quantities,
+            tier_input: self.tier_input,
+            stated_cost: self.stated_cost,
+        }
     }
 }
 
@@ -237,6 +257,18 @@ fn rest(whole: i64, parts: &[i64], what: &str) -> Result<i64, Rejected> {
 
 fn inconsistent(detail: impl fmt::Display) -> Rejected {
     Rejected::new(Reason::Inconsistent, format_args!("{detail}; send the provider's usage unchanged"))
+}
+
+/// The two counts that a format of OpenAI always has, which sum to the total where that is stated.
+fn input_and_output(counts: [Option<Count>; 2], total: Option<Count>) -> Result<(i64, i64), Rejected> {
+    let [input, output] = counts;
+    let (input, output) = (need(input, "input_tokens")?, need(output, "output_tokens")?);
+    match total {
+        Some(Count(total)) if total != input + output => Err(inconsistent(format_args!(
+            "total_tokens is {total}, but input and output are {input} and {output}"
+        ))),
+        _ => Ok((input, output)),
+    }
 }
 
 /// Refuses a body of the Messages API under a name of OpenAI's: both count in `input_tokens`, but not the same.

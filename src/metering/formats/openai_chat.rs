@@ -4,20 +4,15 @@
 //! completion. Choices: Perplexity's citations are input beside the prompt (their rate is the input rate), its
 //! reasoning stands beside the completion, its search queries are `web_search` fees.
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
-use super::chat::{self, Reasoning, Usage};
+use super::chat::{self, Reasoning};
 use super::{Format, Reading, or_zero, quantities, stated};
-use crate::domain::money::Amount;
 use crate::domain::tokens::TokenClass;
-use crate::metering::json::read;
 use crate::metering::reason::Rejected;
 
 pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let mut call = chat::call(body, Format::OpenAiChat)?;
     let caches = call.usage.caches()?;
-    let stated_cost = cost(&call.usage);
+    let stated_cost = stated::cost_or_total(call.usage.cost);
     let searches = [or_zero(call.usage.num_search_queries), call.usage.web_searches()?];
     let citations = or_zero(call.usage.citation_tokens);
     let is_perplexity = call.usage.citation_tokens.is_some() || call.usage.num_search_queries.is_some();
@@ -29,18 +24,4 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     counts.extend(searches.map(|searches| (TokenClass::WebSearch, searches)));
     let quantities = quantities(&counts)?;
     Ok(Reading { stated_cost, ..call.reading(quantities, prompt) })
-}
-
-/// The stated cost: a number, or Perplexity's object with a total.
-fn cost(usage: &Usage<'_>) -> Option<Amount> {
-    #[derive(Deserialize)]
-    struct Cost<'a> {
-        #[serde(borrow)]
-        total_cost: Option<&'a RawValue>,
-    }
-    let raw = usage.cost?;
-    match read::<Cost<'_>>(raw.get()) {
-        Ok(cost) => stated::cost(cost.total_cost),
-        Err(_) => stated::cost(Some(raw)),
-    }
 }

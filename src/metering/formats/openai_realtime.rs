@@ -8,7 +8,8 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::{
-    Format, Reading, inconsistent, need, not_of_anthropic, or_zero, quantities, rest, unmetered, usage_of,
+    Format, Reading, inconsistent, input_and_output, not_of_anthropic, or_zero, quantities, rest, unmetered,
+    usage_of,
 };
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
@@ -76,15 +77,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
         return Err(unmetered(Format::OpenAiRealtime));
     }
     not_of_anthropic([usage.cache_read_input_tokens, usage.cache_creation_input_tokens])?;
-    let input = need(usage.input_tokens, "input_tokens")?;
-    let output = need(usage.output_tokens, "output_tokens")?;
-    if let Some(Count(total)) = usage.total_tokens
-        && total != input + output
-    {
-        return Err(inconsistent(format_args!(
-            "total_tokens is {total}, but input and output are {input} and {output}"
-        )));
-    }
+    let (input, output) = input_and_output([usage.input_tokens, usage.output_tokens], usage.total_tokens)?;
     let details = usage.input_token_details.map(|Object(details)| details).unwrap_or_default();
     let stated = Modalities {
         text_tokens: details.text_tokens,

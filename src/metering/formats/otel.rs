@@ -4,13 +4,16 @@
 //! reads and writes. Some instrumentations break it: a total tells, and without one an input below its caches is
 //! taken as exclusive. Choices: cache writes have the five-minute lifetime, as no attribute splits them; spans of
 //! agents and workflows sum their children and are `ambiguous`; counts may be texts of digits, as in OTLP/JSON.
+//!
+//! LiteLLM's spans leave out cached and reasoning tokens of OpenAI, the lifetime of cache writes and the searches, but
+//! carry its whole usage object as a text, as Python prints it: where that stands, it is what counts.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Format, Reading, Served, inconsistent, need, quantities, rest, stated, unmetered};
+use super::{Format, Reading, inconsistent, litellm, need, python, quantities, rest, stated, unmetered};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Text, fault, read};
 use crate::metering::reason::{Reason, Rejected};
@@ -85,6 +88,10 @@ struct Span<'a> {
     response_model: Option<Text<'a>>,
     request_model: Option<Text<'a>>,
     service_tier: Option<Text<'a>>,
+    /// LiteLLM's name of the model with its provider, which stands where the provider's attribute is empty.
+    provider_model: Option<Text<'a>>,
+    /// LiteLLM's usage object.
+    usage_object: Option<Text<'a>>,
     cost: Option<&'a RawValue>,
     /// The attributes, where the body wraps them.
     nested: Option<&'a RawValue>,
@@ -131,6 +138,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Span<'a> {
                         "gen_ai.provider.name" | "gen_ai.system" => &mut span.provider,
                         "gen_ai.response.model" => &mut span.response_model,
                         "gen_ai.request.model" => &mut span.request_model,
+                        "litellm.provider.model" => &mut span.provider_model,
+                        "metadata.usage_object" => &mut span.usage_object,
                         "gen_ai.openai.response.service_tier" | "openai.response.service_tier" => {
                             &mut span.service_tier
                         }
@@ -178,7 +187,7 @@ impl<'de> Deserialize<'de> for Digits {
     }
 }
 
-pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
+pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
     let outer: Span<'_> = read(body)?;
     let span = match outer.nested {
         Some(attributes) => read(attributes.get())?,
@@ -193,6 +202,51 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
              generate_content and embeddings spans only",
         ));
     }
+    let mut readings = match in_full(&span)? {
+        Some(readings) => readings,
+        None => vec![counted(&span)?],
+    };
+    let provider = span.provider.or_else(|| {
+        let (provider, _) = span.provider_model.as_ref()?.split_once('/')?;
+        Some(Text::owned(provider))
+    });
+    let model = span.response_model.or(span.request_model);
+    for reading in &mut readings {
+        reading.provider.clone_from(&provider);
+        reading.model = reading.model.take().or_else(|| model.clone());
+        if let Some(tier) = &span.service_tier {
+            reading.conditions.service_tier = Some(tier.clone());
+        }
+    }
+    if let [only] = readings.as_mut_slice() {
+        only.stated_cost = stated::cost(span.cost);
+    }
+    Ok(readings)
+}
+
+/// What the usage object of LiteLLM says, where there is one; it must be of the call that the attributes count.
+fn in_full<'a>(span: &Span<'_>) -> Result<Option<Vec<Reading<'a>>>, Rejected> {
+    let Some(printed) = span.usage_object.as_deref().filter(|text| !["None", "{}"].contains(text)) else {
+        return Ok(None);
+    };
+    let json = python::json(printed).ok_or_else(|| {
+        inconsistent("`metadata.usage_object` is neither JSON nor a dict as Python prints it")
+    })?;
+    let (prompt, completion, readings) = litellm::in_span(&json)?;
+    for (slot, stated) in [(Slot::Input, prompt), (Slot::Output, completion)] {
+        if let Some(Count(count)) = span.get(slot)
+            && count != stated
+        {
+            return Err(inconsistent(format_args!(
+                "`metadata.usage_object` states {stated} tokens where the span's own attribute states {count}"
+            )));
+        }
+    }
+    Ok(Some(readings))
+}
+
+/// What the span's own counts say.
+fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
     if span.get(Slot::Input).is_none() && span.get(Slot::Output).is_none() {
         return Err(unmetered(Format::OtelGenAi));
     }
@@ -202,7 +256,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
         (_, output) => need(output, "gen_ai.usage.output_tokens")?,
     };
     let (cache_read, written) = (span.count(Slot::CacheRead), span.count(Slot::CacheWrite));
-    let prompt = prompt(&span, stated_input, output, cache_read + written)?;
+    let prompt = prompt(span, stated_input, output, cache_read + written)?;
     let (audio, image, video) =
         (span.count(Slot::InputAudio), span.count(Slot::InputImage), span.count(Slot::InputVideo));
     let (spoken, drawn) = (span.count(Slot::OutputAudio), span.count(Slot::OutputImage));
@@ -219,14 +273,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
         (TokenClass::OutputAudio, spoken),
         (TokenClass::OutputImage, drawn),
     ])?;
-    Ok(Reading {
-        provider: span.provider,
-        model: span.response_model.or(span.request_model),
-        conditions: Served { service_tier: span.service_tier, ..Served::default() },
-        quantities,
-        tier_input: prompt,
-        stated_cost: stated::cost(span.cost),
-    })
+    Ok(Reading { quantities, tier_input: prompt, ..Reading::default() })
 }
 
 /// The whole prompt, caches included.

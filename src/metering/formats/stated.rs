@@ -1,8 +1,10 @@
 //! Costs that a provider states, read exactly from their digits.
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::money::{Amount, SCALE};
+use crate::metering::json::read;
 
 /// Largest stated cost kept, in currency units: above it the statement is noise.
 const COST_LIMIT_UNITS: i128 = 1_000_000_000_000;
@@ -17,6 +19,19 @@ const MANTISSA_DIGITS_MAX: usize = 30;
 pub(super) fn cost(raw: Option<&RawValue>) -> Option<Amount> {
     let text = raw?.get();
     decimal(text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text))
+}
+
+/// A cost as it is, or Perplexity's object with a total.
+pub(super) fn cost_or_total(raw: Option<&RawValue>) -> Option<Amount> {
+    #[derive(Deserialize)]
+    struct Cost<'a> {
+        #[serde(borrow)]
+        total_cost: Option<&'a RawValue>,
+    }
+    match read::<Cost<'_>>(raw?.get()) {
+        Ok(whole) => cost(whole.total_cost),
+        Err(_) => cost(raw),
+    }
 }
 
 /// A cost in xAI's ticks.

@@ -5,14 +5,24 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{event_with, parse, shared, usage};
+use super::{event_with, parse, parts_of, shared, usage};
 use crate::domain::event::UsagePart;
+use crate::metering::reason::Reason;
 use crate::rating::starter::tests::book;
 
 const GPT_CHAT: &str = "input=168 cache_read=3328 output=303 reasoning=1024";
 const GPT_RESPONSES: &str = "input=600 cache_read=2000 output=380 reasoning=120";
 const CLAUDE: &str =
     "input=2095 cache_read=50000 cache_write_5m=2000 cache_write_1h=4000 output=503 web_search=2";
+
+/// What a call of the capture is, whichever channel it came through.
+const CALLS: [(&str, &str, &str, i64, &str); 5] = [
+    ("openai", "gpt-5", GPT_CHAT, 3496, "0.013896"),
+    ("openai", "gpt-5", GPT_CHAT, 3496, "0.013896"),
+    ("anthropic", "claude-sonnet-4-5", CLAUDE, 58095, "0.08033"),
+    ("anthropic", "claude-sonnet-4-5", CLAUDE, 58095, "0.08033"),
+    ("openai", "gpt-5", GPT_RESPONSES, 2600, "0.006"),
+];
 
 fn lines(file: &str) -> Vec<Value> {
     let text = shared(&format!("data/litellm-captures/{file}")).unwrap_or_default();
@@ -47,23 +57,16 @@ fn callback_payloads_decompose_with_and_without_prompts_and_answers() {
     if payloads.is_empty() {
         return;
     }
-    let expected = [
-        ("openai", "gpt-5", GPT_CHAT, "0.013896", true),
-        ("openai", "gpt-5", GPT_CHAT, "0.013896", true),
-        ("anthropic", "claude-sonnet-4-5", CLAUDE, "0.08033", true),
-        ("anthropic", "claude-sonnet-4-5", CLAUDE, "0.08033", true),
-        // It states 0.006000000000000001, which has more places than an amount holds.
-        ("openai", "gpt-5", GPT_RESPONSES, "0.006", false),
-    ];
-    assert_eq!(payloads.len(), expected.len());
-    for (payload, (provider, model, quantities, exact, states_it)) in payloads.iter_mut().zip(expected) {
+    assert_eq!(payloads.len(), CALLS.len());
+    for (payload, (provider, model, quantities, tier_input, exact)) in payloads.iter_mut().zip(CALLS) {
         let whole = decompose("litellm", payload);
         assert_eq!((whole.provider.as_str(), whole.model.as_str()), (provider, model));
         assert_eq!(classes(&whole), quantities);
-        assert_eq!(whole.tier_input, payload["prompt_tokens"].as_i64().unwrap());
+        assert_eq!(whole.tier_input, tier_input);
         assert_eq!(cost(&whole), exact);
         let stated = whole.stated_cost.map(|cost| cost.amount.to_string());
-        assert_eq!(stated.as_deref(), states_it.then_some(exact));
+        // It states 0.006000000000000001 for the last, which has more places than an amount holds.
+        assert_eq!(stated.as_deref(), (exact != "0.006").then_some(exact));
         let stripped = payload.as_object_mut().unwrap();
         for text in ["messages", "response", "model_parameters"] {
             stripped.remove(text);
@@ -76,45 +79,83 @@ fn callback_payloads_decompose_with_and_without_prompts_and_answers() {
     }
 }
 
-#[test]
-fn spans_decompose_to_what_their_attributes_tell() {
-    let requests = lines("otlp_traces.jsonl");
-    let calls: Vec<BTreeMap<String, Value>> = requests
+/// The attributes of the spans that are model calls.
+fn calls() -> Vec<BTreeMap<String, Value>> {
+    lines("otlp_traces.jsonl")
         .iter()
         .flat_map(|request| spans(&base64(request["base64"].as_str().unwrap())))
         .filter(|attributes| attributes.contains_key("gen_ai.usage.input_tokens"))
-        .collect();
-    if requests.is_empty() {
+        .collect()
+}
+
+#[test]
+fn spans_carry_full_usage_and_cost_what_the_calls_cost() {
+    let calls = calls();
+    if calls.is_empty() {
         return;
     }
-    // LiteLLM's spans leave out OpenAI's cached and reasoning tokens, the lifetime of cache writes and the searches, so
-    // what they cost is not what the calls cost: too much for OpenAI's, too little for Claude's.
-    let gpt_chat = "input=3496 output=1327";
-    let claude = "input=2095 cache_read=50000 cache_write_5m=6000 output=503";
-    let expected = [
-        ("gpt-5", gpt_chat, 3496, "0.01764"),
-        ("gpt-5", gpt_chat, 3496, "0.01764"),
-        ("claude-sonnet-4-5", claude, 58095, "0.05133"),
-        ("claude-sonnet-4-5", claude, 58095, "0.05133"),
-        ("gpt-5", "input=2600 output=500", 2600, "0.00825"),
-    ];
-    assert_eq!(calls.len(), expected.len());
-    for (attributes, (model, quantities, tier_input, exact)) in calls.into_iter().zip(expected) {
-        let named = attributes.get("gen_ai.provider.name").and_then(Value::as_str) != Some("");
-        let mut data =
-            json!({"provider_usage": {"format": "otel.gen_ai", "body": {"attributes": attributes}}});
-        if !named {
-            data["provider"] = json!("from-the-event");
-        }
+    assert_eq!(calls.len(), CALLS.len());
+    for (attributes, (provider, model, quantities, tier_input, exact)) in calls.into_iter().zip(CALLS) {
+        // Two of the spans have an empty provider; LiteLLM's own attribute names it.
+        let data = json!({"provider_usage": {"format": "otel.gen_ai", "body": {"attributes": attributes}}});
         let event = parse(&event_with(&data)).unwrap();
         let part = &usage(&event).parts[0];
         assert_eq!(
-            (part.model.as_str(), classes(part).as_str(), part.tier_input),
-            (model, quantities, tier_input)
+            (part.provider.as_str(), part.model.as_str(), classes(part).as_str(), part.tier_input),
+            (provider, model, quantities, tier_input)
         );
-        assert_eq!(part.provider == "from-the-event", !named);
-        let provider = if model == "gpt-5" { "openai" } else { "anthropic" };
-        assert_eq!(cost(&UsagePart { provider: provider.to_owned(), ..part.clone() }), exact);
+        assert_eq!(cost(part), exact);
+        let stated = part.stated_cost.map(|cost| cost.amount.to_string());
+        // It states 0.006000000000000001 for the last, which has more places than an amount holds.
+        assert_eq!(stated.as_deref(), (exact != "0.006").then_some(exact));
+    }
+}
+
+#[test]
+fn spans_without_the_usage_object_cost_what_their_counts_tell() {
+    let calls = calls();
+    if calls.is_empty() {
+        return;
+    }
+    // Missing are OpenAI's cached and reasoning tokens, the lifetime of Claude's cache writes and its searches, so it is
+    // too much for OpenAI's calls and too little for Claude's.
+    let gpt_chat = ("input=3496 output=1327", "0.01764");
+    let claude = ("input=2095 cache_read=50000 cache_write_5m=6000 output=503", "0.05133");
+    let told = [gpt_chat, gpt_chat, claude, claude, ("input=2600 output=500", "0.00825")];
+    assert_eq!(calls.len(), told.len());
+    for ((mut attributes, (quantities, exact)), (provider, ..)) in calls.into_iter().zip(told).zip(CALLS) {
+        attributes.remove("metadata.usage_object").unwrap();
+        let part = decompose("otel.gen_ai", &json!({"attributes": attributes}));
+        assert_eq!((part.provider.as_str(), classes(&part).as_str()), (provider, quantities));
+        assert_eq!(cost(&part), exact);
+    }
+}
+
+#[test]
+fn a_usage_object_of_another_call_is_refused() {
+    for (printed, problem) in [
+        ("{'prompt_tokens': 11, 'completion_tokens': 5, 'total_tokens': 16}", "states 11 tokens"),
+        ("{'prompt_tokens': 10, 'completion_tokens': 6, 'total_tokens': 16}", "states 6 tokens"),
+        ("Usage(prompt_tokens=10)", "neither JSON nor a dict"),
+    ] {
+        let body = json!({"gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 5,
+            "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-5", "metadata.usage_object": printed});
+        let rejected = parts_of("otel.gen_ai", &body).unwrap_err();
+        assert!(rejected.detail.contains(problem), "{printed}: {}", rejected.detail);
+    }
+}
+
+#[test]
+fn totals_alone_are_no_usage() {
+    // OpenMeter's and Lago's events have a prompt and a completion, which do not tell what was cached.
+    for (file, path) in [("openmeter.jsonl", "/data"), ("lago.jsonl", "/event/properties")] {
+        let requests = lines(file);
+        assert!(requests.is_empty() || requests.len() == CALLS.len(), "{file}");
+        for request in requests {
+            let body = request["body"].pointer(path).unwrap();
+            let rejected = parts_of("litellm", body).unwrap_err();
+            assert_eq!(rejected.reason, Reason::Unmetered, "{file}: {body}");
+        }
     }
 }
 
@@ -141,11 +182,12 @@ fn spans(request: &[u8]) -> Vec<BTreeMap<String, Value>> {
         .collect()
 }
 
-/// An `AnyValue`: a text, an integer, or something that no count or name is sent as.
+/// An `AnyValue`: a text, an integer, a double, or something that no count, cost or name is sent as.
 fn any_value(bytes: &[u8]) -> Value {
     match fields(bytes).into_iter().next() {
         Some((1, Field::Bytes(text))) => json!(String::from_utf8(text).unwrap()),
         Some((3, Field::Number(number))) => json!(number),
+        Some((4, Field::Bytes(double))) => json!(f64::from_le_bytes(double.try_into().unwrap())),
         _ => Value::Null,
     }
 }

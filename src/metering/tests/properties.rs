@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 
 use super::{event_with, parts_of, plain_event};
 use crate::domain::event::UsagePart;
+use crate::domain::price::quotation::NewPrice;
 use crate::domain::tokens::TokenClass;
 use crate::metering::{Format, content_hash, hints, parse_event, split};
+use crate::rating::starter::tests::book_of;
 
 fn one(format: &str, body: &Value) -> UsagePart {
     parts_of(format, body).unwrap_or_else(|rejected| panic!("{format} {body}: {rejected}")).remove(0)
@@ -97,6 +99,28 @@ proptest! {
             let part = one(format, &body);
             prop_assert_eq!(part.quantities, first.quantities, "{} {}", format, body);
             prop_assert_eq!(part.tier_input, first.tier_input, "{} {}", format, body);
+        }
+    }
+
+    #[test]
+    fn one_call_costs_the_same_in_every_shape(call in call(), long in 1_i64..3_000_000_000) {
+        // A rate of its own for each class, and another above a context, so that every token counts where it belongs.
+        let price = |above: Option<i64>, factor: &str| -> NewPrice {
+            serde_json::from_value(json!({"provider": "p", "model": "m", "per": 1_000_000, "multiplier": factor,
+                "conditions": {"context_above": above}, "valid_from": "2020-01-01T00:00:00Z", "source": "test",
+                "rates": {"input": "3", "cache_read": "0.3", "cache_write_5m": "3.75", "output": "15"}})).unwrap()
+        };
+        let book = book_of(&[price(None, "1"), price(Some(long), "1.7")]);
+        let at = "2026-11-23T10:00:00Z".parse().unwrap();
+        let mut costs = claude_shapes(call)
+            .into_iter()
+            // Bedrock is a platform with prices of its own.
+            .filter(|(format, _)| *format != "bedrock.converse")
+            .map(|(format, body)| (format, book.rate(&one(format, &body), at).map(|rated| rated.amount)));
+        let (_, native) = costs.next().unwrap();
+        prop_assert!(native.is_ok(), "{:?}", native);
+        for (format, cost) in costs {
+            prop_assert_eq!(&cost, &native, "{}", format);
         }
     }
 

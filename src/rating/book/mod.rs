@@ -1,7 +1,7 @@
 //! One price book, indexed for rating.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
@@ -234,23 +234,7 @@ impl PriceBook {
     /// # Errors
     /// [`Unpriced`].
     pub fn rate(&self, part: &UsagePart, at: DateTime<Utc>) -> Result<Rated, Unpriced> {
-        let price = self.choose(part, at)?;
-        let mut sum = Amount::ZERO;
-        for (class, quantity) in part.quantities.non_zero() {
-            let Some(rate) = price.rate(class) else {
-                return Err(Unpriced::NoRate {
-                    price: price.id,
-                    model: price.model.clone(),
-                    class,
-                    quantity,
-                });
-            };
-            sum = rate
-                .times(quantity)
-                .and_then(|amount| sum.checked_add(amount))
-                .ok_or(Unpriced::Overflow { price: price.id })?;
-        }
-        Ok(Rated { price: price.id, amount: sum })
+        amount(self.choose(part, at)?, part)
     }
 
     /// The one price that applies to a usage part at a time: of the model by its own name, or else by the alias that
@@ -259,16 +243,58 @@ impl PriceBook {
     /// # Errors
     /// [`Unpriced`], except for what the quantities may still bring.
     pub fn choose(&self, part: &UsagePart, at: DateTime<Utc>) -> Result<&Price, Unpriced> {
-        let by_name = self.by_name(part);
-        let by_alias = || self.by_alias(part, at);
-        let entries = match by_name {
-            Some(entries) if entries.iter().any(|entry| entry.valid_at(at)) => entries,
-            Some(entries) => by_alias().unwrap_or(entries),
-            None => by_alias().ok_or_else(|| self.unknown(part, at))?,
-        };
+        self.find(&part.model, part, at).ok_or_else(|| self.unpriced(part, at))
+    }
+
+    /// As [`choose`](Self::choose), for a model by any name; without saying why there is none, so it never allocates.
+    pub(super) fn find(&self, model: &str, part: &UsagePart, at: DateTime<Utc>) -> Option<&Price> {
         let call = Call::of(part, at);
-        let chosen = entries.iter().find(|entry| entry.matches(&call)).map(|entry| &entry.price);
-        chosen.ok_or_else(|| self.no_price(part, at, entries))
+        let mut entries = self.meant(model, part, at)?.iter();
+        entries.find(|entry| entry.matches(&call)).map(|entry| &entry.price)
+    }
+
+    /// The name that prices have for a model at a time; `None` where neither a price nor an alias knows it.
+    pub fn canonical(&self, part: &UsagePart, at: DateTime<Utc>) -> Option<&str> {
+        Some(self.meant(&part.model, part, at)?.first()?.price.model.as_str())
+    }
+
+    /// The prices that a model's name means at a time, valid then or not.
+    fn meant(&self, model: &str, part: &UsagePart, at: DateTime<Utc>) -> Option<&Vec<Entry>> {
+        let provider = self.providers.get(part.provider.as_str())?;
+        match provider.models.get(model) {
+            Some(entries) if any_valid(entries, at) => Some(entries),
+            named => provider.by_alias(model, at).or(named),
+        }
+    }
+
+    /// Every name of a model at a time, its own and aliases, with the name that its prices have; models without a valid
+    /// price are left out.
+    pub(super) fn names(&self, at: DateTime<Utc>) -> BTreeMap<(&str, &str), &str> {
+        let mut names = BTreeMap::new();
+        for (provider, known) in &self.providers {
+            for alias in known.aliases.keys() {
+                let meant = known.by_alias(alias, at).filter(|entries| any_valid(entries, at));
+                if let Some(entry) = meant.and_then(|entries| entries.first()) {
+                    names.insert((provider.as_str(), alias.as_str()), entry.price.model.as_str());
+                }
+            }
+            // A name of its own goes before an alias.
+            for (model, _) in known.models.iter().filter(|(_, entries)| any_valid(entries, at)) {
+                names.insert((provider.as_str(), model.as_str()), model.as_str());
+            }
+        }
+        names
+    }
+
+    /// The prices of a model by its own name that are valid at a time; of equal conditions the explicit one first.
+    pub(super) fn valid(
+        &self,
+        provider: &str,
+        model: &str,
+        at: DateTime<Utc>,
+    ) -> impl Iterator<Item = &Price> {
+        let entries = self.providers.get(provider).and_then(|known| known.models.get(model));
+        entries.into_iter().flatten().filter(move |entry| entry.valid_at(at)).map(|entry| &entry.price)
     }
 
     pub(super) fn by_name(&self, part: &UsagePart) -> Option<&Vec<Entry>> {
@@ -277,6 +303,11 @@ impl PriceBook {
 
     pub(super) fn by_alias(&self, part: &UsagePart, at: DateTime<Utc>) -> Option<&Vec<Entry>> {
         self.providers.get(part.provider.as_str())?.by_alias(&part.model, at)
+    }
+
+    fn unpriced(&self, part: &UsagePart, at: DateTime<Utc>) -> Unpriced {
+        self.meant(&part.model, part, at)
+            .map_or_else(|| self.unknown(part, at), |entries| self.no_price(part, at, entries))
     }
 
     fn unknown(&self, part: &UsagePart, at: DateTime<Utc>) -> Unpriced {
@@ -296,6 +327,24 @@ impl PriceBook {
         }
         Unpriced::NoPriceAt { book, provider, model, at }
     }
+}
+
+/// The exact amount of a usage part at a price.
+///
+/// # Errors
+/// [`Unpriced::NoRate`], [`Unpriced::Overflow`].
+pub(super) fn amount(price: &Price, part: &UsagePart) -> Result<Rated, Unpriced> {
+    let mut sum = Amount::ZERO;
+    for (class, quantity) in part.quantities.non_zero() {
+        let Some(rate) = price.rate(class) else {
+            return Err(Unpriced::NoRate { price: price.id, model: price.model.clone(), class, quantity });
+        };
+        sum = rate
+            .times(quantity)
+            .and_then(|amount| sum.checked_add(amount))
+            .ok_or(Unpriced::Overflow { price: price.id })?;
+    }
+    Ok(Rated { price: price.id, amount: sum })
 }
 
 impl ProviderPrices {
@@ -331,6 +380,10 @@ impl Entry {
             }
         }
     }
+}
+
+fn any_valid(entries: &[Entry], at: DateTime<Utc>) -> bool {
+    entries.iter().any(|entry| entry.valid_at(at))
 }
 
 /// A platform or region that the price does not name is any.

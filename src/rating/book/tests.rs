@@ -160,6 +160,25 @@ fn known_calls_cost_what_their_providers_charge() {
     }
 }
 
+#[test]
+fn a_tenth_and_two_tenths_are_three_tenths() {
+    // Sums that binary floats get wrong: 0.1 + 0.2, 0.7 + 0.1, 1.1 + 2.2, 0.57 x 100, ten times 0.1.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, i64)], &'a str);
+    let cases: [Case; 5] = [
+        (&[("request", "0.1"), ("web_search", "0.2")], &[("request", 1), ("web_search", 1)], "0.3"),
+        (&[("request", "0.7"), ("web_search", "0.1")], &[("request", 1), ("web_search", 1)], "0.8"),
+        (&[("request", "1.1"), ("web_search", "2.2")], &[("request", 1), ("web_search", 1)], "3.3"),
+        (&[("request", "0.57")], &[("request", 100)], "57"),
+        (&[("input", "100000")], &[("input", 10)], "1"),
+    ];
+    for (quoted, used, expected) in cases {
+        assert_eq!(amount(&book(vec![price(1, quoted)]), &part(used)), expected, "{used:?}");
+    }
+    let book = book(vec![price(1, &[("request", "0.1")])]);
+    let tenth = book.rate(&part(&[("request", 1)]), at("2026-11-23T10:00:00Z")).unwrap().amount;
+    assert_eq!(Amount::checked_sum([tenth; 10]).unwrap().to_string(), "1");
+}
+
 /// gpt-5.6-sol: the whole request jumps one token past the threshold.
 fn tiered(inclusive: bool) -> PriceBook {
     let base = price(1, &[("input", "4"), ("cache_read", "0.4"), ("output", "20")]);
@@ -394,6 +413,39 @@ proptest! {
             }
             None => prop_assert!(matches!(rated, Err(Unpriced::NoPriceAt { .. })), "{:?}", rated),
         }
+    }
+
+    #[test]
+    fn at_the_threshold_the_whole_request_jumps(
+        threshold in 1_000_i64..1_000_000,
+        inclusive in any::<bool>(),
+        low in 1_i64..1000,
+        more in 1_i64..1000,
+        [read, written, output] in prop::array::uniform3(0_i64..900),
+    ) {
+        let of_rate = |id: i64, rate: i64| {
+            let (input, output) = (rate.to_string(), (2 * rate).to_string());
+            price(id, &[("input", input.as_str()), ("output", output.as_str())])
+        };
+        let (base, long) = (of_rate(1, low), of_rate(2, low + more));
+        let book = book(vec![above(long, threshold, inclusive), base]);
+        // Caches count towards the threshold, and output is at the tier of the prompt.
+        let cost = |prompt: i64| {
+            let input = prompt - read - written;
+            let call = part(&[("input", input), ("cache_read", read / 2), ("cache_write_5m", written), ("output", output)]);
+            let call = UsagePart { tier_input: prompt, ..call };
+            let units = i128::from(input + read / 2 + written + 2 * output);
+            let rated = book.rate(&call, at("2026-11-23T10:00:00Z")).unwrap();
+            (rated.price.0, rated.amount.femtos(), units)
+        };
+        let femtos = |per_million: i64, units: i128| i128::from(per_million) * units * 1_000_000_000;
+        let last_low = if inclusive { threshold - 1 } else { threshold };
+        let (chosen, below, units) = cost(last_low.max(read + written));
+        if last_low >= read + written {
+            prop_assert_eq!((chosen, below), (1, femtos(low, units)));
+        }
+        let (chosen, over, units) = cost((last_low + 1).max(read + written));
+        prop_assert_eq!((chosen, over), (2, femtos(low + more, units)));
     }
 
     #[test]

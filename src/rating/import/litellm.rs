@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::number::{decimal, rate};
-use super::{Defaults, Import, Listed, Tiers, UnitRates, Variant, overlaid_tiers};
+use super::{Defaults, Import, Listed, Tiers, UnitRates, Variant, overlaid_tiers, up_to};
+use crate::domain::money::without_noise;
 use crate::domain::price::PriceConditions;
 use crate::domain::tokens::TokenClass;
 
@@ -77,11 +78,57 @@ const UNSUPPORTED: [(&str, &str); 25] = [
     ("input_cost_per_audio_per_second", "seconds have one class, not one per modality"),
     ("regional_endpoint_uplift_multiplier", "prices name a region; they cannot ask for any but one"),
 ];
+/// Keys that are not about money. `supports_…` are not either; every other key that is in none of these lists is reported.
+const OTHER: [&str; 27] = [
+    "audio_transcription_config",
+    "bedrock_converse_supports_strict_tools",
+    "bedrock_output_config_effort_ceiling",
+    "comment",
+    "default_reasoning_effort",
+    "deprecation_date",
+    "gemini_audio_only_live",
+    "gemini_native_audio",
+    "litellm_provider",
+    "max_input_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "metadata",
+    "mode",
+    "output_vector_size",
+    "prompt_cache_min_tokens",
+    "reasoning_effort_levels",
+    "rpm",
+    "source",
+    "thinking_always_on",
+    "token_count_framing",
+    "token_count_model",
+    "token_count_tokenizer",
+    "tpm",
+    "use_openai_responses_path",
+    "uses_embed_content",
+    "vertex_ai_audio_api",
+];
+/// Beginning of the names of abilities, and of lists of what is supported.
+const ABILITIES: [&str; 2] = ["supports_", "supported_"];
+/// Why a key that is in none of the lists is not taken.
+pub(super) const UNKNOWN: &str = "the key is not known here";
+/// Entries that LiteLLM itself reads as those of another provider, which is what its calls report.
+const FAMILIES: [(&str, &str); 2] =
+    [("bedrock_converse", "bedrock"), ("fireworks_ai-embedding-models", "fireworks_ai")];
+/// Beginning of the names of Vertex AI's families of models, all of one provider.
+const VERTEX: &str = "vertex_ai";
 /// Names of providers that usage events have other names for.
 const PROVIDERS: [(&str, &str); 3] =
     [("gemini", "google"), ("cohere_chat", "cohere"), ("moonshot", "moonshotai")];
+/// Fireworks bills cached tokens at half the input rate where it names no rate (docs.fireworks.ai); LiteLLM has it in its code,
+/// not in its map.
+const HALF_WHERE_CACHED: &str = "fireworks_ai";
+/// Zones of weekdays that have no summer time, and how many hours they are ahead of UTC.
+const ZONES_AHEAD_HOURS: [(&str, u32); 2] = [("UTC", 0), ("Asia/Shanghai", 8)];
 /// Providers whose thresholds count the threshold itself.
 const INCLUSIVE: [&str; 1] = ["xai"];
+/// What `off_peak_pricing` says besides rates.
+const OFF_PEAK_TIMES: [&str; 3] = ["hours_utc", "windows", "weekday_timezone"];
 /// Entries that are no models.
 const NO_MODELS: [&str; 2] = ["sample_spec", "fallback_generalizations"];
 
@@ -124,10 +171,10 @@ pub(super) fn key(name: &str) -> Key<'_> {
     if let Some((_, reason)) = UNSUPPORTED.iter().find(|(known, _)| name.starts_with(known)) {
         return Key::Unsupported(reason);
     }
-    if name.contains("cost") || name.contains("pric") || name.contains("uplift") {
-        return Key::Unsupported("the key is not known here");
+    if OTHER.contains(&name) || ABILITIES.iter().any(|beginning| name.starts_with(beginning)) {
+        return Key::Other;
     }
-    Key::Other
+    Key::Unsupported(UNKNOWN)
 }
 
 /// `<base>_above_200k_tokens` as its base and 200000.
@@ -139,18 +186,21 @@ fn threshold(name: &str) -> Option<(&str, i64)> {
 
 pub(super) fn read(file: &[u8], defaults: &Defaults, import: &mut Import) -> Result<(), serde_json::Error> {
     let map: BTreeMap<String, Keys> = serde_json::from_slice(file)?;
-    let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut named = Vec::new();
     for (name, keys) in map.iter().filter(|(name, _)| !NO_MODELS.contains(&name.as_str())) {
-        let Some(listed_as) = keys.get("litellm_provider").and_then(|raw| text(raw)) else {
-            import.ignore(name.as_str(), "it names no provider");
-            continue;
-        };
-        let provider = PROVIDERS
-            .iter()
-            .find(|(theirs, _)| *theirs == listed_as)
-            .map_or(listed_as.as_str(), |(_, ours)| *ours);
-        let model = name.strip_prefix(&format!("{listed_as}/")).unwrap_or(name);
-        if !seen.insert((provider.to_owned(), model.to_owned())) {
+        match keys.get("litellm_provider").and_then(|raw| text(raw)) {
+            Some(listed_as) => named.push((name, family(&listed_as).to_owned(), keys)),
+            None => import.ignore(name.as_str(), "it names no provider"),
+        }
+    }
+    // A model that is listed twice: LiteLLM asks for the name with the provider first.
+    named.sort_by_key(|(name, provider, _)| without_prefix(name, provider).is_none());
+    let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for (name, family, keys) in &named {
+        let provider =
+            PROVIDERS.iter().find(|(theirs, _)| theirs == family).map_or(family.as_str(), |(_, ours)| *ours);
+        let model = without_prefix(name, family).unwrap_or(name);
+        if !seen.insert((provider, model)) {
             import.ignore(name.as_str(), format!("{provider} {model} is listed twice"));
             continue;
         }
@@ -158,6 +208,19 @@ pub(super) fn read(file: &[u8], defaults: &Defaults, import: &mut Import) -> Res
         entry(&listed, keys, import)?;
     }
     Ok(())
+}
+
+/// The provider that LiteLLM prices an entry as.
+fn family(listed_as: &str) -> &str {
+    if listed_as.strip_prefix(VERTEX).is_some_and(|rest| rest.starts_with('-')) {
+        return VERTEX;
+    }
+    FAMILIES.iter().find(|(theirs, _)| *theirs == listed_as).map_or(listed_as, |(_, family)| *family)
+}
+
+/// `openai/gpt-5` as `gpt-5` of `openai`.
+fn without_prefix<'a>(name: &'a str, provider: &str) -> Option<&'a str> {
+    name.strip_prefix(provider)?.strip_prefix('/')
 }
 
 fn text(raw: &RawValue) -> Option<String> {
@@ -186,6 +249,10 @@ fn entry(listed: &Listed<'_>, keys: &Keys, import: &mut Import) -> Result<(), se
     if let Some(raw) = keys.get("search_context_cost_per_query") {
         search_fee(listed, raw, &mut base, import)?;
     }
+    if listed.provider == HALF_WHERE_CACHED {
+        halve_cached(&mut base);
+    }
+    follow_output(&mut base);
     let base = overlaid_tiers(&Tiers::from([(0, UnitRates::new())]), &base);
     if base.values().flat_map(UnitRates::values).all(Decimal::is_zero) {
         import.ignore(
@@ -197,7 +264,10 @@ fn entry(listed: &Listed<'_>, keys: &Keys, import: &mut Import) -> Result<(), se
     let mut sets = vec![(PriceConditions::default(), base.clone())];
     for (tier, own) in &by_tier {
         let Some(tier) = tier else { continue };
-        let tiers = overlaid_tiers(&base, own);
+        let mut tiers = overlaid_tiers(&base, own);
+        if *tier == "batches" {
+            batch_hourly_writes(&base, own, &mut tiers);
+        }
         if listed.provider == "openai" && *tier == "priority" {
             sets.push((tier_conditions("fast"), tiers.clone()));
         }
@@ -207,6 +277,43 @@ fn entry(listed: &Listed<'_>, keys: &Keys, import: &mut Import) -> Result<(), se
         sets.push(conditions);
     }
     push(listed, keys, &sets, import)
+}
+
+/// Half the input rate for cached tokens without a rate of their own.
+fn halve_cached(base: &mut Tiers) {
+    let Some(rates) = base.get_mut(&0) else { return };
+    let half = rates.get(&TokenClass::Input).and_then(|input| input.checked_div(Decimal::TWO));
+    if let Some((rate, _)) = half.and_then(without_noise) {
+        rates.entry(TokenClass::CacheRead).or_insert(rate);
+    }
+}
+
+/// A reasoning rate that only repeats the output rate goes along with that of long prompts and of tiers.
+fn follow_output(base: &mut Tiers) {
+    for rates in base.values_mut() {
+        if rates.get(&TokenClass::Reasoning) == rates.get(&TokenClass::Output) {
+            rates.remove(&TokenClass::Reasoning);
+        }
+    }
+}
+
+/// The map has no rate for one-hour writes of a batch. Where it lowers the other writes, these are lowered as the input
+/// is: they are a multiple of it, and a batch lowers everything.
+fn batch_hourly_writes(base: &Tiers, own: &Tiers, tiers: &mut Tiers) {
+    for (above, rates) in tiers {
+        let (standard, batch) = (up_to(base, *above), up_to(own, *above));
+        let hourly = standard.get(&TokenClass::CacheWrite1h);
+        let inputs = batch.get(&TokenClass::Input).zip(standard.get(&TokenClass::Input));
+        let open =
+            batch.contains_key(&TokenClass::CacheWrite5m) && !batch.contains_key(&TokenClass::CacheWrite1h);
+        let lowered = hourly
+            .zip(inputs)
+            .filter(|_| open)
+            .and_then(|(hourly, (batch, standard))| hourly.checked_mul(*batch)?.checked_div(*standard));
+        if let Some((rate, _)) = lowered.and_then(without_noise) {
+            rates.insert(TokenClass::CacheWrite1h, rate);
+        }
+    }
 }
 
 /// Two keys of one class must not contradict each other; a 0 beside a price is the side that costs nothing.
@@ -262,7 +369,7 @@ fn table_tiers(
                         base.entry(above).or_default().insert(class, rate);
                     }
                 }
-                Key::Other => {}
+                Key::Unsupported(UNKNOWN) if name == "range" => {}
                 _ => import.ignore(listed.what(name), "it is not taken inside tiered_pricing"),
             }
         }
@@ -290,6 +397,9 @@ fn search_fee(
     Ok(())
 }
 
+/// A window from midnight to midnight.
+const WHOLE_DAY: &str = "00:00-00:00";
+
 #[derive(Deserialize)]
 struct Window {
     hours_utc: Option<OneOrMany>,
@@ -313,20 +423,23 @@ fn off_peak(
 ) -> Result<Vec<(PriceConditions, Tiers)>, serde_json::Error> {
     let Some(raw) = keys.get("off_peak_pricing") else { return Ok(Vec::new()) };
     let fields: Keys = serde_json::from_str(raw.get())?;
-    if let Some(zone) = fields.get("weekday_timezone").and_then(|raw| text(raw)).filter(|zone| zone != "UTC")
-    {
+    let zone = fields.get("weekday_timezone").and_then(|raw| text(raw)).unwrap_or_else(|| "UTC".to_owned());
+    let Some((_, ahead)) = ZONES_AHEAD_HOURS.iter().find(|(known, _)| *known == zone) else {
         import.ignore(
             listed.what("off_peak_pricing"),
-            format!("its weekdays are those of {zone}; ours are of UTC"),
+            format!("its weekdays are those of {zone}, which may have summer time; ours are of UTC"),
         );
         return Ok(Vec::new());
-    }
+    };
     let mut rates = base.get(&0).cloned().unwrap_or_default();
-    for (name, raw) in &fields {
-        if let Key::Rate { class, above: 0, tier: None } = key(name)
-            && let Some(rate) = rate(import, || listed.what(name), raw, 1)
-        {
-            rates.insert(class, rate);
+    for (name, raw) in fields.iter().filter(|(name, _)| !OFF_PEAK_TIMES.contains(&name.as_str())) {
+        match key(name) {
+            Key::Rate { class, above: 0, tier: None } => {
+                if let Some(rate) = rate(import, || listed.what(name), raw, 1) {
+                    rates.insert(class, rate);
+                }
+            }
+            _ => import.ignore(listed.what(name), "it is not taken inside off_peak_pricing"),
         }
     }
     let mut windows: Vec<Window> = match fields.get("windows") {
@@ -336,17 +449,49 @@ fn off_peak(
     if let Some(raw) = fields.get("hours_utc") {
         windows.push(Window { hours_utc: Some(serde_json::from_str(raw.get())?), weekdays: Vec::new() });
     }
-    let conditions = windows.into_iter().map(|window| {
-        let hours = match window.hours_utc {
-            None => Vec::new(),
+    let conditions = windows.into_iter().flat_map(|window| window.in_utc(*ahead));
+    Ok(conditions.map(|conditions| (conditions, Tiers::from([(0, rates.clone())]))).collect())
+}
+
+impl Window {
+    /// The window by weekdays of UTC. A weekday that begins some hours ahead of UTC's ends as many hours before it: what
+    /// is later in UTC's day belongs to the next weekday.
+    fn in_utc(self, ahead_hours: u32) -> Vec<PriceConditions> {
+        let hours = match self.hours_utc {
+            None => vec![WHOLE_DAY.to_owned()],
             Some(OneOrMany::One(hours)) => vec![hours],
             Some(OneOrMany::Many(hours)) => hours,
         };
-        // The whole day needs no hours.
-        let hours_utc = hours.into_iter().filter(|hours| hours != "00:00-00:00").collect();
-        PriceConditions { hours_utc, weekdays: window.weekdays, ..PriceConditions::default() }
-    });
-    Ok(conditions.map(|conditions| (conditions, Tiers::from([(0, rates.clone())]))).collect())
+        if ahead_hours == 0 || self.weekdays.is_empty() {
+            return vec![at(hours, self.weekdays)];
+        }
+        let turn = format!("{:02}:00", 24 - ahead_hours);
+        let (mut same_day, mut next_day) = (Vec::new(), Vec::new());
+        for (start, end) in hours.iter().filter_map(|hours| hours.split_once('-')) {
+            // Times of day of equal length compare as texts; the end of a day is later than all of it.
+            let ends = if end == "00:00" { "24:00" } else { end };
+            if start < turn.as_str() {
+                let until = if ends < turn.as_str() { end } else { &turn };
+                same_day.push(format!("{start}-{until}"));
+            }
+            if ends > turn.as_str() {
+                next_day.push(format!("{}-{end}", start.max(turn.as_str())));
+            }
+        }
+        let day_before = |day: &u8| if *day == 1 { 7 } else { day - 1 };
+        let before = self.weekdays.iter().map(day_before).collect();
+        [(same_day, self.weekdays), (next_day, before)]
+            .into_iter()
+            .filter(|(hours, _)| !hours.is_empty())
+            .map(|(hours, weekdays)| at(hours, weekdays))
+            .collect()
+    }
+}
+
+/// Conditions of hours and weekdays; the whole day needs no hours.
+fn at(hours: Vec<String>, weekdays: Vec<u8>) -> PriceConditions {
+    let hours_utc = hours.into_iter().filter(|hours| hours != WHOLE_DAY).collect();
+    PriceConditions { hours_utc, weekdays, ..PriceConditions::default() }
 }
 
 /// The prices of an entry: every set at every length, and again for regions and speeds that multiply it.

@@ -1,4 +1,7 @@
 use super::*;
+use crate::domain::event::{CallConditions, UsagePart};
+use crate::domain::tokens::{Quantities, TokenClass};
+use crate::rating::starter::tests::book_of;
 
 fn defaults() -> Defaults {
     Defaults {
@@ -154,61 +157,189 @@ fn litellm_structures_become_prices() {
     assert_eq!(found, expected);
 }
 
+/// The keys about money of the models in LiteLLM's map, of version 1.106.2, one on each line.
+const LITELLM_KEYS: &str = include_str!("litellm_keys.txt");
+
+#[test]
+fn litellm_names_are_those_that_its_calls_report() {
+    let file = r#"{
+        "gemini-x": {"litellm_provider": "vertex_ai-language-models", "input_cost_per_token": 1e-06},
+        "vertex_ai/claude-x": {"litellm_provider": "vertex_ai-anthropic_models", "input_cost_per_token": 2e-06},
+        "anthropic.claude-x": {"litellm_provider": "bedrock_converse", "input_cost_per_token": 3e-06},
+        "bedrock/us-east-1/claude": {"litellm_provider": "bedrock", "input_cost_per_token": 4e-06},
+        "chat-x": {"litellm_provider": "deepseek", "input_cost_per_token": 5e-06},
+        "deepseek/chat-x": {"litellm_provider": "deepseek", "input_cost_per_token": 6e-06}}"#;
+    let import = import(Format::LiteLlm, file);
+    let mut found = lines(&import);
+    found.sort();
+    let expected = [
+        "bedrock anthropic.claude-x [standard] input=3 2026-11-01..",
+        "bedrock us-east-1/claude [standard] input=4 2026-11-01..",
+        "deepseek chat-x [standard] input=6 2026-11-01..",
+        "vertex_ai claude-x [standard] input=2 2026-11-01..",
+        "vertex_ai gemini-x [standard] input=1 2026-11-01..",
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(reasons(&import), ["chat-x: deepseek chat-x is listed twice"]);
+}
+
+#[test]
+fn litellm_rates_that_follow_others() {
+    let file = r#"{
+        "fireworks_ai/x": {"litellm_provider": "fireworks_ai", "input_cost_per_token": 9e-07},
+        "fireworks_ai/y": {"litellm_provider": "fireworks_ai", "input_cost_per_token": 9e-07,
+            "cache_read_input_token_cost": 1e-07},
+        "gemini/z": {"litellm_provider": "gemini", "output_cost_per_token": 2e-06,
+            "output_cost_per_reasoning_token": 2e-06, "output_cost_per_token_flex": 1e-06,
+            "output_cost_per_token_above_200k_tokens": 3e-06},
+        "claude-w": {"litellm_provider": "anthropic", "input_cost_per_token": 2e-06,
+            "cache_creation_input_token_cost": 2.5e-06, "cache_creation_input_token_cost_above_1hr": 4e-06,
+            "input_cost_per_token_batches": 1e-06, "cache_creation_input_token_cost_batches": 1.25e-06},
+        "claude-v": {"litellm_provider": "anthropic", "input_cost_per_token": 2e-06,
+            "cache_creation_input_token_cost_above_1hr": 4e-06, "input_cost_per_token_batches": 1e-06}}"#;
+    let mut found = lines(&import(Format::LiteLlm, file));
+    found.sort();
+    let expected = [
+        "anthropic claude-v [processing=batch] cache_write_1h=4 input=1 2026-11-01..",
+        "anthropic claude-v [standard] cache_write_1h=4 input=2 2026-11-01..",
+        "anthropic claude-w [processing=batch] cache_write_1h=2 cache_write_5m=1.25 input=1 2026-11-01..",
+        "anthropic claude-w [standard] cache_write_1h=4 cache_write_5m=2.5 input=2 2026-11-01..",
+        "fireworks_ai x [standard] cache_read=0.45 input=0.9 2026-11-01..",
+        "fireworks_ai y [standard] cache_read=0.1 input=0.9 2026-11-01..",
+        "google z [context>200000] output=3 2026-11-01..",
+        "google z [service_tier=flex context>200000] output=1 2026-11-01..",
+        "google z [service_tier=flex] output=1 2026-11-01..",
+        "google z [standard] output=2 2026-11-01..",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn litellm_weekdays_of_a_zone_ahead_begin_the_day_before() {
+    let off_peak = |zone: &str| {
+        format!(
+            r#"{{"tencent/x": {{"litellm_provider": "tencent", "input_cost_per_token": 2e-06, "off_peak_pricing": {{
+            "input_cost_per_token": 1e-06, "weekday_timezone": "{zone}", "windows": [
+            {{"hours_utc": ["00:00-01:00", "10:00-00:00"], "weekdays": [1, 2]}}, {{"weekdays": [7]}}]}}}}}}"#
+        )
+    };
+    let prices = import(Format::LiteLlm, &off_peak("Asia/Shanghai")).prices;
+    let windows: Vec<(Vec<String>, Vec<u8>)> = prices[1..]
+        .iter()
+        .map(|price| (price.conditions.hours_utc.clone(), price.conditions.weekdays.clone()))
+        .collect();
+    let hours = |hours: &[&str]| hours.iter().map(|&hours| hours.to_owned()).collect::<Vec<_>>();
+    let expected = [
+        (hours(&["00:00-01:00", "10:00-16:00"]), vec![1, 2]),
+        (hours(&["16:00-00:00"]), vec![7, 1]),
+        (hours(&["00:00-16:00"]), vec![7]),
+        (hours(&["16:00-00:00"]), vec![6]),
+    ];
+    assert_eq!(windows, expected);
+    let summer = import(Format::LiteLlm, &off_peak("Europe/Berlin"));
+    assert_eq!(summer.prices.len(), 1);
+    assert!(reasons(&summer).iter().any(|reason| reason.contains("summer time")), "{:?}", reasons(&summer));
+}
+
 #[test]
 fn every_price_key_of_litellm_is_mapped_or_has_a_reason() {
-    // The keys about money of the map in litellm 1.106.2.
-    let bases = "input_cost_per_token output_cost_per_token cache_read_input_token_cost cache_creation_input_token_cost";
-    let suffixes = "above_100k_tokens above_128k_tokens above_200k_tokens above_272k_tokens above_512k_tokens priority flex \
-        batches balanced ultrafast decisions above_272k_tokens_priority above_272k_tokens_batches above_272k_tokens_flex \
-        above_272k_tokens_ultrafast above_272k_tokens_decisions above_200k_tokens_priority above_200k_tokens_batches \
-        above_100k_tokens_batches";
-    for base in bases.split_whitespace() {
-        assert!(matches!(litellm::key(base), litellm::Key::Rate { above: 0, tier: None, .. }), "{base}");
-        for suffix in suffixes.split_whitespace() {
-            let name = format!("{base}_{suffix}");
-            assert!(matches!(litellm::key(&name), litellm::Key::Rate { .. }), "{name}");
-        }
+    let keys: BTreeSet<&str> = LITELLM_KEYS.lines().collect();
+    assert_eq!(keys.len(), 149);
+    let (mut mapped, mut unsupported) = (BTreeSet::new(), BTreeSet::new());
+    for name in &keys {
+        match litellm::key(name) {
+            litellm::Key::Rate { .. } | litellm::Key::Structure => mapped.insert(*name),
+            litellm::Key::Unsupported(reason) => {
+                assert_ne!(reason, litellm::UNKNOWN, "{name}");
+                unsupported.insert(*name)
+            }
+            litellm::Key::Other => panic!("{name} is about money"),
+        };
     }
-    let priced = "cache_creation_input_token_cost_above_1hr cache_creation_input_token_cost_above_1hr_above_100k_tokens \
-        cache_creation_input_token_cost_above_1hr_above_200k_tokens cache_read_input_audio_token_cost \
-        cache_read_input_image_token_cost code_interpreter_cost_per_session cost_per_second input_cost_per_audio_token \
-        input_cost_per_audio_token_batches input_cost_per_audio_token_priority input_cost_per_character \
-        input_cost_per_character_above_128k_tokens input_cost_per_image input_cost_per_image_above_128k_tokens \
-        input_cost_per_image_token input_cost_per_image_token_batches input_cost_per_query input_cost_per_request \
-        input_cost_per_second \
-        input_cost_per_token_cache_hit input_cost_per_video_token input_cost_per_video_token_batches ocr_cost_per_page \
-        ocr_cost_per_page_batches output_cost_per_audio_token output_cost_per_character \
-        output_cost_per_character_above_128k_tokens output_cost_per_image output_cost_per_image_token \
-        output_cost_per_image_token_batches output_cost_per_reasoning_token output_cost_per_second \
-        output_cost_per_video_token";
-    for name in priced.split_whitespace() {
-        assert!(matches!(litellm::key(name), litellm::Key::Rate { .. }), "{name}");
+    assert_eq!((mapped.len(), unsupported.len()), (113, 36));
+    // A suffix is read as what it says.
+    let rate = |class, above, tier| litellm::Key::Rate { class, above, tier };
+    assert_eq!(
+        litellm::key("cache_read_input_token_cost_above_272k_tokens_priority"),
+        rate(TokenClass::CacheRead, 272_000, Some("priority"))
+    );
+    assert_eq!(
+        litellm::key("cache_creation_input_token_cost_above_1hr_above_200k_tokens"),
+        rate(TokenClass::CacheWrite1h, 200_000, None)
+    );
+    assert_eq!(litellm::key("output_cost_per_image_token"), rate(TokenClass::OutputImage, 0, None));
+}
+
+#[test]
+fn a_key_of_litellm_that_nobody_knows_is_reported() {
+    let file = r#"{"m": {"litellm_provider": "p", "mode": "chat", "supports_vision": true, "input_cost_per_token": 1e-06,
+        "input_cost_per_smell": 0.5, "surcharge": 0.1, "input_cost_per_token_turbo": 2e-06,
+        "off_peak_pricing": {"hours_utc": "00:00-08:00", "input_cost_per_token": 5e-07, "input_cost_per_smell": 0.1},
+        "tiered_pricing": [{"range": [0, 1000], "surcharge": 1}]}}"#;
+    let import = import(Format::LiteLlm, file);
+    let mut expected = vec![
+        "p m input_cost_per_smell: the key is not known here",
+        "p m surcharge: the key is not known here",
+        "p m input_cost_per_token_turbo: the key is not known here",
+        "p m input_cost_per_smell: it is not taken inside off_peak_pricing",
+        "p m surcharge: it is not taken inside tiered_pricing",
+    ];
+    let mut found = reasons(&import);
+    found.sort();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(import.prices.len(), 2);
+}
+
+#[test]
+fn a_tenth_and_two_tenths_are_three_tenths_in_every_format() {
+    for (format, file) in [
+        (
+            Format::Json,
+            r#"[{"provider": "p", "model": "m", "per": 1000000, "rates": {"input": "0.1", "output": "0.2"},
+                "valid_from": "2026-01-01T00:00:00Z"}]"#,
+        ),
+        (
+            Format::Csv,
+            "provider,model,per,input,output,valid_from\np,m,1000000,0.1,0.2,2026-01-01T00:00:00Z\n",
+        ),
+        (
+            Format::LiteLlm,
+            r#"{"m": {"litellm_provider": "p", "input_cost_per_token": 1e-07, "output_cost_per_token": 0.0000002}}"#,
+        ),
+        (
+            Format::GenaiPrices,
+            r#"[{"id": "p", "name": "P", "models": [{"id": "m", "match": {"equals": "m"},
+                "prices": {"input_mtok": 0.1, "output_mtok": 0.2}}]}]"#,
+        ),
+        (
+            Format::OpenRouter,
+            r#"{"data": [{"id": "p/m", "pricing": {"prompt": "0.0000001", "completion": "0.0000002"}}]}"#,
+        ),
+    ] {
+        // That list holds the prices of one seller, whatever the maker of the model.
+        let (provider, model) = if format == Format::OpenRouter { ("openrouter", "p/m") } else { ("p", "m") };
+        let import = import(format, file);
+        let call = UsagePart {
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+            conditions: CallConditions::default(),
+            quantities: Quantities::from_raw(std::array::from_fn(|class| match TokenClass::ALL[class] {
+                TokenClass::Input | TokenClass::Output => 1_000_000,
+                _ => 0,
+            })),
+            tier_input: 1_000_000,
+            stated_cost: None,
+        };
+        let rated = book_of(&import.prices).rate(&call, "2026-11-23T10:00:00Z".parse().unwrap()).unwrap();
+        assert_eq!(rated.amount.to_string(), "0.3", "{format:?}");
     }
-    let structures = "off_peak_pricing tiered_pricing search_context_cost_per_query provider_specific_entry \
-        regional_processing_uplift_multiplier_eu regional_processing_uplift_multiplier_us";
-    for name in structures.split_whitespace() {
-        assert_eq!(litellm::key(name), litellm::Key::Structure, "{name}");
-    }
-    let unsupported = "annotation_cost_per_page annotation_cost_per_page_batches cache_creation_input_audio_token_cost \
-        citation_cost_per_token computer_use_input_cost_per_1k_tokens computer_use_output_cost_per_1k_tokens \
-        explicit_cache_read_input_token_cost file_search_cost_per_1k_calls file_search_cost_per_gb_per_day \
-        google_maps_grounding_cost_per_query guardrail_cost_per_unit input_cost_per_audio_per_second \
-        input_cost_per_audio_per_second_above_128k_tokens input_cost_per_pixel \
-        input_cost_per_text_message input_cost_per_video_per_second input_cost_per_video_per_second_above_128k_tokens \
-        input_cost_per_video_per_second_above_15s_interval input_cost_per_video_per_second_above_8s_interval \
-        input_dbu_cost_per_token ocr_cost_per_credit output_cost_per_image_0.5K output_cost_per_image_1024 \
-        output_cost_per_image_1536 output_cost_per_image_1K output_cost_per_image_2K output_cost_per_image_4K \
-        output_cost_per_image_512 output_cost_per_pixel output_cost_per_second_1080p output_cost_per_second_2k \
-        output_cost_per_second_480p output_cost_per_second_4k output_cost_per_second_720p output_cost_per_second_768p \
-        output_cost_per_video_per_second output_dbu_cost_per_token regional_endpoint_uplift_multiplier search_free_requests \
-        vector_store_cost_per_gb_per_day web_search_billing_unit";
-    for name in unsupported.split_whitespace() {
-        let litellm::Key::Unsupported(reason) = litellm::key(name) else { panic!("{name} is taken") };
-        assert_ne!(reason, "the key is not known here", "{name}");
-    }
-    for name in ["litellm_provider", "mode", "max_tokens", "supports_vision", "source"] {
-        assert_eq!(litellm::key(name), litellm::Key::Other, "{name}");
-    }
+    // The same sum out of somebody else's float.
+    let noisy = import(
+        Format::LiteLlm,
+        r#"{"m": {"litellm_provider": "p", "input_cost_per_token": 3.0000000000000004e-07}}"#,
+    );
+    assert_eq!(lines(&noisy), ["p m [standard] input=0.3 2026-11-01.."]);
 }
 
 #[test]

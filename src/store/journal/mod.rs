@@ -13,8 +13,9 @@ mod row;
 
 pub use copy::copy_events;
 pub use record::{
-    BatchRow, Origin, Recorded, Rejection, RejectionPosition, correction_target, insert_batch,
-    insert_payload, insert_rejections, known_rejections, mark_sequences, reverse_estimate,
+    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, Rejection,
+    RejectionPosition, correction_target, forgive_repeats, insert_batch, insert_payload, insert_rejections,
+    known_rejections, mark_sequences, reverse_estimate,
 };
 pub use row::{JournalEvent, JournalPart};
 

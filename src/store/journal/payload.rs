@@ -11,6 +11,11 @@ const ZSTD_LEVEL: i32 = 1;
 pub struct Payload(Vec<u8>);
 
 impl Payload {
+    /// An empty one that takes so many bytes of messages without growing much.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
     /// Adds a message.
     pub fn add(&mut self, sequence: i64, body: &[u8]) {
         self.0.extend_from_slice(&sequence.to_be_bytes());

@@ -5,8 +5,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::super::{StoreError, ensure_affected, rerate};
+use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, CustomerId, GatewayId};
+
+/// Epochs that a gateway may open within an hour: a fleet that starts anew opens one each, once.
+pub const EPOCHS_PER_HOUR_MAX: i64 = 500;
+/// Ranges that are kept of one epoch's numbers, and so holes: the row is rewritten with every batch.
+pub const RANGES_MAX: i64 = 2_000;
 
 /// Where the events of a batch came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +153,8 @@ pub struct Rejection {
     pub provider: Option<String>,
     /// Best knowledge of the model.
     pub model: Option<String>,
+    /// The gateway's own count in it, of a gateway that is registered: a kept rejection is settled as well.
+    pub mark: Option<(GatewayId, SequenceMark)>,
 }
 
 /// Which of the positions are rejections already.
@@ -213,23 +221,137 @@ pub async fn insert_rejections(
     Ok(())
 }
 
-/// Adds positions of a gateway's own count to what was seen of it.
+/// One event's place in its gateway's own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark<'a> {
+    /// Whose count.
+    pub gateway: GatewayId,
+    /// The count's epoch.
+    pub epoch: &'a str,
+    /// The event's number in it.
+    pub number: i64,
+    /// Whether the event arrived for the first time: then the number must be new as well.
+    pub fresh: bool,
+}
+
+/// Adds places in the gateways' own counts to what was seen of them.
+///
+/// What a faulty gateway can make of it is bounded: of epochs beyond [`EPOCHS_PER_HOUR_MAX`], and of numbers that would
+/// leave more than [`RANGES_MAX`] ranges, only how many they are is kept. Two writers at once may each go up to the
+/// bound of epochs. Returns whether a fresh event's number was there before: then [`forgive_repeats`] looks why.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn mark_sequences(
+pub async fn mark_sequences(connection: &mut PgConnection, marks: &[Mark<'_>]) -> Result<bool, StoreError> {
+    if marks.is_empty() {
+        return Ok(false);
+    }
+    let gateways: Vec<i32> = marks.iter().map(|mark| mark.gateway.0).collect();
+    let epochs: Vec<&str> = marks.iter().map(|mark| mark.epoch).collect();
+    let numbers: Vec<i64> = marks.iter().map(|mark| mark.number).collect();
+    let fresh: Vec<bool> = marks.iter().map(|mark| mark.fresh).collect();
+    let told = sqlx::query!(
+        r#"WITH given AS (
+               SELECT gateway_id, epoch, range_agg(int8range(number, number, '[]')) AS seen, count(*) AS events,
+                      COALESCE(array_agg(number) FILTER (WHERE fresh), '{}') AS fresh
+               FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::boolean[])
+                    AS mark (gateway_id, epoch, number, fresh)
+               GROUP BY gateway_id, epoch
+           ), known AS (
+               -- In the one order that all writers take these rows in, and as they stand once they are taken.
+               SELECT s.* FROM gateway_sequences s JOIN given USING (gateway_id, epoch)
+               ORDER BY s.gateway_id, s.epoch FOR UPDATE OF s
+           ), opened AS (
+               SELECT gateway_id, count(*) AS epochs FROM gateway_sequences
+               WHERE gateway_id = ANY($1) AND first_seen_at > now() - interval '1 hour' GROUP BY gateway_id
+           ), placed AS (
+               SELECT gateway_id, given.epoch, given.events, given.seen,
+                      -- Of epochs that are not known, in their order, as many are followed as the hour has left.
+                      (known.epoch IS NOT NULL OR COALESCE(opened.epochs, 0) + count(*)
+                           FILTER (WHERE known.epoch IS NULL) OVER (PARTITION BY gateway_id ORDER BY given.epoch) <= $5)
+                      AND (SELECT count(*) FROM unnest(given.seen + COALESCE(known.seen, '{}')))
+                          <= GREATEST($6, (SELECT count(*) FROM unnest(known.seen))) AS followed,
+                      -- A number was there before, or is there twice: the events are others, or they would be copies.
+                      cardinality(given.fresh) - (SELECT count(DISTINCT number) FROM unnest(given.fresh) AS number
+                          WHERE known.seen IS NULL OR NOT number <@ known.seen) AS repeated
+               FROM given LEFT JOIN known USING (gateway_id, epoch) LEFT JOIN opened USING (gateway_id)
+           ), kept AS (
+               INSERT INTO gateway_sequences AS s (gateway_id, epoch, seen, repeated)
+               SELECT gateway_id, epoch, seen, repeated FROM placed WHERE followed ORDER BY gateway_id, epoch
+               ON CONFLICT (gateway_id, epoch) DO UPDATE
+               SET seen = s.seen + EXCLUDED.seen, seen_at = clock_timestamp(), repeated = s.repeated + EXCLUDED.repeated
+           ), flooded AS (
+               INSERT INTO gateway_floods AS f (gateway_id, events, epoch)
+               SELECT gateway_id, sum(events)::bigint, max(epoch) FROM placed WHERE NOT followed
+               GROUP BY gateway_id ORDER BY gateway_id
+               ON CONFLICT (gateway_id) DO UPDATE
+               SET events = f.events + EXCLUDED.events, epoch = EXCLUDED.epoch, last_at = EXCLUDED.last_at
+               RETURNING gateway_id, epoch, events
+           )
+           SELECT gateway_id AS "gateway_id!", epoch AS "epoch!", events AS "events!", false AS "repeated!" FROM flooded
+           UNION ALL
+           SELECT gateway_id, epoch, repeated, true FROM placed WHERE followed AND repeated > 0"#,
+        &gateways,
+        &epochs as _,
+        &numbers,
+        &fresh,
+        EPOCHS_PER_HOUR_MAX,
+        RANGES_MAX
+    )
+    .fetch_all(connection)
+    .await?;
+    for flood in told.iter().filter(|told| !told.repeated) {
+        tracing::warn!(
+            gateway = flood.gateway_id,
+            epoch = flood.epoch,
+            events = flood.events,
+            "a gateway opens too many epochs or leaves too many holes; its events are recorded, its count is not followed"
+        );
+    }
+    Ok(told.iter().any(|told| told.repeated))
+}
+
+/// An event that took its place in its gateway's count for the first time.
+#[derive(Debug, Clone, Copy)]
+pub struct FreshMark<'a> {
+    /// Whose count.
+    pub gateway: GatewayId,
+    /// The count's epoch.
+    pub epoch: &'a str,
+    /// The event's source ...
+    pub source: &'a str,
+    /// ... and id.
+    pub id: &'a str,
+}
+
+/// Takes those out of the repeated numbers whose event was rejected in another batch, and took its number there.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn forgive_repeats(
     connection: &mut PgConnection,
-    gateway: GatewayId,
-    epoch: &str,
-    numbers: &[i64],
+    batch: BatchId,
+    fresh: &[FreshMark<'_>],
 ) -> Result<(), StoreError> {
+    let gateways: Vec<i32> = fresh.iter().map(|mark| mark.gateway.0).collect();
+    let epochs: Vec<&str> = fresh.iter().map(|mark| mark.epoch).collect();
+    let sources: Vec<&str> = fresh.iter().map(|mark| mark.source).collect();
+    let ids: Vec<&str> = fresh.iter().map(|mark| mark.id).collect();
     sqlx::query!(
-        "INSERT INTO gateway_sequences (gateway_id, epoch, seen)
-         SELECT $1, $2, range_agg(int8range(number, number, '[]')) FROM unnest($3::bigint[]) AS number
-         ON CONFLICT (gateway_id, epoch) DO UPDATE SET seen = gateway_sequences.seen + EXCLUDED.seen",
-        gateway as GatewayId,
-        epoch,
-        numbers
+        "UPDATE gateway_sequences s SET repeated = GREATEST(0, s.repeated - again.events)
+         FROM (
+             SELECT gateway_id, epoch, count(*) AS events
+             FROM unnest($2::integer[], $3::text[], $4::text[], $5::text[]) AS mark (gateway_id, epoch, source, id)
+             WHERE EXISTS (SELECT FROM rejections r
+                 WHERE r.event_id = mark.id AND r.event_source = mark.source AND r.batch_id <> $1)
+             GROUP BY gateway_id, epoch
+         ) AS again
+         WHERE s.gateway_id = again.gateway_id AND s.epoch = again.epoch",
+        batch.0,
+        &gateways,
+        &epochs as _,
+        &sources as _,
+        &ids as _
     )
     .execute(connection)
     .await?;

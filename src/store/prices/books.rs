@@ -12,6 +12,7 @@ use super::write::{Insertion, insert, reserve_ids};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Currency;
+use crate::domain::price::dated_markup::Markups;
 use crate::domain::price::markup::{Markup, MarkupError};
 use crate::domain::price::quotation::{Quote, distinct_quotes};
 use crate::domain::price::{BookInfo, BookKind, ModelAlias, Price};
@@ -49,7 +50,7 @@ pub struct Book {
     /// The name of the cost book whose prices it marks up.
     pub base: Option<String>,
     /// The factors on the rates of the base.
-    pub markup: Option<Markup>,
+    pub markups: Option<Markups>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
 }
@@ -112,29 +113,55 @@ async fn find(
                 kind: parsed("price_books", "kind", &row.kind)?,
                 currency: parsed("price_books", "currency", &row.currency)?,
             };
-            let markup =
-                row.markup.map(|general| Markup { general: general.normalize(), by_model: BTreeMap::new() });
-            Ok(Book { info, base: row.base, markup, created_at: row.created_at })
+            let markups = row.markup.map(|general| {
+                Markups::from(Markup { general: general.normalize(), by_model: BTreeMap::new() })
+            });
+            Ok(Book { info, base: row.base, markups, created_at: row.created_at })
         })
         .collect()
 }
 
-/// The factors for some models; apart, because they are no customer's to read.
+/// The factors for some models, and those of later dates; apart, because they are no customer's to read.
 async fn add_markups(connection: &mut PgConnection, books: &mut [Book]) -> Result<(), StoreError> {
     let ids: Vec<i32> = books.iter().map(|book| book.info.id.0).collect();
-    let rows = sqlx::query!(
-        r#"SELECT book_id AS "book_id: BookId", pattern, markup FROM price_book_markups WHERE book_id = ANY($1)"#,
+    let changes = sqlx::query!(
+        r#"SELECT book_id AS "book_id: BookId", valid_from, markup FROM markup_changes WHERE book_id = ANY($1)"#,
+        &ids,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in changes {
+        if let Some(markups) = markups_of(books, row.book_id) {
+            let markup = Markup { general: row.markup.normalize(), by_model: BTreeMap::new() };
+            markups.changes.insert(row.valid_from, markup);
+        }
+    }
+    let models = sqlx::query!(
+        r#"SELECT book_id AS "book_id!: BookId", NULL AS "valid_from: DateTime<Utc>", pattern AS "pattern!",
+                  markup AS "markup!"
+           FROM price_book_markups WHERE book_id = ANY($1)
+           UNION ALL
+           SELECT c.book_id, c.valid_from, m.pattern, m.markup
+           FROM markup_change_models m JOIN markup_changes c ON c.id = m.change_id WHERE c.book_id = ANY($1)"#,
         &ids,
     )
     .fetch_all(connection)
     .await?;
-    for row in rows {
-        let book = books.iter_mut().find(|book| book.info.id == row.book_id);
-        if let Some(markup) = book.and_then(|book| book.markup.as_mut()) {
+    for row in models {
+        let Some(markups) = markups_of(books, row.book_id) else { continue };
+        let markup = match row.valid_from {
+            None => Some(&mut markups.first),
+            Some(at) => markups.changes.get_mut(&at),
+        };
+        if let Some(markup) = markup {
             markup.by_model.insert(row.pattern, row.markup.normalize());
         }
     }
     Ok(())
+}
+
+fn markups_of(books: &mut [Book], id: BookId) -> Option<&mut Markups> {
+    books.iter_mut().find(|book| book.info.id == id)?.markups.as_mut()
 }
 
 /// Reads a stored word as a domain value.
@@ -260,9 +287,11 @@ async fn derive_all(
     let ids = reserve_ids(connection, prices.len()).await?;
     let mut rows = Vec::with_capacity(prices.len());
     for (price, id) in prices.iter().zip(ids) {
-        let draft = markup.derive(&price.draft).map_err(|error| PricesError::Field {
-            field: "markup",
-            detail: format!("takes price {} out of range: {error}", price.id),
+        let draft = Markup::apply(markup.factor(&price.draft.model), &price.draft).map_err(|error| {
+            PricesError::Field {
+                field: "markup",
+                detail: format!("takes price {} out of range: {error}", price.id),
+            }
         })?;
         rows.push(Insertion { id, book, draft, derived_from: Some(price.id) });
     }
@@ -374,19 +403,19 @@ pub(super) async fn dependents(connection: &mut PgConnection, base: BookId) -> R
     Ok(books.into_iter().filter(|book| book.base.as_ref() == Some(&name)).collect())
 }
 
-/// The derived price in one book of each cost price, by cost price.
+/// The derived prices in one book of some cost prices: each with its cost price and its start.
 pub(super) async fn derived_prices(
     connection: &mut PgConnection,
     book: BookId,
     from: &[i64],
-) -> Result<HashMap<PriceId, PriceId>, StoreError> {
+) -> Result<Vec<(PriceId, PriceId, DateTime<Utc>)>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT id AS "id: PriceId", derived_from AS "derived_from!: PriceId" FROM prices
+        r#"SELECT id AS "id: PriceId", derived_from AS "derived_from!: PriceId", valid_from FROM prices
            WHERE book_id = $1 AND superseded_at IS NULL AND derived_from = ANY($2)"#,
         book.0,
         from,
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.derived_from, row.id)).collect())
+    Ok(rows.into_iter().map(|row| (row.id, row.derived_from, row.valid_from)).collect())
 }

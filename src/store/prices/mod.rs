@@ -1,12 +1,13 @@
 //! Price books, prices and model aliases.
 //!
 //! Owns: their tables; publishing in one transaction, down to the prices that markup books derive; reading them as of any
-//! date.
+//! date; changing the factors of markup books.
 //! Does not own: what a price must look like and what publishing does to others (`domain::price`), rating.
 //! Invariants: rows are added or superseded, never changed; every change bumps the catalog and leaves an audit row; a
-//! derived price stands exactly as long as the cost price it was made from.
+//! derived price stands only as long as the cost price it was made from, and those of one cost price cover just its validity.
 
 mod books;
+mod markups;
 mod publish;
 mod read;
 mod write;
@@ -15,8 +16,11 @@ pub use books::{
     Book, LoadedBook, NewBook, books, create_book, find_book, list_books, load_book, load_books,
     load_candidates,
 };
+pub use markups::{MarkupChange, MarkupEffect, MarkupRow, NewMarkup, change_markup, markup_history};
 pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish, publish_fitting};
 pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};
+
+use chrono::{DateTime, Utc};
 
 use super::StoreError;
 use crate::domain::ids::PriceId;
@@ -45,6 +49,19 @@ pub enum PricesError {
     /// A book of this name is there already.
     #[error("there is a price book `{0}` already")]
     BookExists(String),
+    /// Its prices are published, not derived.
+    #[error("`{0}` marks up no cost book: publish its prices instead")]
+    NoMarkupBook(String),
+    /// The book has factors from that instant on already.
+    #[error(
+        "`{book}` has other factors from {at} on already; what is announced cannot be edited, only followed"
+    )]
+    MarkupExists {
+        /// The book.
+        book: String,
+        /// When they start.
+        at: DateTime<Utc>,
+    },
     /// No price of this id.
     #[error("there is no price {0}")]
     UnknownPrice(PriceId),

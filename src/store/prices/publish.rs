@@ -13,6 +13,7 @@ use super::write::{Insertion, insert, insert_aliases, reserve_ids, supersede};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Rate;
+use crate::domain::price::dated_markup::successor;
 use crate::domain::price::publication::{Plan, Published, Slot, Standing, plan};
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
 use crate::domain::price::{BookInfo, ModelAlias};
@@ -229,7 +230,8 @@ fn outcomes(plan: &Plan, ids: &[PriceId], new: &[NewPrice]) -> Result<Vec<Publis
     Ok(prices)
 }
 
-fn changes(old: &BTreeMap<TokenClass, Rate>, new: &BTreeMap<TokenClass, Rate>) -> Vec<RateChange> {
+/// The classes whose own rate differs.
+pub(super) fn changes(old: &BTreeMap<TokenClass, Rate>, new: &BTreeMap<TokenClass, Rate>) -> Vec<RateChange> {
     TokenClass::ALL
         .into_iter()
         .map(|class| RateChange { class, old: old.get(&class).copied(), new: new.get(&class).copied() })
@@ -300,27 +302,32 @@ async fn derive(
 ) -> Result<usize, PricesError> {
     let mut count = 0;
     for dependent in dependents(connection, base).await? {
-        let Some(markup) = &dependent.markup else { continue };
+        let Some(markups) = &dependent.markups else { continue };
         let book = dependent.info.id;
-        let mut rows = Vec::with_capacity(added.len());
-        for (cost, id) in added.iter().zip(reserve_ids(connection, added.len()).await?) {
-            let draft = markup.derive(&cost.draft).map_err(|error| {
+        let mut drafts = Vec::with_capacity(added.len());
+        for cost in added {
+            let of_cost = markups.derive(&cost.draft).map_err(|error| {
                 let (book, model) = (&dependent.info.name, &cost.draft.model);
                 let detail = format!("the markup of `{book}` takes `{model}` out of range: {error}");
                 PricesError::Field { field: "rates", detail }
             })?;
-            rows.push(Insertion { id, book, draft, derived_from: Some(cost.id) });
+            drafts.extend(of_cost.into_iter().map(|draft| (cost.id, draft)));
         }
-        let by_cost: HashMap<PriceId, PriceId> =
-            added.iter().zip(&rows).map(|(cost, row)| (cost.id, row.id)).collect();
-        let olds: Vec<i64> = superseded.iter().map(|(old, _)| old.0).collect();
-        let standing = derived_prices(connection, book, &olds).await?;
-        let follow: Vec<(PriceId, Option<PriceId>)> = superseded
-            .iter()
-            .filter_map(|(old, copy)| {
-                Some((*standing.get(old)?, copy.and_then(|copy| by_cost.get(&copy).copied())))
-            })
+        let ids = reserve_ids(connection, drafts.len()).await?;
+        let rows: Vec<Insertion> = ids
+            .into_iter()
+            .zip(drafts)
+            .map(|(id, (cost, draft))| Insertion { id, book, draft, derived_from: Some(cost) })
             .collect();
+        let copies: HashMap<PriceId, Option<PriceId>> = superseded.iter().copied().collect();
+        let olds: Vec<i64> = superseded.iter().map(|(old, _)| old.0).collect();
+        let mut follow: Vec<(PriceId, Option<PriceId>)> = Vec::new();
+        for (id, cost, valid_from) in derived_prices(connection, book, &olds).await? {
+            let copy = copies.get(&cost).copied().flatten();
+            let of_copy: Vec<&Insertion> = rows.iter().filter(|row| row.derived_from == copy).collect();
+            let next = successor(of_copy.iter().map(|row| &row.draft), valid_from).map(|at| of_copy[at].id);
+            follow.push((id, copy.and(next)));
+        }
         supersede(connection, &follow).await?;
         insert(connection, &rows).await?;
         count += rows.len();

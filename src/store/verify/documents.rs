@@ -68,7 +68,7 @@ pub async fn line_differences(
                SELECT i.customer_id, i.period_start, i.currency, l.kind, l.service_start, l.provider, l.model, l.class,
                       l.rate, l.quantity
                FROM invoice_line_items l JOIN invoices i ON i.id = l.invoice_id
-               WHERE NOT EXISTS (SELECT 1 FROM invoices v WHERE v.customer_id = i.customer_id
+               WHERE l.kind IN ('usage', 'late_usage', 'adjustment') AND NOT EXISTS (SELECT 1 FROM invoices v WHERE v.customer_id = i.customer_id
                                  AND v.period_start = i.period_start AND v.status = 'void')
            )
            SELECT format('customer %s, period from %s, %s: %s of %s, %s %s %s at %s', customer_id, period_start,

@@ -5,6 +5,7 @@
 //! Invariants: read only; written without the statements that posting and invoicing use, so that a fault in those
 //! does not hide itself; no tolerance anywhere.
 
+mod charges;
 mod documents;
 mod journal;
 mod sums;
@@ -13,12 +14,15 @@ use sqlx::PgConnection;
 
 use super::StoreError;
 
+pub use charges::{booked_usage, charge_differences, task_line_differences};
 pub use documents::{line_differences, period_differences};
 pub use journal::{
     amount_differences, batch_differences, booking_differences, duplicate_identities, prices_used,
     rejection_differences, restatement_differences, validity_differences,
 };
-pub use sums::{rare_rollup_differences, rare_task_differences, rollup_differences, task_differences};
+pub use sums::{
+    outcome_differences, rare_rollup_differences, rare_task_differences, rollup_differences, task_differences,
+};
 
 /// Two figures that must be equal and are not.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -150,3 +150,41 @@ pub async fn rare_task_differences(
     .await?;
     Ok(rows)
 }
+
+/// Tasks whose outcome is not the latest in the journal, or is booked to no period or to one before it ended.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn outcome_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH latest AS (
+               SELECT DISTINCT ON (e.customer_id, e.task_id) e.customer_id, e.task_id, e.outcome, e.occurred_at
+               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+               WHERE b.posted_at IS NOT NULL AND e.kind = 'outcome'
+               ORDER BY e.customer_id, e.task_id, e.occurred_at DESC, e.outcome
+           ), kept AS (
+               SELECT t.customer_id, t.task_id, t.outcome, t.ended_at, t.outcome_period,
+                      EXISTS (SELECT FROM billing_periods own
+                              JOIN billing_periods booked ON booked.customer_id = own.customer_id
+                              WHERE own.customer_id = t.customer_id AND own.start_at <= t.ended_at
+                                AND t.ended_at < own.end_at AND booked.start_at = t.outcome_period
+                                AND booked.start_at >= own.start_at) AS booked
+               FROM tasks t WHERE t.outcome IS NOT NULL OR t.ended_at IS NOT NULL OR t.outcome_period IS NOT NULL
+           )
+           SELECT format('customer %s, task %s: outcome', customer_id, task_id) AS "subject!",
+                  format('journal %s', COALESCE(l.outcome || ' at ' || l.occurred_at, 'none')) AS "expected!",
+                  format('task %s, booked to %s', COALESCE(k.outcome || ' at ' || k.ended_at, 'none'),
+                         COALESCE(k.outcome_period::text, 'no period')) AS "actual!"
+           FROM latest l FULL JOIN kept k USING (customer_id, task_id)
+           WHERE (l.outcome, l.occurred_at) IS DISTINCT FROM (k.outcome, k.ended_at) OR k.booked IS NOT TRUE
+           ORDER BY customer_id, task_id LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}

@@ -125,6 +125,29 @@ fn otel_inclusive_exclusive_and_what_is_no_call() {
 }
 
 #[test]
+fn otel_reads_the_usage_object_of_litellm() {
+    let printed = "{'completion_tokens': 50, 'prompt_tokens': 100, 'total_tokens': 150, 'completion_tokens_details': \
+        {'reasoning_tokens': 20}, 'prompt_tokens_details': {'cached_tokens': 40, 'cache_write_tokens': 30, \
+        'cache_creation_token_details': {'ephemeral_1h_input_tokens': 10}}, 'server_tool_use': \
+        {'web_search_requests': 2, 'tool_search_requests': None}, 'inference_geo': 'us', 'speed': 'fast', \
+        'service_tier': 'standard', 'iterations': None}";
+    let mut body = json!({"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": "100",
+        "gen_ai.usage.output_tokens": 50, "metadata.usage_object": printed});
+    let whole = part("otel.gen_ai", &body);
+    assert_eq!(
+        classes(&whole),
+        "input=30 cache_read=40 cache_write_5m=20 cache_write_1h=10 output=30 reasoning=20 web_search=2"
+    );
+    let conditions = &whole.conditions;
+    assert_eq!((conditions.region.as_deref(), conditions.speed.as_deref()), (Some("us"), Some("fast")));
+    assert_eq!((conditions.service_tier.as_deref(), whole.tier_input), (None, 100));
+    for nothing in ["", "None", "{}"] {
+        body["metadata.usage_object"] = json!(nothing);
+        assert_eq!(classes(&part("otel.gen_ai", &body)), "input=100 output=50", "{nothing}");
+    }
+}
+
+#[test]
 fn litellm_hits_failures_and_missing_counts() {
     let payload = |extra: Value| {
         let mut payload = json!({"model": "openai/gpt-5", "custom_llm_provider": "openai", "status": "success",

@@ -107,6 +107,20 @@ fn openai_responses_and_xai_behind_it() {
 }
 
 #[test]
+fn openai_responses_of_perplexity() {
+    let body = json!({"model": "perplexity/sonar", "usage": {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150,
+        "input_tokens_details": {"cache_read_input_tokens": 40, "cache_creation_input_tokens": 10},
+        "tool_calls_details": {"search_web": {"invocation": 3}},
+        "cost": {"input_cost": 0.1, "total_cost": 0.0125, "currency": "USD"}}});
+    let call = part("openai.responses", &body);
+    assert_eq!(classes(&call), "input=50 cache_read=40 cache_write_5m=10 output=50 web_search=3");
+    assert_eq!((call.tier_input, stated(&call).as_deref()), (100, Some("0.0125 USD")));
+    let both = json!({"input_tokens": 100, "output_tokens": 5,
+        "input_tokens_details": {"cached_tokens": 30, "cache_read_input_tokens": 40}});
+    assert_eq!(refused("openai.responses", &both), Reason::Inconsistent);
+}
+
+#[test]
 fn openai_realtime_without_a_split_of_the_cache_is_text() {
     let usage = json!({"type": "response.done", "response": {"usage": {"input_tokens": 100, "output_tokens": 10,
         "input_token_details": {"audio_tokens": 60, "cached_tokens": 30}}}});

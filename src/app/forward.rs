@@ -1,0 +1,130 @@
+//! Wires `waybill forward`: the journal, the local listener, delivery and the watermark.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::serve::Listener;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+
+use super::{bind, metrics_router, signalled};
+use crate::clock::Clock;
+use crate::config::{ForwardArgs, Listen};
+use crate::forward::{Delivery, Journal, Local, WATERMARK, WatermarkClient, probes, router};
+use crate::health::Health;
+use crate::ingest::Publisher;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// Runs a forwarder until Ctrl-C, SIGTERM or the failure of a part.
+///
+/// # Errors
+/// A sentence for each thing that keeps it from starting, or ended it.
+pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
+    args.check()?;
+    let ForwardArgs { gateway, journal, journal_max_bytes, metrics_addr, nats_url, subject_prefix, .. } =
+        args;
+    let metrics = telemetry::init_metrics().context("metrics cannot be collected")?;
+    let (journal, writer) = Journal::open(journal, gateway, *journal_max_bytes)?;
+    let publisher = Publisher::of_gateway(nats_url, subject_prefix, gateway)
+        .await
+        .context("cannot connect to NATS; check WAYBILL_FORWARD_NATS_URL")?;
+    let client = WatermarkClient::new(&args.api_url, gateway, journal.epoch(), &args.key)?;
+    let opened_at = journal.durable();
+    let (shutdown, health) = (Shutdown::new(), Health::expecting(&[WATERMARK]));
+    let (failed, failures) = mpsc::channel(4);
+    let gateway: Arc<str> = gateway.as_str().into();
+    let local = Local {
+        gateway: Arc::clone(&gateway),
+        journal: journal.clone(),
+        writer: Arc::new(writer),
+        publisher: publisher.clone(),
+        health: health.clone(),
+        clock: Clock::System,
+    };
+    let ends = Ends { shutdown: shutdown.clone(), failed };
+    let listener = bind(*metrics_addr, "WAYBILL_FORWARD_METRICS_ADDR").await?;
+    let metrics_addr = listener.local_addr()?;
+    ends.serve(listener, metrics_router(metrics).merge(probes(local.clone())));
+    listen(&args.listen, router(local), &ends).await?;
+    tracing::info!(
+        listen = ?args.listen, %metrics_addr, %gateway, epoch = %journal.epoch(),
+        oldest = journal.oldest(), newest = journal.durable(), "forwarding"
+    );
+    // What is settled already need not be published again after a start; where nobody says so, it is.
+    let settled = client.ask().await.unwrap_or_default();
+    let (told, settled) = watch::channel(settled);
+    let delivery = Delivery {
+        journal,
+        publisher,
+        gateway,
+        opened_at,
+        resend_after: Duration::from_secs(args.resend_seconds),
+        settled,
+        clock: Clock::System,
+        health: health.clone(),
+        shutdown: shutdown.clone(),
+    };
+    shutdown.spawn(delivery.run());
+    shutdown.spawn(client.run(Duration::from_millis(args.poll_ms), told, health, shutdown.clone()));
+    until_stopped(shutdown, failures).await
+}
+
+async fn until_stopped(shutdown: Shutdown, mut failures: mpsc::Receiver<String>) -> anyhow::Result<()> {
+    let failure = tokio::select! {
+        signal = signalled() => { signal?; None }
+        failure = failures.recv() => failure,
+    };
+    tracing::info!("stopping; what is not published yet is at the next start");
+    shutdown.stop();
+    tokio::select! {
+        _ = shutdown.drained() => {}
+        _ = signalled() => {}
+    }
+    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+}
+
+/// How the parts of the forwarder end.
+struct Ends {
+    shutdown: Shutdown,
+    failed: mpsc::Sender<String>,
+}
+
+impl Ends {
+    fn serve<L>(&self, listener: L, router: Router)
+    where
+        L: Listener,
+        L::Addr: std::fmt::Debug,
+    {
+        let (stop, failed) = (self.shutdown.clone(), self.failed.clone());
+        self.shutdown.spawn(async move {
+            let stopped = async move { stop.stopped().await };
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+                // Nobody listens any more once the program stops.
+                let _ = failed.send(error.to_string()).await;
+            }
+        });
+    }
+}
+
+async fn listen(at: &Listen, router: Router, ends: &Ends) -> anyhow::Result<()> {
+    match at {
+        Listen::Tcp(address) => ends.serve(bind(*address, "WAYBILL_FORWARD_LISTEN").await?, router),
+        Listen::Unix(path) => ends.serve(socket(path)?, router),
+    }
+    Ok(())
+}
+
+/// A Unix socket; one that an earlier run has left behind is replaced: the journal's lock says that it runs no more.
+fn socket(path: &Path) -> anyhow::Result<UnixListener> {
+    use std::os::unix::fs::FileTypeExt;
+    if path.symlink_metadata().is_ok_and(|data| data.file_type().is_socket()) {
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    UnixListener::bind(path).with_context(|| {
+        format!("cannot listen on {}; set WAYBILL_FORWARD_LISTEN to a free path", path.display())
+    })
+}

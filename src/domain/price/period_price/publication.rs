@@ -1,0 +1,255 @@
+//! What publishing period prices does to those that stand: pure, so that a dry run and the real one cannot differ.
+//!
+//! As with prices: a new one supersedes the open-ended one of its name that started earlier, which is copied, ending where
+//! the new one starts, and goes on after it where the new one has an end. Every other overlap of a name is refused, and so
+//! is a price that would count usage or tasks that one of another name counts at the same time.
+
+use chrono::{DateTime, Utc};
+
+use super::PeriodDraft;
+use super::quotation::{NewPeriodPrice, PeriodFault};
+use crate::domain::ids::PeriodPriceId;
+use crate::domain::price::intervals_meet;
+
+/// Where a period price is kept, or will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// It stands already.
+    Standing(PeriodPriceId),
+    /// It is the row of the plan at this position.
+    Planned(usize),
+}
+
+/// What to write.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Rows to add.
+    pub rows: Vec<PeriodDraft>,
+    /// Standing ones to supersede, each with the position of the row that takes its place.
+    pub superseded: Vec<(PeriodPriceId, usize)>,
+    /// Where each published one is, in the order given; a standing one said the same already.
+    pub published: Vec<Slot>,
+}
+
+/// Plans the publication into one book, of which everything that stands is given. The order of the new ones does not
+/// matter.
+///
+/// # Errors
+/// Every [`PeriodFault`]; then nothing is to be written.
+pub fn plan(
+    standing: Vec<(PeriodPriceId, PeriodDraft)>,
+    new: &[NewPeriodPrice],
+) -> Result<Plan, Vec<PeriodFault>> {
+    let mut faults = Vec::new();
+    let mut drafts = Vec::with_capacity(new.len());
+    for (index, price) in new.iter().enumerate() {
+        match price.check(index) {
+            Ok(draft) => drafts.push((index, draft)),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    drafts.sort_by_key(|(index, draft)| (draft.valid_from, *index));
+    let entries =
+        standing.into_iter().map(|(id, draft)| Entry { slot: Slot::Standing(id), was: Some(id), draft });
+    let mut planner = Planner { entries: entries.collect(), plan: Plan::default() };
+    planner.plan.published = vec![Slot::Planned(0); new.len()];
+    for (index, draft) in drafts {
+        match planner.place(index, draft) {
+            Ok(slot) => planner.plan.published[index] = slot,
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Ok(planner.plan) } else { Err(faults) }
+}
+
+struct Entry {
+    slot: Slot,
+    /// The standing price that it is, or continues.
+    was: Option<PeriodPriceId>,
+    draft: PeriodDraft,
+}
+
+struct Planner {
+    entries: Vec<Entry>,
+    plan: Plan,
+}
+
+impl Planner {
+    fn place(&mut self, index: usize, draft: PeriodDraft) -> Result<Slot, PeriodFault> {
+        let interval = interval(&draft);
+        let overlapping: Vec<usize> = (0..self.entries.len())
+            .filter(|at| intervals_meet(self::interval(&self.entries[*at].draft), interval))
+            .filter(|at| self.entries[*at].draft.name == draft.name)
+            .collect();
+        if let Some(at) = overlapping.iter().find(|at| self.says_already(&self.entries[**at].draft, &draft)) {
+            return Ok(self.entries[*at].slot);
+        }
+        self.refuse_double_counting(index, &draft)?;
+        match overlapping[..] {
+            [] => {}
+            [at] if self.entries[at].draft.valid_to.is_none()
+                && self.entries[at].draft.valid_from < draft.valid_from =>
+            {
+                self.cut(at, draft.valid_from);
+                if let Some(end) = draft.valid_to {
+                    let entry = &self.entries[at];
+                    let resumed = PeriodDraft { valid_from: end, valid_to: None, ..entry.draft.clone() };
+                    let was = entry.was;
+                    self.add(resumed, was);
+                }
+            }
+            [at, ..] => {
+                let entry = &self.entries[at];
+                let until = entry.draft.valid_to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
+                let detail = format!(
+                    "{} of the same name is valid from {} {until}; only an open-ended one that starts earlier is \
+                     continued, so give this one a valid_to or end the other first",
+                    name(entry),
+                    entry.draft.valid_from,
+                );
+                return Err(fault(index, "valid_from", detail, entry));
+            }
+        }
+        Ok(self.add(draft, None))
+    }
+
+    /// No two prices of different names may count the same usage or the same task at the same time.
+    fn refuse_double_counting(&self, index: usize, draft: &PeriodDraft) -> Result<(), PeriodFault> {
+        let both = self.entries.iter().find(|entry| {
+            entry.draft.name != draft.name
+                && intervals_meet(interval(&entry.draft), interval(draft))
+                && entry.draft.scheme.meets(&draft.scheme)
+        });
+        let Some(entry) = both else { return Ok(()) };
+        let field = if draft.scheme.scope().is_some() { "model" } else { "task_type" };
+        let detail = format!(
+            "both this and {} would count the same at the same time; end that one first, or narrow one of them",
+            name(entry)
+        );
+        Err(fault(index, field, detail, entry))
+    }
+
+    /// Whether a standing price says what a new one says: the same in the same interval; or both open and standing since
+    /// earlier; or open as published, but continued up to its successor.
+    fn says_already(&self, there: &PeriodDraft, new: &PeriodDraft) -> bool {
+        let same_start = there.valid_from == new.valid_from;
+        let nothing_new = match (there.valid_to, new.valid_to) {
+            (None, None) => there.valid_from <= new.valid_from,
+            (Some(end), None) => {
+                let successor =
+                    |entry: &Entry| entry.draft.name == there.name && entry.draft.valid_from == end;
+                same_start && self.entries.iter().any(successor)
+            }
+            (ends, new_end) => same_start && ends == new_end,
+        };
+        nothing_new && there.scheme == new.scheme
+    }
+
+    /// Ends an open price where a new one starts.
+    fn cut(&mut self, at: usize, end: DateTime<Utc>) {
+        let entry = &mut self.entries[at];
+        entry.draft.valid_to = Some(end);
+        match entry.slot {
+            Slot::Planned(row) => self.plan.rows[row].valid_to = Some(end),
+            Slot::Standing(id) => {
+                let row = self.plan.rows.len();
+                self.plan.rows.push(entry.draft.clone());
+                self.plan.superseded.push((id, row));
+                entry.slot = Slot::Planned(row);
+            }
+        }
+    }
+
+    fn add(&mut self, draft: PeriodDraft, was: Option<PeriodPriceId>) -> Slot {
+        let slot = Slot::Planned(self.plan.rows.len());
+        self.plan.rows.push(draft.clone());
+        self.entries.push(Entry { slot, was, draft });
+        slot
+    }
+}
+
+const fn interval(draft: &PeriodDraft) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+    (draft.valid_from, draft.valid_to)
+}
+
+fn name(entry: &Entry) -> String {
+    match entry.was {
+        Some(id) => format!("period price {id} (`{}`)", entry.draft.name),
+        None => format!("`{}`, published with it,", entry.draft.name),
+    }
+}
+
+fn fault(index: usize, path: &str, detail: String, entry: &Entry) -> PeriodFault {
+    PeriodFault { index, path: path.to_owned(), detail, conflicts_with: entry.was }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn new(name: &str, model: &str, from: u32, to: Option<u32>, factor: &str) -> NewPeriodPrice {
+        let at = |day: u32| format!("2026-01-{day:02}T00:00:00Z");
+        serde_json::from_value(json!({"name": name, "kind": "volume", "model": model, "classes": ["input"],
+            "tiers": [{"factor": factor}], "valid_from": at(from), "valid_to": to.map(at)}))
+        .unwrap()
+    }
+
+    fn standing(id: i64, price: &NewPeriodPrice) -> (PeriodPriceId, PeriodDraft) {
+        (PeriodPriceId(id), price.check(0).unwrap())
+    }
+
+    fn days(plan: &Plan) -> Vec<String> {
+        let day = |at: DateTime<Utc>| at.format("%d").to_string();
+        let mut rows: Vec<String> = plan
+            .rows
+            .iter()
+            .map(|row| format!("{}-{}", day(row.valid_from), row.valid_to.map(day).unwrap_or_default()))
+            .collect();
+        rows.sort();
+        rows
+    }
+
+    #[test]
+    fn a_successor_continues_its_open_predecessor_up_to_its_start() {
+        let stood = new("a", "gpt-5", 1, None, "0.9");
+        let open = plan(vec![standing(7, &stood)], &[new("a", "gpt-5", 10, None, "0.8")]).unwrap();
+        assert_eq!(days(&open), ["01-10", "10-"]);
+        assert_eq!(
+            (open.superseded.as_slice(), open.published.as_slice()),
+            ([(PeriodPriceId(7), 0)].as_slice(), [Slot::Planned(1)].as_slice())
+        );
+        let promotion = plan(vec![standing(7, &stood)], &[new("a", "gpt-5", 10, Some(20), "0.8")]).unwrap();
+        assert_eq!(days(&promotion), ["01-10", "10-20", "20-"]);
+        let same = plan(vec![standing(7, &stood)], std::slice::from_ref(&stood)).unwrap();
+        assert_eq!((same.rows.len(), same.published[0]), (0, Slot::Standing(PeriodPriceId(7))));
+    }
+
+    #[test]
+    fn other_overlaps_are_refused_and_name_what_they_meet() {
+        let stood = || vec![standing(7, &new("a", "gpt-5*", 10, None, "0.9"))];
+        for (price, path) in [
+            (new("a", "gpt-5*", 10, None, "0.8"), "valid_from"),
+            (new("a", "gpt-5*", 5, None, "0.8"), "valid_from"),
+            (new("b", "gpt-5-mini", 12, None, "0.8"), "model"),
+            (new("b", "*", 1, Some(11), "0.8"), "model"),
+        ] {
+            let faults = plan(stood(), &[price]).unwrap_err();
+            assert_eq!((faults[0].path.as_str(), faults[0].conflicts_with), (path, Some(PeriodPriceId(7))));
+            assert!(faults[0].detail.contains("period price 7 (`a`)"), "{}", faults[0].detail);
+        }
+        plan(stood(), &[new("b", "gpt-*", 1, Some(10), "0.8"), new("c", "claude-*", 1, None, "1")]).unwrap();
+        let both =
+            plan(vec![], &[new("b", "*", 1, None, "0.8"), new("c", "claude-*", 1, None, "1")]).unwrap_err();
+        assert_eq!((both[0].index, both[0].conflicts_with), (1, None));
+        // The one whose place is taken is still there before.
+        let faults =
+            plan(stood(), &[new("a", "gpt-5*", 20, None, "0.8"), new("b", "gpt-5", 12, Some(15), "1")])
+                .unwrap_err();
+        assert_eq!(faults[0].conflicts_with, Some(PeriodPriceId(7)));
+    }
+}

@@ -1,0 +1,277 @@
+//! The forwarder's journal: what was accepted, on disk, until the ledger has it.
+//!
+//! Owns: the folder and its lock, segments of records, the durable count, what was damaged, the bound.
+//! Does not own: what an event may be, and when it is settled; the caller says both.
+//! Invariants: an append is acknowledged after `fdatasync`, and after the folder's for a new segment; numbers count from 1
+//! without a gap and are never given twice in one epoch; a write that failed is cut off again before the next one; a file that
+//! ends early loses what was never acknowledged and nothing else; whatever else cannot be read is reported by number,
+//! kept on disk, and stays a hole in the gateway's count: it is never passed over in silence.
+//!
+//! ```text
+//! lock                          held by the one process that writes
+//! journal.json                  form, gateway, epoch, and their sum
+//! 00000000000000000001.events   records from number 1 on (their form: record.rs)
+//! 00000000000000024011.events   the newest one is written to
+//! 00000000000000000001.damaged  settled, but for records that could not be read: for a person to look at
+//! ```
+
+mod folder;
+mod record;
+mod state;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+pub use record::Record;
+pub use writer::{Appended, Refusal, Writer};
+
+use super::settled::Settled;
+use folder::Folder;
+use record::{HEADER_BYTES, Item, Walk};
+use state::{INDEX_EVERY_BYTES, Segment, State};
+
+/// A segment is full at this size, or at an eighth of the journal's bound.
+const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// What keeps a journal from being used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another process writes it.
+    #[error("another process uses the journal {}; one forwarder per journal", path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Records without the file that says whose they are.
+    #[error("{} is missing beside a journal that holds events; restore it, or start with a new folder", path.display())]
+    NoIdentity {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that says something else than expected.
+    #[error("{} cannot be used: {detail}; give the right --gateway and --journal, or start with a new folder", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The file system.
+    #[error("{what} {}: {cause}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+impl JournalError {
+    /// Wraps an error of the file system.
+    fn io(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |cause| Self::Io { what, path: path.clone(), cause }
+    }
+}
+
+/// The journal as everybody but its writer sees it; a clone shares it.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    epoch: Uuid,
+    bytes_max: u64,
+    state: Arc<Mutex<State>>,
+    durable: watch::Receiver<u64>,
+}
+
+impl Journal {
+    /// Opens the journal of a gateway, made where it does not exist, and reads all of it: what a crash left half-written is
+    /// cut off, what is damaged is reported.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open(path: &Path, gateway: &str, bytes_max: u64) -> Result<(Self, Writer), JournalError> {
+        let (folder, files) = Folder::open(path, gateway)?;
+        let mut state = State::default();
+        let mut next = files.first().map_or(1, |(first, _)| *first);
+        let newest = files.len().saturating_sub(1);
+        let mut sealed = false;
+        for (number, (first, path)) in files.into_iter().enumerate() {
+            if first > next {
+                state.report(next..=first - 1, &path, "numbers that no segment holds");
+                next = first;
+            }
+            let mut segment = Segment::empty(path, first);
+            sealed = state.read_segment(&mut segment, folder.epoch, number == newest)?;
+            next = next.max(segment.next);
+            state.segments.push_back(segment);
+        }
+        let active = state.segments.back().filter(|_| !sealed).map(|segment| segment.path.clone());
+        let file = if let Some(path) = active {
+            OpenOptions::new().write(true).open(&path).map_err(JournalError::io("cannot open", &path))?
+        } else {
+            let (path, file) = folder.create_segment(next)?;
+            state.segments.push_back(Segment::empty(path, next));
+            file
+        };
+        let (sender, durable) = watch::channel(next - 1);
+        let journal = Self { epoch: folder.epoch, bytes_max, state: Arc::new(Mutex::new(state)), durable };
+        let segment_bytes = SEGMENT_BYTES.min(bytes_max / 8);
+        let writer = Writer::start(folder, journal.clone(), file, segment_bytes, sender)?;
+        Ok((journal, writer))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the count.
+    pub const fn epoch(&self) -> Uuid {
+        self.epoch
+    }
+
+    /// The number of the last event that is on disk for certain; 0 before the first.
+    pub fn durable(&self) -> u64 {
+        *self.durable.borrow()
+    }
+
+    /// Tells of every change of [`Self::durable`].
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.durable.clone()
+    }
+
+    /// What it takes on disk, and may take, in bytes.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.state().bytes(), self.bytes_max)
+    }
+
+    /// How many accepted events cannot be read any more.
+    pub fn damaged(&self) -> u64 {
+        self.state().damaged.iter().map(|range| range.clone().count() as u64).sum()
+    }
+
+    /// The number of the oldest event that is kept, or of the next one where none is.
+    pub fn oldest(&self) -> u64 {
+        self.state().segments.front().map_or(1, |segment| segment.first)
+    }
+
+    /// Reads events from a number on, in order, at most so many and about so many bytes, one at least; those that are damaged
+    /// are left out. Empty only where nothing readable follows.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn read(&self, from: u64, events_max: usize, bytes_max: usize) -> Result<Vec<Record>, JournalError> {
+        let mut from = from;
+        loop {
+            let Some(piece) = self.piece(from, bytes_max) else { return Ok(Vec::new()) };
+            let records = self.read_piece(&piece, from, events_max, bytes_max)?;
+            if !records.is_empty() {
+                return Ok(records);
+            }
+            // Nothing readable in what was looked at: on with what follows.
+            from = piece.after;
+        }
+    }
+
+    /// Where to look for a number.
+    fn piece(&self, from: u64, bytes_max: usize) -> Option<Piece> {
+        let state = self.state();
+        let segment = state.segments.iter().find(|segment| segment.next > from)?;
+        let noted = segment.index.partition_point(|(sequence, _)| *sequence <= from);
+        let (expected, start) = noted.checked_sub(1).map_or((segment.first, 0), |noted| segment.index[noted]);
+        // The record itself can lie a whole step behind the place that was noted.
+        let reach = start + INDEX_EVERY_BYTES + (bytes_max as u64);
+        let (end, after) = segment.index[noted..]
+            .iter()
+            .find(|(_, at)| *at >= reach)
+            .map_or((segment.bytes, segment.next), |(sequence, at)| (*at, *sequence));
+        Some(Piece { path: segment.path.clone(), first: segment.first, expected, start, end, after })
+    }
+
+    fn read_piece(
+        &self,
+        piece: &Piece,
+        from: u64,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Record>, JournalError> {
+        let failed = JournalError::io("cannot read", &piece.path);
+        let mut bytes = vec![0; usize::try_from(piece.end - piece.start).unwrap_or(0)];
+        let read = File::open(&piece.path).and_then(|file| file.read_exact_at(&mut bytes, piece.start));
+        read.map_err(failed)?;
+        let (mut records, mut size) = (Vec::new(), 0);
+        for item in Walk::new(&bytes, self.epoch.as_bytes(), piece.expected) {
+            match item {
+                Item::Whole { sequence, accepted_ms, event, .. } if sequence >= from => {
+                    if records.len() == events_max || (size + event.len() > bytes_max && !records.is_empty())
+                    {
+                        break;
+                    }
+                    size += event.len();
+                    records.push(Record { sequence, accepted_ms, event: bytes[event].to_vec() });
+                }
+                Item::Whole { .. } => {}
+                Item::Damaged(range) => self.state().found_damaged(piece.first, range),
+                Item::Torn { .. } => {
+                    let from = records.last().map_or(piece.expected, |last: &Record| last.sequence + 1);
+                    self.state().found_damaged(piece.first, from..=piece.after - 1);
+                }
+                Item::DamagedTail { sequence, .. } => {
+                    self.state().found_damaged(piece.first, sequence..=piece.after - 1);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Removes the oldest segments whose events are all settled.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; what was removed before stays so.
+    pub fn release(&self, settled: &Settled) -> Result<(), JournalError> {
+        loop {
+            let (path, damaged) = {
+                let state = self.state();
+                let Some(segment) = state.segments.front().filter(|_| state.segments.len() > 1) else {
+                    return Ok(());
+                };
+                let done = |number| settled.contains(number) || state.is_damaged(number);
+                if !(settled.through() + 1 >= segment.next || (segment.first..segment.next).all(done)) {
+                    return Ok(());
+                }
+                (segment.path.clone(), segment.damaged)
+            };
+            Folder::remove_segment(&path, damaged)?;
+            self.state().segments.pop_front();
+        }
+    }
+}
+
+/// A part of a segment that begins with a record.
+#[derive(Debug)]
+struct Piece {
+    path: PathBuf,
+    /// The segment's first number, by which it is found again.
+    first: u64,
+    /// The number of the record at `start`.
+    expected: u64,
+    start: u64,
+    end: u64,
+    /// The number after the piece's last record.
+    after: u64,
+}
+
+/// What a record of an event takes on disk, in bytes.
+const fn record_bytes(event: usize) -> u64 {
+    (HEADER_BYTES + event) as u64
+}

@@ -1,0 +1,143 @@
+//! What the journal knows of its segments: where records are, what is damaged.
+
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::JournalError;
+use super::record::{Item, Walk};
+
+/// A place of the index for about so many bytes of a segment.
+pub const INDEX_EVERY_BYTES: u64 = 64 * 1024;
+
+/// One file of the journal.
+#[derive(Debug)]
+pub struct Segment {
+    pub path: PathBuf,
+    /// Number of its first record.
+    pub first: u64,
+    /// The number after its last record.
+    pub next: u64,
+    /// Length up to which it is on disk for certain.
+    pub bytes: u64,
+    /// Some records, `(number, offset)`, in order.
+    pub index: Vec<(u64, u64)>,
+    /// Whether something in it cannot be read.
+    pub damaged: bool,
+}
+
+impl Segment {
+    pub const fn empty(path: PathBuf, first: u64) -> Self {
+        Self { path, first, next: first, bytes: 0, index: Vec::new(), damaged: false }
+    }
+
+    /// Notes where a record stands, if it is far enough from the last one noted.
+    pub fn note(&mut self, sequence: u64, at: u64) {
+        if self.index.last().is_none_or(|(_, last)| at >= last + INDEX_EVERY_BYTES) {
+            self.index.push((sequence, at));
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub segments: VecDeque<Segment>,
+    /// Numbers that were accepted and cannot be read, in order.
+    pub damaged: Vec<RangeInclusive<u64>>,
+}
+
+impl State {
+    /// What the segments take on disk.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    pub fn is_damaged(&self, sequence: u64) -> bool {
+        self.damaged.iter().any(|range| range.contains(&sequence))
+    }
+}
+
+impl State {
+    /// Reads a segment into its index; returns whether it must not be written to any more.
+    pub fn read_segment(
+        &mut self,
+        segment: &mut Segment,
+        epoch: Uuid,
+        newest: bool,
+    ) -> Result<bool, JournalError> {
+        let bytes = std::fs::read(&segment.path).map_err(JournalError::io("cannot read", &segment.path))?;
+        let mut end = bytes.len();
+        let mut sealed = false;
+        for item in Walk::new(&bytes, epoch.as_bytes(), segment.first) {
+            match item {
+                Item::Whole { at, sequence, .. } => {
+                    segment.note(sequence, at as u64);
+                    segment.next = sequence + 1;
+                }
+                Item::Damaged(range) => {
+                    segment.damaged = true;
+                    segment.next = range.end() + 1;
+                    self.report(range, &segment.path, "records that cannot be read");
+                }
+                Item::Torn { at } if newest => {
+                    cut(&segment.path, at as u64)?;
+                    tracing::warn!(
+                        file = %segment.path.display(), bytes = bytes.len() - at,
+                        "the journal ended in a half-written record, which was never acknowledged; it is cut off"
+                    );
+                    end = at;
+                }
+                // The write of a segment that is full was acknowledged, so what is missing of it shows as a hole before the next.
+                Item::Torn { .. } => segment.damaged = true,
+                Item::DamagedTail { sequence, .. } => {
+                    (segment.damaged, sealed) = (true, true);
+                    segment.next = sequence + 1;
+                    self.report(
+                        sequence..=sequence,
+                        &segment.path,
+                        "at least one record that cannot be read",
+                    );
+                }
+            }
+        }
+        segment.bytes = end as u64;
+        Ok(sealed)
+    }
+
+    /// Says, once, which accepted events are lost.
+    pub fn report(&mut self, range: RangeInclusive<u64>, file: &Path, what: &str) {
+        tracing::error!(
+            file = %file.display(), first = range.start(), last = range.end(),
+            "the journal is damaged: {what}; events of these numbers were accepted and are not forwarded, the file is kept"
+        );
+        if !range.is_empty() {
+            self.damaged.push(range);
+            self.damaged.sort_unstable_by_key(|range| *range.start());
+        }
+    }
+
+    /// Damage that came up after the start, in the segment that begins with `first`.
+    pub fn found_damaged(&mut self, first: u64, range: RangeInclusive<u64>) {
+        if range.is_empty() || range.clone().all(|sequence| self.is_damaged(sequence)) {
+            return;
+        }
+        let Some(segment) = self.segments.iter_mut().find(|segment| segment.first == first) else { return };
+        segment.damaged = true;
+        let path = segment.path.clone();
+        self.report(range, &path, "records that cannot be read");
+    }
+}
+
+/// Shortens a file, durably.
+fn cut(path: &Path, length: u64) -> Result<(), JournalError> {
+    let cut = || -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(length)?;
+        file.sync_all()
+    };
+    cut().map_err(JournalError::io("cannot shorten", path))
+}

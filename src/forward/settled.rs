@@ -1,0 +1,102 @@
+//! Which numbers of the journal's count the ledger has.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+
+/// What the watermark of an epoch says; the default is that nothing is settled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    through: u64,
+    highest: u64,
+    /// Numbers below `highest` that are missing, in order.
+    holes: Vec<RangeInclusive<u64>>,
+    /// Nothing is known of numbers above this.
+    known: u64,
+}
+
+/// One epoch of the watermark as the API tells it.
+#[derive(Debug, Deserialize)]
+pub struct EpochAnswer {
+    /// Its name.
+    pub epoch: String,
+    settled: u64,
+    highest: u64,
+    holes: Vec<HoleAnswer>,
+    holes_truncated: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct HoleAnswer {
+    first: u64,
+    last: u64,
+}
+
+impl From<EpochAnswer> for Settled {
+    fn from(answer: EpochAnswer) -> Self {
+        let EpochAnswer { settled: through, highest, mut holes, holes_truncated, .. } = answer;
+        holes.sort_unstable_by_key(|hole| hole.first);
+        let known = if holes_truncated { holes.last().map_or(through, |hole| hole.last) } else { highest };
+        let holes = holes.into_iter().map(|hole| hole.first..=hole.last).collect();
+        Self { through, highest, holes, known }
+    }
+}
+
+impl Settled {
+    /// Every number up to this is settled.
+    pub const fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// The highest number that is settled.
+    pub const fn highest(&self) -> u64 {
+        self.highest
+    }
+
+    /// Whether a number is settled; `false` where that is not known.
+    pub fn contains(&self, sequence: u64) -> bool {
+        if sequence <= self.through {
+            return true;
+        }
+        let before = self.holes.partition_point(|hole| *hole.start() <= sequence);
+        let in_hole = before.checked_sub(1).is_some_and(|hole| self.holes[hole].contains(&sequence));
+        sequence <= self.known && !in_hole
+    }
+
+    /// Whether every number of a range is settled.
+    pub fn covers(&self, range: RangeInclusive<u64>) -> bool {
+        *range.end() <= self.through || range.into_iter().all(|sequence| self.contains(sequence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(json: &str) -> Settled {
+        serde_json::from_str::<EpochAnswer>(json).unwrap().into()
+    }
+
+    fn numbers(settled: &Settled) -> Vec<u64> {
+        (1..=20).filter(|sequence| settled.contains(*sequence)).collect()
+    }
+
+    #[test]
+    fn holes_and_what_is_above_them_are_not_settled() {
+        let some = settled(
+            r#"{"epoch":"e","settled":3,"highest":12,"missing":3,"holes_truncated":false,
+                "holes":[{"first":4,"last":5},{"first":9,"last":9}]}"#,
+        );
+        assert_eq!(numbers(&some), [1, 2, 3, 6, 7, 8, 10, 11, 12]);
+        assert!(some.covers(6..=8) && !some.covers(8..=9) && !some.covers(12..=13));
+        assert_eq!(numbers(&Settled::default()), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_settled() {
+        let cut = settled(
+            r#"{"epoch":"e","settled":0,"highest":19,"missing":9,"holes_truncated":true,"holes":[{"first":1,"last":2},{"first":5,"last":6}]}"#,
+        );
+        assert_eq!(numbers(&cut), [3, 4]);
+    }
+}

@@ -1,0 +1,117 @@
+//! What prices over a billing period put on invoices: the usage they are made of, and the ledger of charged tasks.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::Difference;
+use crate::domain::ids::{CustomerId, PriceId};
+use crate::domain::period::Period;
+use crate::domain::settlement::HourOfUsage;
+use crate::store::StoreError;
+use crate::store::quantities::{Rare, quantities_of};
+
+/// The rollups booked to a period, as they are.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn booked_usage(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    booked_period: DateTime<Utc>,
+) -> Result<Vec<HourOfUsage>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT r.service_period, p.end_at, r.hour, r.sell_price_id AS "price: PriceId", r.task_type,
+                  r.input::bigint AS "input!", r.cache_read::bigint AS "cache_read!",
+                  r.cache_write_5m::bigint AS "cache_write_5m!", r.cache_write_1h::bigint AS "cache_write_1h!",
+                  r.output::bigint AS "output!", r.reasoning::bigint AS "reasoning!", rare_units(r.rare) AS "rare: Rare"
+           FROM usage_rollups r
+           JOIN billing_periods p ON p.customer_id = r.customer_id AND p.start_at = r.service_period
+           WHERE r.customer_id = $1 AND r.booked_period = $2"#,
+        customer.0,
+        booked_period
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| HourOfUsage {
+            service: Period { start: row.service_period, end: row.end_at },
+            hour: row.hour,
+            price: row.price,
+            task_type: row.task_type.clone(),
+            quantities: quantities_of!(row),
+        })
+        .collect())
+}
+
+/// Task lines that are not the sum of the ledger of charges.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn task_line_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH ledger AS (
+               SELECT invoice_id, customer_id, period_price_id, service_period, amount, quantity, sum(quantity) AS tasks
+               FROM task_charges GROUP BY 1, 2, 3, 4, 5, 6
+           ), lines AS (
+               SELECT invoice_id, customer_id, period_price_id, service_start AS service_period, rate AS amount,
+                      sign(quantity)::smallint AS quantity, sum(quantity) AS tasks
+               FROM invoice_line_items WHERE kind = 'task' GROUP BY 1, 2, 3, 4, 5, 6
+           )
+           SELECT format('invoice %s, customer %s, period price %s, service period %s, tasks at %s', invoice_id,
+                         customer_id, period_price_id, service_period, trim_scale(amount)) AS "subject!",
+                  format('ledger of charges %s', COALESCE(e.tasks, 0)) AS "expected!",
+                  format('invoice line %s', COALESCE(l.tasks, 0)) AS "actual!"
+           FROM ledger e
+           FULL JOIN lines l USING (invoice_id, customer_id, period_price_id, service_period, amount, quantity)
+           WHERE e.tasks IS DISTINCT FROM l.tasks
+           ORDER BY invoice_id, period_price_id, service_period, quantity LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Entries in the ledger of charges that cannot be: of a task whose outcome is not in the journal, at another amount than
+/// the price's, a credit of something else than the charge before it, or a number left out.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn charge_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH checked AS (
+               SELECT c.customer_id, c.task_id, c.number,
+                      EXISTS (SELECT FROM usage_events e WHERE e.kind = 'outcome' AND e.customer_id = c.customer_id
+                              AND e.task_id = c.task_id AND e.occurred_at = c.ended_at AND e.outcome = c.outcome) AS ended,
+                      c.amount = p.amount
+                          AND (c.quantity < 0 OR p.outcome IS NULL OR p.outcome = c.outcome)
+                          AND (c.quantity < 0 OR (p.valid_from <= c.ended_at
+                               AND (p.valid_to IS NULL OR c.ended_at < p.valid_to))) AS priced,
+                      c.number = 1 OR EXISTS (
+                          SELECT FROM task_charges b WHERE b.customer_id = c.customer_id AND b.task_id = c.task_id
+                          AND b.number = c.number - 1
+                          AND (c.quantity > 0 OR (b.period_price_id = c.period_price_id AND b.amount = c.amount))) AS follows
+               FROM task_charges c JOIN period_prices p ON p.id = c.period_price_id
+           )
+           SELECT format('customer %s, task %s, charge %s', customer_id, task_id, number) AS "subject!",
+                  'an outcome in the journal, the amount of its price, the entry before it' AS "expected!",
+                  concat_ws(', ', CASE WHEN NOT ended THEN 'no such outcome' END,
+                            CASE WHEN NOT priced THEN 'another amount, end or time than the price has' END,
+                            CASE WHEN NOT follows THEN 'does not follow the entry before' END) AS "actual!"
+           FROM checked WHERE NOT (ended AND priced AND follows)
+           ORDER BY customer_id, task_id, number LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}

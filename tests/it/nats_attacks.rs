@@ -1,0 +1,381 @@
+//! What a gateway's credentials are good for on the shipped configuration of NATS: its own subject, and nothing else. The
+//! numbers are those of the list of attacks.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, Context};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use waybill::ingest::{self, Publisher, StreamNames, UsageStream};
+
+use crate::harness::wait_until;
+use crate::private_nats::PrivateNats;
+use crate::world::limits;
+
+const OWN: &str = "usage.v1.gw-eu-1";
+/// How long something that must not come is waited for.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A connection that speaks the protocol itself, so that no client library stands between us and what is not allowed.
+struct Raw {
+    stream: BufReader<TcpStream>,
+    inboxes: usize,
+}
+
+impl Raw {
+    /// Connects as the user of a URL, or as nobody.
+    async fn connect(url: &str) -> Self {
+        let (credentials, address) = url.strip_prefix("nats://").unwrap().split_once('@').unwrap();
+        let mut raw = Self { stream: BufReader::new(TcpStream::connect(address).await.unwrap()), inboxes: 0 };
+        assert!(raw.line().await.unwrap().starts_with("INFO "));
+        let user = credentials
+            .split_once(':')
+            .map(|(user, password)| format!(r#","user":"{user}","pass":"{password}""#));
+        raw.send(&format!(
+            r#"CONNECT {{"verbose":false,"headers":true,"no_responders":true{}}}"#,
+            user.unwrap_or_default()
+        ))
+        .await;
+        raw
+    }
+
+    async fn send(&mut self, text: &str) {
+        // A server that has closed the connection says so to the next reader.
+        self.stream.write_all(format!("{text}\r\n").as_bytes()).await.ok();
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read =
+            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut line)).await.ok()?;
+        (read.ok()? > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// What the server says to a command: its errors up to the answer to a ping, or that it hung up.
+    async fn said(&mut self, command: &str) -> String {
+        self.send(&format!("{command}\r\nPING")).await;
+        let mut said = String::new();
+        loop {
+            match self.line().await.as_deref() {
+                Some("PONG") => return said,
+                Some("PING") => self.send("PONG").await,
+                Some(line) => said.push_str(line),
+                None => return said + " (closed)",
+            }
+        }
+    }
+
+    /// Publishes with an inbox of ours as reply subject, and returns the stream's word, if there is one.
+    async fn acknowledged(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> Option<String> {
+        self.inboxes += 1;
+        let inbox = format!("_INBOX_gw-eu-1.{}", self.inboxes);
+        let publish = published(subject, &inbox, headers, body);
+        self.send(&format!("SUB {inbox} {}\r\n{publish}", self.inboxes)).await;
+        loop {
+            let line = tokio::time::timeout(SILENCE, self.line()).await.ok()??;
+            if let Some(length) = line.strip_prefix("MSG ").and_then(|line| line.rsplit(' ').next()) {
+                let mut payload = vec![0; length.parse().unwrap()];
+                self.stream.read_exact(&mut payload).await.unwrap();
+                return Some(String::from_utf8(payload).unwrap());
+            }
+            if line == "PING" {
+                self.send("PONG").await;
+            } else if line.starts_with("-ERR") || line.starts_with("HMSG") {
+                return Some(line);
+            }
+        }
+    }
+}
+
+fn published(subject: &str, reply: &str, headers: &[(&str, &str)], body: &str) -> String {
+    if headers.is_empty() {
+        return format!("PUB {subject} {reply} {}\r\n{body}", body.len());
+    }
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+    let lines: String = lines.collect();
+    let head = format!("NATS/1.0\r\n{lines}\r\n");
+    format!("HPUB {subject} {reply} {} {}\r\n{head}{body}", head.len(), head.len() + body.len())
+}
+
+/// The server, its stream as Waybill makes it with two messages of another gateway in it, and a connection as the gateway.
+struct Attacked {
+    nats: PrivateNats,
+    context: Context,
+    stream: UsageStream,
+    gateway: Raw,
+}
+
+impl Attacked {
+    async fn start() -> Self {
+        let nats = PrivateNats::start().await;
+        let context = ingest::jetstream(&nats.url(), "test").await.unwrap();
+        let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
+        let stream = ingest::stream::open(&context, &names, limits()).await.unwrap();
+        stream.consumer(limits()).await.unwrap();
+        let victim = Publisher::new(context.clone(), "usage.v1");
+        for _ in 0..2 {
+            victim.publish("gw-victim", "{}".into()).await.unwrap();
+        }
+        let gateway = Raw::connect(&nats.gateway_url()).await;
+        Self { nats, context, stream, gateway }
+    }
+
+    async fn messages(&self) -> u64 {
+        self.stream.stream.get_info().await.unwrap().state.messages
+    }
+
+    /// Whatever was tried: what was in the stream is there, nothing new but on the gateway's own subject, settings are as they
+    /// were, and the consumer has every message still before it.
+    async fn unharmed(&self) {
+        self.stream.check(limits()).await.unwrap();
+        let state = self.stream.stream.get_info().await.unwrap().state;
+        assert_eq!((state.first_sequence, state.messages), (1, state.last_sequence), "nothing is gone");
+        for sequence in 1..=state.last_sequence {
+            let subject = self.stream.stream.get_raw_message(sequence).await.unwrap().subject;
+            assert_eq!(
+                subject.as_str(),
+                if sequence <= 2 { "usage.v1.gw-victim" } else { OWN },
+                "{sequence}"
+            );
+        }
+        let consumer = self.stream.consumer(limits()).await.unwrap().get_info().await.unwrap();
+        assert_eq!((consumer.num_pending, consumer.ack_floor.stream_sequence), (state.messages, 0));
+        assert!(!consumer.paused);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_but_its_own_subject_can_be_published_to() {
+    let mut attacked = Attacked::start().await;
+    let own = attacked.gateway.acknowledged(OWN, &[], "{}").await.unwrap();
+    assert_eq!(own, r#"{"stream":"USAGE","seq":3}"#, "the control: what is allowed works");
+    let api = |call: &str| format!("$JS.API.{call}");
+    let subjects = [
+        // N01, N16
+        "usage.v1.gw-victim",
+        "usage.v1.gw-eu-1.x",
+        "usage.v1.gw-eu-10",
+        "usage.v1",
+        "usage.v1.*",
+        "usage.v1.>",
+        "usage.v2.gw-eu-1",
+        ">",
+        "other",
+        // N02: answering in another's place
+        "_INBOX.x",
+        "_INBOX_gw-victim.1",
+        "_INBOX_gw-eu-1.1",
+        // N04
+        "$JS.ACK.USAGE.biller.1.1.1.1700000000000000000.1",
+        "$JS.ACK.USAGE.>",
+        "$JS.FC.USAGE.biller.x",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.ACCOUNT.PING.CONNZ",
+        "$KV.x.y",
+        "$O.x.y",
+    ]
+    .map(str::to_owned);
+    // N03
+    let calls = [
+        "INFO",
+        "STREAM.NAMES",
+        "STREAM.LIST",
+        "STREAM.INFO.USAGE",
+        "STREAM.CREATE.OTHER",
+        "STREAM.UPDATE.USAGE",
+        "STREAM.PURGE.USAGE",
+        "STREAM.DELETE.USAGE",
+        "STREAM.MSG.DELETE.USAGE",
+        "STREAM.MSG.GET.USAGE",
+        "DIRECT.GET.USAGE",
+        "DIRECT.GET.USAGE.usage.v1.gw-victim",
+        "STREAM.SNAPSHOT.USAGE",
+        "STREAM.RESTORE.USAGE",
+        "STREAM.LEADER.STEPDOWN.USAGE",
+        "CONSUMER.CREATE.USAGE",
+        "CONSUMER.CREATE.USAGE.x",
+        "CONSUMER.DURABLE.CREATE.USAGE.x",
+        "CONSUMER.DELETE.USAGE.biller",
+        "CONSUMER.PAUSE.USAGE.biller",
+        "CONSUMER.RESET.USAGE.biller",
+        "CONSUMER.UNPIN.USAGE.biller",
+        "CONSUMER.INFO.USAGE.biller",
+        "CONSUMER.NAMES.USAGE",
+        "CONSUMER.LEADER.STEPDOWN.USAGE.biller",
+        "CONSUMER.MSG.NEXT.USAGE.biller",
+        "META.LEADER.STEPDOWN",
+        "SERVER.REMOVE",
+        "ACCOUNT.PURGE.WAYBILL",
+    ]
+    .map(api);
+    for subject in subjects.iter().chain(&calls) {
+        for body in ["", "+ACK", r#"{"seq":1}"#] {
+            let said = attacked.gateway.said(&format!("PUB {subject} {}\r\n{body}", body.len())).await;
+            assert!(said.contains("Permissions Violation for Publish"), "{subject}: {said}");
+        }
+    }
+    // N16: no subject at all ends the connection.
+    for subject in ["", "usage.v1.gw-eu-1 x y z"] {
+        let mut gateway = Raw::connect(&attacked.nats.gateway_url()).await;
+        let said = gateway.said(&format!("PUB {subject} 2\r\n{{}}")).await;
+        assert!(said.contains("-ERR") || said.contains("(closed)"), "{subject}: {said}");
+    }
+    assert_eq!(attacked.messages().await, 3);
+    attacked.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_but_its_own_inbox_can_be_listened_to() {
+    let mut attacked = Attacked::start().await;
+    // N02
+    for subject in [
+        ">",
+        "*",
+        "usage.>",
+        "usage.v1.*",
+        OWN,
+        "_INBOX.>",
+        "_INBOX_gw-victim.>",
+        "_INBOX_*.>",
+        "$SYS.>",
+        "$JS.>",
+        "$JS.ACK.>",
+        "$JS.API.>",
+        "$JS.EVENT.>",
+        "_R_.>",
+        "$KV.>",
+    ] {
+        for command in [format!("SUB {subject} 7"), format!("SUB {subject} queue 8")] {
+            let said = attacked.gateway.said(&command).await;
+            assert!(said.contains("Permissions Violation for Subscription"), "{command}: {said}");
+        }
+    }
+    // Even where it listened to everything it may, it hears nothing of what others publish.
+    assert_eq!(attacked.gateway.said("SUB _INBOX_gw-eu-1.> 9").await, "");
+    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
+    victim.publish("gw-victim", "{}".into()).await.unwrap();
+    attacked.context.client().publish("_INBOX_gw-eu-1.1", "from another account".into()).await.unwrap();
+    attacked.context.client().flush().await.unwrap();
+    assert_eq!(attacked.gateway.said("UNSUB 10").await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_give_no_power_over_the_stream() {
+    let mut attacked = Attacked::start().await;
+    // N06 to N09: refused, or meaningless; in no case does it reach what is stored.
+    let refused: [&[(&str, &str)]; 8] = [
+        &[("Nats-Rollup", "all")],
+        &[("Nats-Rollup", "sub")],
+        &[("Nats-TTL", "1s")],
+        &[("Nats-Schedule", "@every 1s"), ("Nats-Schedule-Target", "usage.v1.gw-victim")],
+        &[("Nats-Incr", "+1")],
+        &[("Nats-Expected-Stream", "OTHER")],
+        &[("Nats-Expected-Last-Sequence", "999")],
+        &[("Nats-Expected-Last-Msg-Id", "nothing")],
+    ];
+    for headers in refused {
+        let before = attacked.messages().await;
+        let said = attacked.gateway.acknowledged(OWN, headers, "{}").await.unwrap_or_default();
+        assert!(said.contains("\"error\""), "{headers:?}: {said}");
+        assert_eq!(attacked.messages().await, before, "{headers:?}");
+    }
+    // A batch that is never committed stores nothing.
+    let batch = [("Nats-Batch-Id", "b"), ("Nats-Batch-Sequence", "1")];
+    let said = attacked.gateway.acknowledged(OWN, &batch, "{}").await.unwrap_or_default();
+    assert!(said.is_empty() || said.contains("\"error\""), "{said}");
+    assert_eq!(attacked.messages().await, 2);
+    // N10: a message that is only traced is not stored, and nobody says that it is.
+    let traced = [("Nats-Trace-Dest", "usage.v1.gw-victim"), ("Nats-Trace-Only", "true")];
+    let said = attacked.gateway.acknowledged(OWN, &traced, "{}").await;
+    let stored = attacked.messages().await - 2;
+    assert_eq!(u64::from(said.is_some_and(|said| said.contains("\"seq\""))), stored, "an ack means stored");
+    // N11: what names another subject, stream or sequence is stored as the gateway's own.
+    let spoofed = [
+        ("Nats-Subject", "usage.v1.gw-victim"),
+        ("Nats-Stream-Source", "USAGE 1 > > usage.v1.gw-victim"),
+        ("Nats-Sequence", "1"),
+        ("Nats-Request-Info", r#"{"acc":"WAYBILL"}"#),
+    ];
+    let said = attacked.gateway.acknowledged(OWN, &spoofed, "{}").await.unwrap();
+    assert!(said.contains("\"seq\""), "{said}");
+    attacked.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_streams_answers_cannot_be_sent_elsewhere() {
+    let mut attacked = Attacked::start().await;
+    // N12, N13: the stream's acknowledgement as a message of another gateway, as an order to the stream, as a forged ack.
+    let replies = [
+        "usage.v1.gw-victim",
+        "$JS.API.STREAM.PURGE.USAGE",
+        "$JS.API.STREAM.MSG.DELETE.USAGE",
+        "$JS.API.STREAM.DELETE.USAGE",
+        "$JS.API.CONSUMER.DELETE.USAGE.biller",
+        OWN,
+    ];
+    for reply in replies {
+        for body in ["{}", r#"{"seq":1}"#] {
+            assert_eq!(attacked.gateway.said(&published(OWN, reply, &[], body)).await, "", "{reply}");
+        }
+    }
+    let acked = published(OWN, "$JS.ACK.USAGE.biller.1.1.1.1.1", &[], "{}");
+    let said = attacked.gateway.said(&acked).await;
+    assert!(said.contains("Permissions Violation for Publish with Reply"), "{said}");
+    // N15: without a reply subject it is stored as well, and nobody is told.
+    assert_eq!(attacked.gateway.said(&format!("PUB {OWN} 2\r\n{{}}")).await, "");
+    wait_until("what may be stored is", async || (attacked.messages().await == 2 + 12 + 1).then_some(()))
+        .await;
+    attacked.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guessed_message_ids_suppress_only_who_relies_on_them() {
+    let mut attacked = Attacked::start().await;
+    // N05: the stream's own deduplication is by the id alone, whoever published it.
+    let poisoned = attacked.gateway.acknowledged(OWN, &[("Nats-Msg-Id", "victim-7")], "{}").await.unwrap();
+    assert!(poisoned.contains("\"seq\":3"), "{poisoned}");
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "victim-7");
+    let sent = attacked.context.publish_with_headers("usage.v1.gw-victim", headers, "{}".into()).await;
+    assert!(sent.unwrap().await.unwrap().duplicate, "the control: who uses a guessed id loses the message");
+    assert_eq!(attacked.messages().await, 3);
+    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
+    victim.publish("gw-victim", "{}".into()).await.unwrap();
+    assert_eq!(attacked.messages().await, 4, "our publisher uses none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_and_nobody_gets_in_without_a_user() {
+    let attacked = Attacked::start().await;
+    let url = attacked.nats.gateway_url();
+    let (_, address) = url.rsplit_once('@').unwrap();
+    // N18
+    for credentials in ["", "gw-eu-1:wrong", "waybill:", "gw-eu-1:", "SYS:x", "gw-victim:x"] {
+        let said = Raw::connect(&format!("nats://{credentials}@{address}")).await.said("").await;
+        assert!(
+            said.contains("Authorization Violation") || said.contains("(closed)"),
+            "{credentials}: {said}"
+        );
+    }
+    // N14
+    let mut gateway = Raw::connect(&url).await;
+    let said = gateway.said(&format!("PUB {OWN} 65537\r\n{}", "x".repeat(65_537))).await;
+    assert!(said.contains("Maximum Payload Violation"), "{said}");
+    let mut gateway = Raw::connect(&url).await;
+    let said = gateway.said(&format!("PUB {OWN}.{} 2\r\n{{}}", "x".repeat(4096))).await;
+    assert!(said.contains("Maximum Control Line Exceeded") || said.contains("(closed)"), "{said}");
+    let mut gateway = Raw::connect(&url).await;
+    let mut refused = String::new();
+    for number in 0..102 {
+        refused += &gateway.said(&format!("SUB _INBOX_gw-eu-1.{number} {number}")).await;
+    }
+    assert!(refused.to_lowercase().contains("maximum subscriptions exceeded"), "{refused}");
+    attacked.unharmed().await;
+    // The account has no JetStream of its own either.
+    let client =
+        ingest::connect(&url, async_nats::ConnectOptions::new().custom_inbox_prefix("_INBOX_gw-eu-1")).await;
+    let account =
+        jetstream::ContextBuilder::new().timeout(SILENCE).build(client.unwrap()).query_account().await;
+    assert!(account.is_err());
+}
