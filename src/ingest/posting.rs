@@ -71,15 +71,26 @@ async fn fold(database: &Database, with_periods: bool) -> Result<Slice, IngestEr
     if slice.batches.is_empty() {
         return Ok(slice);
     }
-    if with_periods {
-        make_periods(&mut tx, &slice).await?;
+    if let Err(error) = fold_slice(&mut tx, &slice, with_periods).await {
+        // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
+        if let Err(rollback) = tx.rollback().await {
+            tracing::debug!(error = %rollback, "a failed fold could not be rolled back; its connection is gone");
+        }
+        return Err(error);
     }
-    posting::fold_rollups(&mut tx, &slice).await?;
-    posting::fold_tasks(&mut tx, &slice).await?;
-    posting::fold_reasons(&mut tx, &slice).await?;
-    posting::mark_posted(&mut tx, &slice).await?;
     commit(tx).await?;
     Ok(slice)
+}
+
+async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) -> Result<(), IngestError> {
+    if with_periods {
+        make_periods(tx, slice).await?;
+    }
+    posting::fold_rollups(tx, slice).await?;
+    posting::fold_tasks(tx, slice).await?;
+    posting::fold_reasons(tx, slice).await?;
+    posting::mark_posted(tx, slice).await?;
+    Ok(())
 }
 
 async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
@@ -99,13 +110,21 @@ async fn summarize(database: &Database) -> Result<(), IngestError> {
     Ok(commit(tx).await?)
 }
 
-/// Posts everything that is recorded by now.
+/// Posts everything that is recorded by now, and waits for what other posters are at.
 ///
 /// # Errors
 /// [`IngestError::Store`].
 pub async fn post_all(database: &Database) -> Result<(), IngestError> {
-    while post_once(database).await? > 0 {}
+    while post_once(database).await? > 0 || others_left(database).await? {}
     Ok(())
+}
+
+/// Waits until the poster of the first batch that is not posted is done with it; returns whether it is still not posted.
+async fn others_left(database: &Database) -> Result<bool, IngestError> {
+    let mut tx = database.begin_ingest().await?;
+    let left = posting::await_first(&mut tx).await?;
+    commit(tx).await?;
+    Ok(left)
 }
 
 /// Posts until a stop is asked for.

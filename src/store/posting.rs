@@ -40,6 +40,19 @@ pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// Waits for whoever holds the first batch that is not posted; returns whether it is still not posted then.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    let left = sqlx::query_scalar!(
+        r#"SELECT true AS "left!" FROM ingest_batches WHERE posted_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE"#
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(left.is_some())
+}
+
 /// Takes the close lock shared and locks the next batches to post, up to about `rows_max` rows; batches that another
 /// poster holds are passed over. Empty where there is nothing to do.
 ///
