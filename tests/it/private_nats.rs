@@ -52,9 +52,13 @@ impl PrivateNats {
 
     /// Ends it with SIGKILL.
     pub async fn kill(&mut self) {
-        let pid = std::fs::read_to_string(self.home.join("nats.pid")).unwrap().trim().parse().unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        kill(self.pid().unwrap(), Signal::SIGKILL).unwrap();
         self.stop().await;
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        let pid = std::fs::read_to_string(self.home.join("nats.pid")).ok()?;
+        Some(Pid::from_raw(pid.trim().parse().ok()?))
     }
 
     /// A test's database, and this server with the names that its gateway's rights are for.
@@ -72,8 +76,10 @@ impl PrivateNats {
 
 impl Drop for PrivateNats {
     fn drop(&mut self) {
-        // The servers' guard ends them; the folder may go right away.
-        drop(self.servers.take());
+        // The servers' guard would look for the process in the folder, which goes right away.
+        if let Some((_, pid)) = self.servers.take().zip(self.pid()) {
+            kill(pid, Signal::SIGKILL).ok();
+        }
         std::fs::remove_dir_all(&self.home).ok();
     }
 }
