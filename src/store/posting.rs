@@ -23,8 +23,8 @@ pub struct Slice {
     pub rerated: bool,
 }
 
-/// Brings the block range index of the batches up to date. The server does so once a minute at best, and until then every
-/// fold would read everything that was recorded since.
+/// Brings the block range index of the batches up to date, and what the planner knows of it. The server does so once a
+/// minute at best, and until then every fold would read everything that was recorded since.
 ///
 /// # Errors
 /// [`StoreError::Database`], with SQLSTATE 55P03 where a vacuum or another poster is at it.
@@ -35,8 +35,9 @@ pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> 
         "SELECT SUM(brin_summarize_new_values(inhrelid)) FROM pg_inherits
          WHERE inhparent = 'usage_events_batch'::regclass"
     )
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
+    sqlx::query!("SELECT refresh_journal_statistics()").fetch_one(connection).await?;
     Ok(())
 }
 

@@ -146,6 +146,26 @@ async fn two_consumers_and_copies_in_every_message_record_each_event_once() {
     running.await.unwrap().unwrap();
 }
 
+/// Without statistics of its own a new partition is read whole for each fold, by its primary key.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_found_by_their_index_before_any_automatic_analysis() {
+    let world = World::start().await;
+    for message in 0..24 {
+        let events: Vec<Value> =
+            (0..500).map(|number| usage_event(&format!("e-{message}-{number}"))).collect();
+        world.publish("gw-1", &json!(events)).await;
+    }
+    world.settled().await;
+    let plan = "EXPLAIN SELECT count(*) FROM usage_events
+                WHERE batch_id = ANY(ARRAY[(SELECT max(id) FROM ingest_batches)])
+                  AND booked_on = ANY(ARRAY(SELECT booked_on FROM journal_clock))";
+    wait_until("a batch is found by the index of the batches", async || {
+        let plan: Vec<String> = sqlx::query_scalar(plan).fetch_all(&world.pool).await.unwrap();
+        plan.iter().any(|line| line.contains("_batch_id_idx")).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_on_another_booking_date_is_still_a_duplicate() {
     let world = World::start().await;
