@@ -192,32 +192,48 @@ pub async fn insert_rejections(
     catalog_version: i64,
     rejections: &[Rejection],
 ) -> Result<(), StoreError> {
-    for rejection in rejections {
-        let headers = rejection.headers.as_deref().and_then(|headers| serde_json::from_str(headers).ok());
-        sqlx::query!(
-            "INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, headers, raw, reason,
-                                     detail, gateway, customer, event_source, event_id, provider, model, catalog_version)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
-            batch as BatchId,
-            incarnation,
-            rejection.position.stream_seq,
-            rejection.position.event_index,
-            rejection.subject,
-            headers as Option<serde_json::Value>,
-            rejection.raw,
-            rejection.reason,
-            rejection.detail,
-            rejection.gateway,
-            rejection.customer,
-            rejection.event_source,
-            rejection.event_id,
-            rejection.provider,
-            rejection.model,
-            catalog_version
-        )
-        .execute(&mut *connection)
-        .await?;
+    if rejections.is_empty() {
+        return Ok(());
     }
+    let positions = || rejections.iter().map(|rejection| rejection.position);
+    let sequences: Vec<i64> = positions().map(|position| position.stream_seq).collect();
+    let indexes: Vec<i32> = positions().map(|position| position.event_index).collect();
+    let subjects: Vec<&str> = rejections.iter().map(|rejection| rejection.subject.as_str()).collect();
+    let raw: Vec<&[u8]> = rejections.iter().map(|rejection| rejection.raw.as_slice()).collect();
+    let reasons: Vec<&str> = rejections.iter().map(|rejection| rejection.reason).collect();
+    let details: Vec<&str> = rejections.iter().map(|rejection| rejection.detail.as_str()).collect();
+    let texts = |text: fn(&Rejection) -> &Option<String>| -> Vec<Option<&str>> {
+        rejections.iter().map(|rejection| text(rejection).as_deref()).collect()
+    };
+    // One statement for all: where a gateway sends nothing that can be billed, there is one for every event.
+    sqlx::query!(
+        "INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, headers, raw, reason,
+                                 detail, gateway, customer, event_source, event_id, provider, model, catalog_version)
+         SELECT $1, $2, stream_seq, event_index, subject, headers::jsonb, raw, reason,
+                detail, gateway, customer, event_source, event_id, provider, model, $3
+         FROM unnest($4::bigint[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[], $10::text[],
+                     $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[])
+              AS rejection (stream_seq, event_index, subject, headers, raw, reason, detail, gateway, customer,
+                            event_source, event_id, provider, model)",
+        batch as BatchId,
+        incarnation,
+        catalog_version,
+        &sequences,
+        &indexes,
+        &subjects as _,
+        &texts(|rejection| &rejection.headers) as _,
+        &raw as _,
+        &reasons as _,
+        &details as _,
+        &texts(|rejection| &rejection.gateway) as _,
+        &texts(|rejection| &rejection.customer) as _,
+        &texts(|rejection| &rejection.event_source) as _,
+        &texts(|rejection| &rejection.event_id) as _,
+        &texts(|rejection| &rejection.provider) as _,
+        &texts(|rejection| &rejection.model) as _,
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
