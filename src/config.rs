@@ -298,6 +298,13 @@ pub struct VerifyArgs {
     /// The database.
     #[command(flatten)]
     pub database: DatabaseArgs,
+    /// Fold the whole journal again too, and compare every row of the sums: some seconds for a million events
+    #[arg(long)]
+    pub rebuild: bool,
+    /// Replace the sums that differ from the journal, before everything is proven; refused where a closed period would change.
+    /// Posting waits meanwhile, recording goes on
+    #[arg(long, requires = "rebuild")]
+    pub apply: bool,
 }
 
 /// Periods to be closed.

@@ -1,6 +1,8 @@
 //! What the subcommands other than `serve` and `dev` do.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use chrono::TimeDelta;
@@ -12,6 +14,7 @@ use crate::config::{
 };
 use crate::dev::simulate::{Plan, simulate as run_plan};
 use crate::domain::access::Role;
+use crate::ingest::refold::{self, Refolded};
 use crate::ingest::{self, Publisher, Recorder};
 use crate::invoicing::close_due;
 use crate::invoicing::rerate::{self, Rerated};
@@ -23,6 +26,10 @@ use crate::store::{Database, Scope, audit, commit, customers, gateways};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
+/// How often a terminal is told what a long command is at.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Returns to the start of the line of a terminal and empties it.
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Connects to the ledger of a one-off command.
 async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
@@ -91,8 +98,15 @@ pub async fn revoke_key(args: &RevokeArgs) -> anyhow::Result<()> {
 /// Where the database does not answer.
 pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let database = database(&args.database).await?;
-    let Verification { extent, as_of, checks, findings } =
-        verify::verify(&database, Clock::System.now()).await?;
+    if args.apply && !put_right(&database).await? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let proof = if args.rebuild {
+        rebuild(&database).await?
+    } else {
+        verify::verify(&database, Clock::System.now()).await?
+    };
+    let Verification { extent, as_of, checks, findings } = proof;
     for check in &checks {
         let count = findings.iter().filter(|finding| finding.check == *check).count();
         let verdict = if count == 0 { "holds".to_owned() } else { format!("{count} DIFFER") };
@@ -117,6 +131,51 @@ pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Replaces sums that differ from the journal; `false` where that was refused.
+async fn put_right(database: &Database) -> anyhow::Result<bool> {
+    match refold::apply(database, ACTOR).await? {
+        Refolded::Replaced(replaced) if replaced.nothing() => println!("All sums were right."),
+        Refolded::Replaced(replaced) => println!(
+            "Replaced {} rollups, {} tasks and {} reasons of adjustments.",
+            replaced.rollups, replaced.tasks, replaced.reasons
+        ),
+        Refolded::Refused(rows) => {
+            println!("Nothing was replaced: closed periods would change, and what was billed is final.");
+            for row in rows {
+                println!("{}: expected {}, is {}", row.subject, row.expected, row.actual);
+            }
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Proves with the journal folded again, and shows on a terminal what it is at and for how long.
+async fn rebuild(database: &Database) -> anyhow::Result<Verification> {
+    let at = std::cell::Cell::new(None);
+    let work = verify::rebuild(database, Clock::System.now(), |check| at.set(Some((check, Instant::now()))));
+    tokio::pin!(work);
+    let terminal = std::io::stderr().is_terminal();
+    let mut tick = tokio::time::interval(PROGRESS_EVERY);
+    loop {
+        tokio::select! {
+            proof = &mut work => {
+                if terminal {
+                    eprint!("{CLEAR_LINE}");
+                }
+                return Ok(proof?);
+            }
+            _ = tick.tick(), if terminal => {
+                if let Some((check, since)) = at.get() {
+                    eprint!("{CLEAR_LINE}{}: {} s", check.as_str(), since.elapsed().as_secs());
+                } else {
+                    eprint!("{CLEAR_LINE}comparing ...");
+                }
+            }
+        }
+    }
 }
 
 /// Shows what recorded usage comes to at the prices that stand now, or adjusts it.

@@ -1,6 +1,6 @@
 //! Recording and posting: from the stream to the journal, from the journal to the sums.
 //!
-//! Owns: the stream and its consumer, the outcome of every message, replay and repair.
+//! Owns: the stream and its consumer, the outcome of every message, replay and repair, the repair of sums.
 //! Does not own: the meaning of a payload (`metering`), the choice of a price (`rating`), any SQL (`store`).
 //! Invariants: ack follows commit; every event ends as recorded, duplicate or rejected, or its message is delivered
 //! again; the database decides, the stream's own deduplication never does.
@@ -15,6 +15,7 @@ mod meters;
 pub mod posting;
 mod publisher;
 mod record;
+pub mod refold;
 pub mod repair;
 pub mod replay;
 pub mod stream;

@@ -27,6 +27,7 @@ pub mod prices;
 mod quantities;
 pub mod rates;
 pub mod rating_data;
+pub mod refold;
 pub mod rejections;
 pub mod replay;
 pub mod reports;

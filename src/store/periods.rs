@@ -195,7 +195,8 @@ pub async fn close(
     at: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let closed = sqlx::query!(
-        "UPDATE billing_periods SET state = 'closed', closed_at = $3
+        "UPDATE billing_periods
+         SET state = 'closed', closed_at = $3, closing = (SELECT COALESCE(max(closing), 0) + 1 FROM billing_periods)
          WHERE customer_id = $1 AND start_at = $2 AND state = 'open'",
         customer.0,
         period.start,

@@ -283,7 +283,10 @@ pub async fn fold_reasons(connection: &mut PgConnection, slice: &Slice) -> Resul
 /// [`StoreError::RowsAffected`] where one of its batches was posted already, which the locks make impossible.
 pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result<(), StoreError> {
     let result = sqlx::query!(
-        "UPDATE ingest_batches SET posted_at = now() WHERE id = ANY($1) AND posted_at IS NULL",
+        // How many periods were closed before says for ever which period its late usage was booked to.
+        "UPDATE ingest_batches
+         SET posted_at = now(), posted_closing = (SELECT COALESCE(max(closing), 0) FROM billing_periods)
+         WHERE id = ANY($1) AND posted_at IS NULL",
         &ids(slice)
     )
     .execute(connection)

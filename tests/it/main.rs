@@ -32,6 +32,7 @@ mod private_nats;
 mod program;
 mod published;
 mod real_data;
+mod rebuild;
 mod recording;
 mod reports;
 mod rerate;

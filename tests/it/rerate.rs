@@ -65,7 +65,7 @@ async fn sums(ledger: &Ledger, customer: CustomerId) -> (Amount, Amount) {
 }
 
 async fn assert_proven(ledger: &Ledger) {
-    let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+    let proof = verify::rebuild(&ledger.database, utc("2027-06-01T00:00:00Z"), |_| ()).await.unwrap();
     assert_eq!(proof.findings, [], "the ledger holds");
 }
 
@@ -488,7 +488,7 @@ async fn corrected_estimates_and_re_rates_meet_in_any_order() {
     );
     let task = world.task("acme", "task-1").await;
     assert_eq!((task.calls, task.cost, task.charge), (3, totals.cost, totals.cost));
-    let proof = verify::verify(&world.bed.database, world::now()).await.unwrap();
+    let proof = verify::rebuild(&world.bed.database, world::now(), |_| ()).await.unwrap();
     assert_eq!(proof.findings, []);
     let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
     let acme = customers::by_external_id(&mut tx, "acme").await.unwrap().unwrap().id;

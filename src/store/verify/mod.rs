@@ -8,6 +8,7 @@
 mod charges;
 mod documents;
 mod journal;
+mod rebuild;
 mod sums;
 
 use sqlx::PgConnection;
@@ -19,6 +20,9 @@ pub use documents::{line_differences, period_differences};
 pub use journal::{
     amount_differences, batch_differences, booking_differences, duplicate_identities, prices_used,
     rejection_differences, restatement_differences, validity_differences,
+};
+pub use rebuild::{
+    refolded_differences, refolded_reason_differences, refolded_rollup_differences, refolded_task_differences,
 };
 pub use sums::{
     outcome_differences, rare_rollup_differences, rare_task_differences, rollup_differences, task_differences,

@@ -1,0 +1,172 @@
+//! Sums put right: replaced by what the journal folded again gives, in open periods only.
+//!
+//! The caller holds the close lock exclusively, so nothing is posted, closed or compacted meanwhile.
+
+use sqlx::PgConnection;
+
+use super::StoreError;
+use super::verify::Difference;
+
+/// How many rows were replaced, added or removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Rollups.
+    pub rollups: u64,
+    /// Tasks.
+    pub tasks: u64,
+    /// Reasons of adjustments.
+    pub reasons: u64,
+}
+
+impl Replaced {
+    /// Whether everything was right already.
+    pub const fn nothing(self) -> bool {
+        self.rollups == 0 && self.tasks == 0 && self.reasons == 0
+    }
+}
+
+/// What differs and is final: sums booked to a closed period, and outcomes that a closed period was charged by.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn final_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH closed AS (
+               SELECT customer_id, start_at AS period FROM billing_periods WHERE state = 'closed'
+           )
+           SELECT format('customer %s, booked to %s, hour %s, sell price %s', d.customer_id, d.booked_period, d.hour,
+                         d.sell_price_id) AS "subject!",
+                  format('journal %s', COALESCE(d.expected::text, 'nothing')) AS "expected!",
+                  format('rollup %s', COALESCE(d.actual::text, 'none')) AS "actual!"
+           FROM differing_rollups d JOIN closed c ON c.customer_id = d.customer_id AND c.period = d.booked_period
+           UNION ALL
+           SELECT format('customer %s, task %s: outcome', d.customer_id, d.task_id),
+                  format('journal %s, booked to %s', COALESCE(d.expected ->> 'outcome', 'none'),
+                         COALESCE(d.expected ->> 'outcome_period', 'no period')),
+                  format('task %s, booked to %s', COALESCE(d.actual ->> 'outcome', 'none'),
+                         COALESCE(d.actual ->> 'outcome_period', 'no period'))
+           FROM differing_tasks d
+           WHERE (d.expected ->> 'outcome', d.expected ->> 'ended_at', d.expected ->> 'outcome_period')
+                 IS DISTINCT FROM (d.actual ->> 'outcome', d.actual ->> 'ended_at', d.actual ->> 'outcome_period')
+             AND EXISTS (SELECT FROM closed c WHERE c.customer_id = d.customer_id
+                         AND c.period IN ((d.expected ->> 'outcome_period')::timestamptz,
+                                          (d.actual ->> 'outcome_period')::timestamptz))
+           UNION ALL
+           SELECT format('customer %s, booked to %s, re-rate of batch %s', d.customer_id, d.booked_period, d.batch_id),
+                  format('journal %s', COALESCE(d.expected::text, 'nothing')),
+                  format('reason %s', COALESCE(d.actual::text, 'none'))
+           FROM differing_reasons d JOIN closed c ON c.customer_id = d.customer_id AND c.period = d.booked_period
+           LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Replaces every row that differs by what the journal gives. A period that usage is booked to and that is not there makes
+/// this fail; the caller has looked at [`final_differences`].
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn replace(connection: &mut PgConnection) -> Result<Replaced, StoreError> {
+    Ok(Replaced {
+        rollups: replace_rollups(connection).await?,
+        tasks: replace_tasks(connection).await?,
+        reasons: replace_reasons(connection).await?,
+    })
+}
+
+/// First the rows that differ go, then those that are missing come: what is removed for good is counted in the first step,
+/// what comes in the second.
+async fn replace_rollups(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let differing = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM differing_rollups"#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if differing == 0 {
+        return Ok(0);
+    }
+    sqlx::query!(
+        "DELETE FROM usage_rollups r USING differing_rollups d
+         WHERE (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id, r.sell_price_id, r.project,
+                r.task_type, r.kind)
+             = (d.customer_id, d.booked_period, d.service_period, d.hour, d.cost_price_id, d.sell_price_id, d.project,
+                d.task_type, d.kind)"
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO usage_rollups (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id,
+             project, task_type, kind, events, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning,
+             rare, cost, charge)
+         SELECT f.customer_id, f.booked_period, f.service_period, f.hour, f.cost_price_id, f.sell_price_id, f.project,
+                f.task_type, f.kind, f.events, f.input, f.cache_read, f.cache_write_5m, f.cache_write_1h, f.output,
+                f.reasoning, f.rare, f.cost, f.charge
+         FROM refolded_rollups f
+         WHERE NOT EXISTS (SELECT FROM usage_rollups r
+                           WHERE (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id,
+                                  r.sell_price_id, r.project, r.task_type, r.kind)
+                               = (f.customer_id, f.booked_period, f.service_period, f.hour, f.cost_price_id,
+                                  f.sell_price_id, f.project, f.task_type, f.kind))"
+    )
+    .execute(connection)
+    .await?;
+    Ok(differing.unsigned_abs())
+}
+
+async fn replace_tasks(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let differing = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM differing_tasks"#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if differing == 0 {
+        return Ok(0);
+    }
+    sqlx::query!(
+        "DELETE FROM tasks t USING differing_tasks d WHERE t.customer_id = d.customer_id AND t.task_id = d.task_id"
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO tasks (customer_id, task_id, task_type, parent, first_event_at, last_event_at, calls, input,
+             cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost, charge, models, outcome,
+             ended_at, outcome_period, first_batch, last_batch, first_booked_on, last_booked_on)
+         SELECT f.customer_id, f.task_id, f.task_type, f.parent, f.first_event_at, f.last_event_at, f.calls, f.input,
+                f.cache_read, f.cache_write_5m, f.cache_write_1h, f.output, f.reasoning, f.rare, f.cost, f.charge,
+                f.models, f.outcome, f.ended_at, f.outcome_period, f.first_batch, f.last_batch, f.first_booked_on,
+                f.last_booked_on
+         FROM refolded_tasks f
+         WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.customer_id = f.customer_id AND t.task_id = f.task_id)"
+    )
+    .execute(connection)
+    .await?;
+    Ok(differing.unsigned_abs())
+}
+
+async fn replace_reasons(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let differing = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM differing_reasons"#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if differing == 0 {
+        return Ok(0);
+    }
+    sqlx::query!(
+        "DELETE FROM adjustment_reasons r USING differing_reasons d
+         WHERE (r.customer_id, r.booked_period, r.service_period, r.sell_price_id, r.batch_id)
+             = (d.customer_id, d.booked_period, d.service_period, d.sell_price_id, d.batch_id)"
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO adjustment_reasons (customer_id, booked_period, service_period, sell_price_id, batch_id, booked_on,
+             reason)
+         SELECT customer_id, booked_period, service_period, sell_price_id, batch_id, booked_on, reason
+         FROM refolded_reasons ON CONFLICT DO NOTHING"
+    )
+    .execute(connection)
+    .await?;
+    Ok(differing.unsigned_abs())
+}
