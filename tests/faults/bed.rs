@@ -1,0 +1,360 @@
+//! What a fault test stands on: a ledger and a stream of its own, everything reached through proxies, and the auditor.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream::{self, Context, consumer};
+use chrono::DateTime;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use uuid::Uuid;
+use waybill::domain::price::quotation::NewPrice;
+use waybill::ingest::{self, StreamLimits, StreamNames};
+use waybill::store::customers::{NewAssignment, NewCustomer};
+use waybill::store::{Database, catalog, commit, customers, gateways, prices};
+
+use crate::dump;
+use crate::harness::TestBed;
+use crate::protocol::Protocol;
+use crate::proxy::Proxy;
+use crate::servers::{OwnServer, Volume, Which, address_of};
+use crate::service::Serve;
+
+/// Customers, and models with a price.
+pub const CUSTOMERS: [&str; 4] = ["acme", "globex", "initech", "umbrella"];
+pub const MODELS: [(&str, &str); 4] = [
+    ("openai", "gpt-5"),
+    ("openai", "gpt-5-mini"),
+    ("anthropic", "claude-sonnet-4-5"),
+    ("anthropic", "claude-haiku-4-5"),
+];
+/// Gateways on the servers that all tests share, and the one that the shipped configuration of NATS knows.
+const SHARED_GATEWAYS: [&str; 2] = ["gw-1", "gw-2"];
+const SHIPPED_GATEWAY: &str = "gw-eu-1";
+/// Small enough for many streams beside each other.
+const STREAM_BYTES_MAX: i64 = 64 << 20;
+/// What a killed consumer had in hand is delivered again after this.
+pub const ACK_WAIT: Duration = Duration::from_secs(2);
+/// How long everything may take to be recorded and posted once the fault is over.
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often a snapshot is taken while a test runs, how long one may take, and how many are kept.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
+const SNAPSHOTS_MAX: usize = 40;
+
+/// Which servers are the test's own, because the fault is of the server itself.
+#[derive(Default)]
+pub struct Own {
+    pub postgres: bool,
+    pub nats: bool,
+    /// Where they keep their data, instead of the temporary folder.
+    pub postgres_volume: Option<Volume>,
+    pub nats_volume: Option<Volume>,
+}
+
+/// The bed; its folder is kept where the test fails.
+pub struct Bed {
+    pub names: StreamNames,
+    /// The ledger, past the proxies.
+    pub pool: PgPool,
+    /// The stream's server, past the proxies.
+    pub context: Context,
+    /// Between the program and PostgreSQL, the program and NATS, the gateways and NATS.
+    pub postgres: Proxy,
+    pub nats: Proxy,
+    pub intake: Proxy,
+    pub own_postgres: Option<OwnServer>,
+    pub own_nats: Option<OwnServer>,
+    /// The gateways that may publish.
+    pub gateways: Vec<String>,
+    pub folder: PathBuf,
+    database_url: String,
+    nats_url: String,
+    gateway_url: String,
+    snapshots: Option<JoinHandle<()>>,
+    // Removed last.
+    _shared: Option<TestBed>,
+}
+
+impl Bed {
+    /// On the servers that all tests share.
+    pub async fn new(name: &str) -> Self {
+        Self::with(name, Own::default()).await
+    }
+
+    /// With servers of its own.
+    pub async fn with(name: &str, own: Own) -> Self {
+        let all_own = own.postgres && own.nats;
+        let shared = if all_own { None } else { Some(TestBed::new().await) };
+        let own_postgres = match own.postgres {
+            true => Some(OwnServer::start(Which::Postgres, own.postgres_volume).await),
+            false => None,
+        };
+        let own_nats = match own.nats {
+            true => Some(OwnServer::start(Which::Nats, own.nats_volume).await),
+            false => None,
+        };
+        let database_url = match (&own_postgres, &shared) {
+            (Some(server), _) => server.url(),
+            (None, shared) => shared.as_ref().unwrap().database_url.clone(),
+        };
+        let (nats_url, gateway_url, names, gateways) = match (&own_nats, &shared) {
+            (Some(server), _) => {
+                let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
+                (server.url(), server.gateway_url(), names, vec![SHIPPED_GATEWAY.to_owned()])
+            }
+            (None, shared) => {
+                let shared = shared.as_ref().unwrap();
+                let (stream, prefix) = (shared.stream.clone(), shared.subject_prefix.clone());
+                let gateways = SHARED_GATEWAYS.map(str::to_owned).to_vec();
+                (shared.nats_url.clone(), shared.nats_url.clone(), StreamNames { stream, prefix }, gateways)
+            }
+        };
+        fill_catalog(&database_url).await;
+        let client = ingest::connect(&nats_url, ConnectOptions::new()).await.unwrap();
+        let context = jetstream::new(client);
+        ingest::stream::open(&context, &names, limits()).await.unwrap();
+        let folder = std::env::temp_dir()
+            .join(format!("waybill-fault-{name}-{}", &Uuid::new_v4().simple().to_string()[..8]));
+        for part in ["journals", "snapshots"] {
+            std::fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        Self {
+            names,
+            pool: PgPoolOptions::new().max_connections(4).connect(&database_url).await.unwrap(),
+            context,
+            postgres: Proxy::start(Protocol::Postgres, address_of(&database_url)).await,
+            nats: Proxy::start(Protocol::Nats, address_of(&nats_url)).await,
+            intake: Proxy::start(Protocol::Nats, address_of(&nats_url)).await,
+            own_postgres,
+            own_nats,
+            gateways,
+            folder,
+            database_url,
+            nats_url,
+            gateway_url,
+            snapshots: None,
+            _shared: shared,
+        }
+    }
+
+    /// The program as it is built, with both its servers behind the proxies.
+    pub fn serve(&self) -> Serve {
+        let database_url = format!("{}?sslmode=disable", self.postgres.in_front_of(&self.database_url));
+        let serve = Serve {
+            program: env!("CARGO_BIN_EXE_waybill").into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            log: self.folder.join("serve.log"),
+        };
+        serve
+            .env("WAYBILL_DATABASE_URL", database_url)
+            .env("WAYBILL_NATS_URL", self.nats.in_front_of(&self.nats_url))
+            .env("WAYBILL_STREAM", &self.names.stream)
+            .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
+            .env("WAYBILL_STREAM_MAX_BYTES", STREAM_BYTES_MAX)
+            .env("WAYBILL_ACK_WAIT_SECONDS", ACK_WAIT.as_secs())
+            .env("WAYBILL_LOG", "info,async_nats=warn,sqlx=error")
+    }
+
+    /// As a gateway reaches NATS: through the proxy of the gateways.
+    pub fn intake_url(&self) -> String {
+        self.intake.in_front_of(&self.gateway_url)
+    }
+
+    /// The database, past the proxies.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// One number from the ledger.
+    pub async fn number(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// Messages that the stream has, and the life of it that they are counted in.
+    pub async fn stream_state(&self) -> Option<(i64, Uuid)> {
+        let stream = self.context.get_stream(&self.names.stream).await.ok()?;
+        let info = stream.cached_info();
+        let incarnation = info.config.metadata.get("waybill_incarnation")?.parse().ok()?;
+        Some((i64::try_from(info.state.last_sequence).unwrap(), incarnation))
+    }
+
+    /// The consumer as its server sees it.
+    pub async fn consumer_info(&self) -> Option<consumer::Info> {
+        let stream = self.context.get_stream(&self.names.stream).await.ok()?;
+        stream.consumer_info(ingest::stream::CONSUMER).await.ok()
+    }
+
+    /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took.
+    pub async fn settled(&self) -> Duration {
+        self.settled_within(SETTLE_TIMEOUT).await
+    }
+
+    pub async fn settled_within(&self, limit: Duration) -> Duration {
+        let started = Instant::now();
+        loop {
+            let left = self.unsettled().await;
+            match left {
+                None => return started.elapsed(),
+                Some(left) if started.elapsed() >= limit => {
+                    panic!("not settled within {} s: {left}; see {}", limit.as_secs(), self.folder.display())
+                }
+                Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// What is left to do; `None` where nothing is.
+    async fn unsettled(&self) -> Option<String> {
+        let Some((last, incarnation)) = self.stream_state().await else {
+            return Some("the stream does not answer".to_owned());
+        };
+        let looked: Result<(i64, i64), sqlx::Error> = sqlx::query_as(
+            "SELECT (SELECT COALESCE(SUM(upper(r) - lower(r)), 0)::bigint
+                     FROM (SELECT unnest(range_agg(sequences)) AS r FROM ingest_batches WHERE incarnation = $1) AS seen),
+                    (SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL)",
+        )
+        .bind(incarnation)
+        .fetch_one(&self.pool)
+        .await;
+        match looked {
+            Ok((seen, 0)) if seen >= last => None,
+            Ok((seen, unposted)) => Some(format!(
+                "{seen} of {last} messages are accounted for, {unposted} batches are not posted"
+            )),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// Takes a snapshot of the ledger every second from now on, for I12.
+    pub fn take_snapshots(&mut self) {
+        let (url, folder) = (self.database_url.clone(), self.folder.join("snapshots"));
+        self.snapshots = Some(tokio::spawn(async move {
+            for number in 0..SNAPSHOTS_MAX {
+                tokio::time::sleep(SNAPSHOT_EVERY).await;
+                let unfinished = folder.join("unfinished");
+                let taken = tokio::time::timeout(SNAPSHOT_TIMEOUT, dump::ledger(&url, &unfinished)).await;
+                // While the database is the one that fails, there is nothing to look at.
+                if matches!(taken, Ok(Ok(()))) {
+                    std::fs::rename(&unfinished, folder.join(format!("{number:03}"))).unwrap();
+                }
+            }
+        }));
+    }
+
+    /// Lets the auditor judge the ledger as it is now, with everything that the gateways say they sent.
+    pub async fn audit(&mut self) -> Verdict {
+        if let Some(snapshots) = self.snapshots.take() {
+            snapshots.abort();
+            // Only its end is waited for.
+            snapshots.await.ok();
+        }
+        std::fs::remove_dir_all(self.folder.join("snapshots/unfinished")).ok();
+        let end = self.folder.join("end");
+        dump::ledger(&self.database_url, &end).await.unwrap();
+        dump::stream(&self.context, &self.names.stream, &end.join("stream.jsonl")).await;
+        Verdict::of(&self.folder)
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(snapshots) = self.snapshots.take() {
+            snapshots.abort();
+        }
+        if std::thread::panicking() {
+            eprintln!("kept: {}", self.folder.display());
+        } else {
+            std::fs::remove_dir_all(&self.folder).ok();
+        }
+    }
+}
+
+/// What the auditor found.
+#[derive(Debug)]
+pub struct Verdict {
+    pub violated: BTreeSet<String>,
+    pub text: String,
+}
+
+impl Verdict {
+    /// Judges a folder with `journals`, `snapshots` and `end`.
+    pub fn of(folder: &Path) -> Self {
+        let auditor = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/auditor/audit.py");
+        let output = Command::new("python3").arg("-B").arg(auditor).arg(folder).output();
+        let output = output.expect("python3 is on the PATH");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 1)) && errors.is_empty(), "{text}{errors}");
+        let violated: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("VIOLATED ")?.split(':').next()?.to_owned()))
+            .collect();
+        assert_eq!(violated.is_empty(), output.status.success(), "{text}");
+        Self { violated, text }
+    }
+
+    /// Every invariant holds.
+    pub fn clean(&self) {
+        assert!(self.violated.is_empty(), "{}", self.text);
+    }
+
+    /// A deliberately wrong build was found out.
+    pub fn violates(&self, invariant: &str) {
+        assert!(self.violated.contains(invariant), "{invariant} should be violated:\n{}", self.text);
+    }
+}
+
+/// How every bed's stream is stored.
+pub const fn limits() -> StreamLimits {
+    StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX, ack_wait: ACK_WAIT }
+}
+
+/// Gateways, customers, a cost book with a price per model, and a sell book of cost plus a fifth.
+async fn fill_catalog(database_url: &str) {
+    let database = Database::connect(database_url).await.unwrap();
+    database.migrate().await.unwrap();
+    let mut tx = database.begin().await.unwrap();
+    for gateway in SHARED_GATEWAYS.iter().chain([&SHIPPED_GATEWAY]) {
+        gateways::create(&mut tx, gateway, None).await.unwrap();
+    }
+    let book = |value: Value| serde_json::from_value::<prices::NewBook>(value).unwrap();
+    let cost = book(json!({"name": "cost", "kind": "cost", "currency": "USD"}));
+    let cost_book = prices::create_book(&mut tx, &cost, "test").await.unwrap().info.id;
+    let sell = json!({"name": "sell", "kind": "sell", "currency": "USD", "base": "cost", "markup": "1.2"});
+    let sell_book = prices::create_book(&mut tx, &book(sell), "test").await.unwrap().info.id;
+    let new: Vec<Value> = MODELS
+        .iter()
+        .zip(1..)
+        .map(|((provider, model), number)| {
+            let rates = json!({"input": format!("{number}.25"), "cache_read": format!("0.12{number}"),
+                               "cache_write_5m": format!("{number}.5625"), "output": format!("{number}0")});
+            json!({"provider": provider, "model": model, "per": 1_000_000, "rates": rates,
+                   "valid_from": "2025-01-01T00:00:00Z", "source": "test"})
+        })
+        .collect();
+    let new: Vec<NewPrice> = serde_json::from_value(new.into()).unwrap();
+    prices::publish(&mut tx, "cost", &new, "test").await.unwrap();
+    for external_id in CUSTOMERS {
+        let new = NewCustomer { external_id, name: external_id, time_zone: "Europe/Berlin", anchor_day: 1 };
+        let id = customers::create(&mut tx, new).await.unwrap().id;
+        let books = NewAssignment {
+            sell_book,
+            override_book: None,
+            cost_book,
+            valid_from: DateTime::UNIX_EPOCH,
+            valid_to: None,
+        };
+        customers::assign(&mut tx, id, books).await.unwrap();
+    }
+    catalog::bump(&mut tx).await.unwrap();
+    commit(tx).await.unwrap();
+    database.close().await;
+}

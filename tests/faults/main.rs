@@ -1,0 +1,25 @@
+//! Faults: real processes, real servers, and a proxy that does to them what networks, disks and kills do. See README.md.
+
+#![expect(
+    dead_code,
+    reason = "the harness is shared with other tests, and offers more than each fault needs"
+)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; clippy knows tests by their functions only"
+)]
+
+mod auditing;
+mod bed;
+mod connection_faults;
+mod dump;
+#[path = "../it/harness.rs"]
+mod harness;
+mod protocol;
+mod proxy;
+mod publisher;
+mod rounds;
+mod servers;
+mod service;

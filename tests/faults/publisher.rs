@@ -1,0 +1,290 @@
+//! Gateways: each writes down what it is about to send, sends it, and sends it again until the stream has confirmed it.
+//!
+//! What the ledger must hold afterwards is not computed here: the auditor reads the journals.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use waybill::clock::Clock;
+use waybill::ingest::Publisher;
+
+use crate::bed::{Bed, CUSTOMERS, MODELS};
+
+/// Of a thousand events so many are sent again, sent again with other content, cannot be recorded, or are of last week.
+const COPIES: u32 = 50;
+const CONFLICTS: u32 = 10;
+const POISON: u32 = 10;
+const LATE: u32 = 20;
+const OUTCOMES: u32 = 30;
+/// Of a hundred messages so many are compressed.
+const COMPRESSED: u32 = 20;
+/// Events that may be sent again are among the last so many.
+const REMEMBERED: usize = 200;
+/// Pause before a message is sent again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What the gateways do.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub seed: u64,
+    pub gateways: usize,
+    /// Messages of each gateway, where it is not stopped before.
+    pub messages: usize,
+    /// Most events of a message; half of the messages have one.
+    pub events_max: u32,
+    /// Pause between two messages of a gateway.
+    pub pause: Duration,
+}
+
+impl Load {
+    /// A small one.
+    pub fn seeded(seed: u64) -> Self {
+        Self { seed, gateways: 3, messages: 60, events_max: 12, pause: Duration::from_millis(5) }
+    }
+
+    /// Without an end, until it is stopped.
+    pub fn endless(seed: u64) -> Self {
+        Self { messages: usize::MAX, pause: Duration::from_millis(20), ..Self::seeded(seed) }
+    }
+
+    /// Starts the gateways; they reach NATS through the bed's `intake`.
+    pub async fn start(&self, bed: &Bed) -> Sending {
+        let (stop, confirmed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut gateways = Vec::new();
+        for number in 0..self.gateways {
+            let gateway = bed.gateways[number % bed.gateways.len()].clone();
+            let publisher =
+                Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, &gateway).await.unwrap();
+            let journal = bed.folder.join(format!("journals/{:x}-{number}.jsonl", self.seed));
+            let sender = Sender {
+                events: Events::new(self.seed, number, gateway.clone()),
+                gateway,
+                publisher,
+                journal,
+                stop: Arc::clone(&stop),
+                confirmed: Arc::clone(&confirmed),
+            };
+            gateways.push(tokio::spawn(sender.run(self.clone())));
+        }
+        Sending { stop, confirmed, gateways }
+    }
+
+    /// Starts the gateways and waits until all is sent and confirmed.
+    pub async fn sent(&self, bed: &Bed) {
+        self.start(bed).await.finished().await;
+    }
+}
+
+/// Gateways at work.
+pub struct Sending {
+    stop: Arc<AtomicBool>,
+    confirmed: Arc<AtomicU64>,
+    gateways: Vec<JoinHandle<()>>,
+}
+
+impl Sending {
+    /// Messages that the stream has confirmed so far.
+    pub fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all is sent and confirmed.
+    pub async fn finished(self) {
+        for gateway in self.gateways {
+            gateway.await.unwrap();
+        }
+    }
+
+    /// Asks for no further messages, and waits until the last ones are confirmed.
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.finished().await;
+    }
+}
+
+struct Sender {
+    gateway: String,
+    publisher: Publisher,
+    journal: PathBuf,
+    events: Events,
+    stop: Arc<AtomicBool>,
+    confirmed: Arc<AtomicU64>,
+}
+
+impl Sender {
+    async fn run(mut self, load: Load) {
+        let mut journal = std::fs::File::options().create(true).append(true).open(&self.journal).unwrap();
+        for number in 0..load.messages {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let (body, notes) = self.events.message(load.events_max);
+            let zstd = self.events.chance(100, COMPRESSED);
+            let sending = json!({"message": number, "gateway": self.gateway, "body": body, "notes": notes});
+            writeln!(journal, "{sending}").unwrap();
+            let bytes: Bytes =
+                if zstd { zstd::bulk::compress(body.as_bytes(), 1).unwrap() } else { body.into_bytes() }
+                    .into();
+            let sequence = loop {
+                match self.publisher.publish_packed(&self.gateway, bytes.clone(), zstd).await {
+                    Ok(published) => break published.sequence,
+                    Err(_) => tokio::time::sleep(RETRY).await,
+                }
+            };
+            writeln!(journal, "{}", json!({"confirmed": number, "sequence": sequence})).unwrap();
+            self.confirmed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(load.pause).await;
+        }
+    }
+}
+
+/// A source of events: the same seed gives the same ones, but for their times.
+struct Events {
+    random: StdRng,
+    name: String,
+    gateway: String,
+    source: String,
+    number: u64,
+    sequence: u64,
+    sent: Vec<Value>,
+}
+
+impl Events {
+    fn new(seed: u64, number: usize, gateway: String) -> Self {
+        let own = u64::try_from(number).unwrap();
+        Self {
+            random: StdRng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(own)),
+            name: format!("{seed:x}-{number}"),
+            source: format!("{gateway}/pod-{number}"),
+            gateway,
+            number: 0,
+            sequence: 0,
+            sent: Vec::new(),
+        }
+    }
+
+    fn chance(&mut self, of: u32, times: u32) -> bool {
+        self.random.random_range(0..of) < times
+    }
+
+    /// A body, and what each of its events is meant to be.
+    fn message(&mut self, events_max: u32) -> (String, Vec<&'static str>) {
+        if self.chance(1_000, POISON) {
+            self.number += 1;
+            // Found again by what it says: it has no id.
+            return (format!("no JSON {}-{}", self.name, self.number), vec!["whole"]);
+        }
+        if self.chance(2, 1) {
+            let (event, note) = self.event();
+            return (event.to_string(), vec![note]);
+        }
+        let count = self.random.random_range(2..=events_max.max(2));
+        let (events, notes): (Vec<Value>, _) = (0..count).map(|_| self.event()).unzip();
+        (Value::from(events).to_string(), notes)
+    }
+
+    fn event(&mut self) -> (Value, &'static str) {
+        let dice = self.random.random_range(0..1_000);
+        let again = (!self.sent.is_empty()).then(|| self.random.random_range(0..self.sent.len()));
+        match again {
+            Some(index) if dice < COPIES => return (self.sent[index].clone(), "copy"),
+            Some(index) if dice < COPIES + CONFLICTS => {
+                let mut event = self.sent[index].clone();
+                event["data"] = self.usage();
+                event["data"]["usage"] = json!({"input": 999_983, "output": 7});
+                event["data"].as_object_mut().unwrap().remove("provider_usage");
+                event["type"] = json!("llm.usage.v1");
+                return (event, "conflict");
+            }
+            _ => {}
+        }
+        if dice < COPIES + CONFLICTS + POISON {
+            return (self.poison(), "poison");
+        }
+        if dice < COPIES + CONFLICTS + POISON + LATE {
+            let days = self.random.random_range(3..20);
+            let mut event = self.envelope("llm.usage.v1", now() - TimeDelta::days(days));
+            event["data"] = self.usage();
+            return (event, "late");
+        }
+        let event = if dice >= 1_000 - OUTCOMES {
+            let mut event = self.envelope("llm.task.v1", now());
+            let outcome = ["success", "failure"][self.random.random_range(0..2)];
+            event["data"] = json!({"task": self.task(), "outcome": outcome});
+            event
+        } else {
+            let mut event = self.envelope("llm.usage.v1", now());
+            event["data"] = self.usage();
+            event
+        };
+        if self.sent.len() == REMEMBERED {
+            self.sent.remove(0);
+        }
+        self.sent.push(event.clone());
+        (event, "new")
+    }
+
+    fn envelope(&mut self, kind: &str, time: DateTime<Utc>) -> Value {
+        self.number += 1;
+        self.sequence += 1;
+        let customer = CUSTOMERS[self.random.random_range(0..CUSTOMERS.len())];
+        json!({"specversion": "1.0", "id": format!("{}-{}", self.name, self.number), "source": self.source,
+               "type": kind, "subject": customer, "time": time.to_rfc3339_opts(SecondsFormat::Micros, true),
+               "sequence": self.sequence, "epoch": self.name})
+    }
+
+    fn task(&mut self) -> Value {
+        let task = self.random.random_range(0..40);
+        let kind = ["refund", "review"][task % 2];
+        json!({"id": format!("task-{task}"), "type": kind})
+    }
+
+    fn usage(&mut self) -> Value {
+        let (provider, model) = MODELS[self.random.random_range(0..MODELS.len())];
+        let (prompt, output) = (self.random.random_range(200..60_000), self.random.random_range(20..4_000));
+        let cached = prompt * self.random.random_range(0..90) / 100;
+        let reasoning = output * self.random.random_range(0..70) / 100;
+        let project = ["support", "sales"][self.random.random_range(0..2)];
+        let mut data = json!({"provider": provider, "model": model, "task": self.task(), "status": "ok",
+                              "attributes": {"project": project}});
+        if self.chance(2, 1) {
+            data["usage"] = json!({"input": prompt - cached, "cache_read": cached, "output": output});
+        } else if provider == "openai" {
+            data["provider_usage"] = json!({"format": "openai.chat", "body": {
+                "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
+                "prompt_tokens_details": {"cached_tokens": cached},
+                "completion_tokens_details": {"reasoning_tokens": reasoning}}});
+        } else {
+            data["provider_usage"] = json!({"format": "anthropic.messages", "body": {
+                "input_tokens": prompt - cached, "cache_read_input_tokens": cached,
+                "cache_creation_input_tokens": reasoning, "output_tokens": output}});
+        }
+        data
+    }
+
+    /// An event that cannot be recorded.
+    fn poison(&mut self) -> Value {
+        let mut event = self.envelope("llm.usage.v1", now());
+        event["data"] = self.usage();
+        match self.random.random_range(0..4) {
+            0 => event["data"]["model"] = json!("gpt-99"),
+            1 => event["subject"] = json!("nobody"),
+            2 => event["time"] = json!("yesterday"),
+            _ => event["data"]["usage"] = json!({"input": -1}),
+        }
+        event
+    }
+}
+
+fn now() -> DateTime<Utc> {
+    Clock::System.now()
+}

@@ -1,0 +1,213 @@
+//! `waybill serve` as a process: started, watched, frozen, killed, started again.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::wait_until;
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often a supervisor looks whether its process has ended.
+const SUPERVISE_EVERY: Duration = Duration::from_millis(20);
+
+/// What to start: made by the bed, then changed as a test needs it.
+#[derive(Debug, Clone)]
+pub struct Serve {
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    /// Where it writes what it has to say.
+    pub log: PathBuf,
+}
+
+impl Serve {
+    /// Only these roles, such as `--consumer`; without `--api` there is no `/readyz`.
+    pub fn roles(mut self, roles: &[&str]) -> Self {
+        self.arguments.extend(roles.iter().map(ToString::to_string));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Service {
+        let (http, metrics) = (free_address(), free_address());
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(&self.program)
+            .arg("serve")
+            .args(&self.arguments)
+            .env("WAYBILL_HTTP_ADDR", http.to_string())
+            .env("WAYBILL_METRICS_ADDR", metrics.to_string())
+            .envs(self.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Service { child, http, metrics }
+    }
+
+    /// Starts it, and again whenever it ends.
+    pub fn supervised(self) -> Supervised {
+        let state = Arc::new(Watched {
+            service: Mutex::new(self.start()),
+            restarts: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            ends: Mutex::default(),
+        });
+        let watched = Arc::clone(&state);
+        std::thread::spawn(move || {
+            while !watched.stop.load(Ordering::Relaxed) {
+                {
+                    let mut service = watched.service.lock().unwrap();
+                    if let Ok(Some(status)) = service.child.try_wait() {
+                        watched.ends.lock().unwrap().push(status);
+                        watched.restarts.fetch_add(1, Ordering::Relaxed);
+                        *service = self.start();
+                    }
+                }
+                std::thread::sleep(SUPERVISE_EVERY);
+            }
+        });
+        Supervised(state)
+    }
+}
+
+/// A running `waybill serve`; killed when dropped.
+pub struct Service {
+    child: Child,
+    pub http: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+impl Service {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&self) {
+        wait_until("the program is ready", async || is_ready(self.http).await.filter(|ready| *ready)).await;
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.child.wait().unwrap()
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+struct Watched {
+    service: Mutex<Service>,
+    restarts: AtomicU32,
+    stop: AtomicBool,
+    ends: Mutex<Vec<ExitStatus>>,
+}
+
+/// A `waybill serve` that is started again whenever it ends.
+pub struct Supervised(Arc<Watched>);
+
+impl Supervised {
+    /// Does something with the process that runs now.
+    pub fn now<T>(&self, act: impl FnOnce(&mut Service) -> T) -> T {
+        act(&mut self.0.service.lock().unwrap())
+    }
+
+    /// How often it was started again.
+    pub fn restarts(&self) -> u32 {
+        self.0.restarts.load(Ordering::Relaxed)
+    }
+
+    /// How it ended each time.
+    pub fn ends(&self) -> Vec<ExitStatus> {
+        self.0.ends.lock().unwrap().clone()
+    }
+
+    pub async fn ready(&self) {
+        wait_until("the program is ready", async || {
+            let http = self.now(|service| service.http);
+            is_ready(http).await.filter(|ready| *ready)
+        })
+        .await;
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+        self.now(|service| service.child.kill().ok());
+    }
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Whether `/readyz` answers 200; `None` where nothing answers.
+pub async fn is_ready(http: SocketAddr) -> Option<bool> {
+    Some(get(http, "/readyz").await?.contains(" 200 "))
+}
+
+/// A metric's value: the line that starts with `name`, labels included; `None` where it is not told.
+pub async fn metric(metrics: SocketAddr, name: &str) -> Option<f64> {
+    let text = get(metrics, "/metrics").await?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+/// The whole answer to a plain GET; `None` where nobody answers.
+pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
+}
