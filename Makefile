@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-peers bench-rating bench-ingest bench-ingest-50m fmt lint sqlx openapi tools
+.PHONY: help run test test-faults test-peers bench-rating bench-ingest bench-ingest-50m fmt lint sqlx openapi tools
 
 # The cargo profile of `make run`: `make run PROFILE=release` compiles longer and runs faster.
 PROFILE ?= dev
@@ -33,6 +33,9 @@ test: tools ## Check and test everything, as continuous integration does
 	@echo "== stored queries, tests"
 	.ci/exec bash -euo pipefail -c '.ci/queries; cargo test --locked'
 	@echo "== SKIPPED: the comparison with genai-prices and LiteLLM, which come from PyPI; run make test-peers"
+
+test-faults: tools ## Kill, freeze, cut and fill everything, and let the auditor judge (long; tests/faults/README.md)
+	.ci/exec bash -euo pipefail -c 'WAYBILL_FAULTS=all cargo test --locked --test faults -- --include-ignored --nocapture'
 
 test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; tests/peers/README.md)
 	cargo build --quiet

@@ -51,7 +51,9 @@ impl Damage {
         }
         let mut writer = csv::Writer::from_path(path).unwrap();
         writer.write_record(&headers).unwrap();
-        rows.iter().for_each(|row| writer.write_record(row).unwrap());
+        for row in &rows {
+            writer.write_record(row).unwrap();
+        }
         writer.flush().unwrap();
     }
 }

@@ -92,14 +92,13 @@ impl Bed {
     pub async fn with(name: &str, own: Own) -> Self {
         let all_own = own.postgres && own.nats;
         let shared = if all_own { None } else { Some(TestBed::new().await) };
-        let own_postgres = match own.postgres {
-            true => Some(OwnServer::start(Which::Postgres, own.postgres_volume).await),
-            false => None,
+        let own_postgres = if own.postgres {
+            Some(OwnServer::start(Which::Postgres, own.postgres_volume).await)
+        } else {
+            None
         };
-        let own_nats = match own.nats {
-            true => Some(OwnServer::start(Which::Nats, own.nats_volume).await),
-            false => None,
-        };
+        let own_nats =
+            if own.nats { Some(OwnServer::start(Which::Nats, own.nats_volume).await) } else { None };
         let database_url = match (&own_postgres, &shared) {
             (Some(server), _) => server.url(),
             (None, shared) => shared.as_ref().unwrap().database_url.clone(),
@@ -154,13 +153,13 @@ impl Bed {
             log: self.folder.join("serve.log"),
         };
         serve
-            .env("WAYBILL_DATABASE_URL", database_url)
-            .env("WAYBILL_NATS_URL", self.nats.in_front_of(&self.nats_url))
+            .env("WAYBILL_DATABASE_URL", &database_url)
+            .env("WAYBILL_NATS_URL", &self.nats.in_front_of(&self.nats_url))
             .env("WAYBILL_STREAM", &self.names.stream)
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
-            .env("WAYBILL_STREAM_MAX_BYTES", STREAM_BYTES_MAX)
-            .env("WAYBILL_ACK_WAIT_SECONDS", ACK_WAIT.as_secs())
-            .env("WAYBILL_LOG", "info,async_nats=warn,sqlx=error")
+            .env("WAYBILL_STREAM_MAX_BYTES", &STREAM_BYTES_MAX)
+            .env("WAYBILL_ACK_WAIT_SECONDS", &ACK_WAIT.as_secs())
+            .env("WAYBILL_LOG", &"info,async_nats=warn,sqlx=error")
     }
 
     /// As a gateway reaches NATS: through the proxy of the gateways.

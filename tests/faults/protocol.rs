@@ -157,7 +157,7 @@ impl Conversation {
     pub fn hear(&mut self, way: Way, message: &[u8]) -> Message {
         match (self.protocol, way) {
             (Protocol::Nats, _) => self.nats(message),
-            (Protocol::Postgres, Way::ToServer) => self.to_postgres(message),
+            (Protocol::Postgres, Way::ToServer) => self.statement(message),
             (Protocol::Postgres, Way::ToClient) => {
                 let kind = match message.first() {
                     Some(b'C') => Kind::Complete,
@@ -179,7 +179,7 @@ impl Conversation {
         }
     }
 
-    fn to_postgres(&mut self, message: &[u8]) -> Message {
+    fn statement(&mut self, message: &[u8]) -> Message {
         if !std::mem::replace(&mut self.started, true) {
             return self.message(Kind::Other);
         }

@@ -72,7 +72,9 @@ pub struct Held {
 
 impl Held {
     /// Lets it go on.
-    pub fn release(self) {}
+    pub fn release(self) {
+        drop(self);
+    }
 
     /// The message vanishes, the connection goes on.
     pub fn discard(mut self) {

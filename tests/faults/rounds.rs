@@ -2,21 +2,24 @@
 
 /// Whether everything is to be run, as `make test-faults` does, instead of the short selection of `make test`.
 pub fn thorough() -> bool {
-    std::env::var("WAYBILL_FAULTS").is_ok_and(|value| value == "all")
+    std::env::var_os("WAYBILL_FAULTS").is_some_and(|value| value == "all")
 }
 
 /// How often a fault is repeated: `WAYBILL_FAULTS_ROUNDS`, or `many` in a thorough run, or once.
 pub fn rounds(many: u32) -> u32 {
-    let wished =
-        std::env::var("WAYBILL_FAULTS_ROUNDS").ok().map(|text| text.parse().expect("a number of rounds"));
+    let wished = number("WAYBILL_FAULTS_ROUNDS");
     wished.unwrap_or(if thorough() { many } else { 1 })
 }
 
 /// The seed of a test, printed, so that it can be run again: `WAYBILL_FAULTS_SEED`, or one of the moment.
 pub fn seed(test: &str) -> u64 {
-    let wished =
-        std::env::var("WAYBILL_FAULTS_SEED").ok().map(|text| text.parse().expect("a number as seed"));
+    let wished = number("WAYBILL_FAULTS_SEED");
     let seed = wished.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     println!("{test}: WAYBILL_FAULTS_SEED={seed}");
     seed
+}
+
+fn number<T: std::str::FromStr>(variable: &str) -> Option<T> {
+    let text = std::env::var_os(variable)?.into_string().ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number")))
 }

@@ -36,7 +36,7 @@ impl Serve {
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn env(mut self, name: &str, value: &impl ToString) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));
         self
     }
