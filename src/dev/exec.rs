@@ -56,6 +56,15 @@ async fn run(
     }
     let mut command = Command::new(&program);
     command.args(arguments).kill_on_drop(true);
+    // What `cargo run` has told us about our package is not for the command: a cargo in it would run build scripts again.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(name);
+        }
+    }
     command.env("DATABASE_URL", servers.database_url());
     command.env("WAYBILL_TEST_DATABASE_URL", template);
     command.env("WAYBILL_TEST_NATS_URL", servers.nats_url());
