@@ -20,7 +20,7 @@ use waybill::store::customers::{NewAssignment, NewCustomer};
 use waybill::store::{Database, catalog, commit, customers, gateways, prices};
 
 use crate::dump;
-use crate::harness::TestBed;
+use crate::harness::{TestBed, wait_until};
 use crate::protocol::Protocol;
 use crate::proxy::Proxy;
 use crate::servers::{OwnServer, Volume, Which, address_of};
@@ -167,6 +167,17 @@ impl Bed {
         self.intake.in_front_of(&self.gateway_url)
     }
 
+    /// Starts the NATS server of its own again, and leads everybody there.
+    pub async fn start_nats_again(&mut self) {
+        let server = self.own_nats.as_mut().unwrap();
+        server.start_again().await;
+        for proxy in [&self.nats, &self.intake] {
+            proxy.retarget(server.address());
+        }
+        let client = ingest::connect(&server.url(), ConnectOptions::new()).await.unwrap();
+        self.context = jetstream::new(client);
+    }
+
     /// The database, past the proxies.
     pub fn database_url(&self) -> &str {
         &self.database_url
@@ -189,6 +200,23 @@ impl Bed {
     pub async fn consumer_info(&self) -> Option<consumer::Info> {
         let stream = self.context.get_stream(&self.names.stream).await.ok()?;
         stream.consumer_info(ingest::stream::CONSUMER).await.ok()
+    }
+
+    /// Waits until a message of the stream is recorded.
+    pub async fn recorded(&self, sequence: i64) {
+        let (_, life) = self.stream_state().await.unwrap();
+        wait_until("a message is recorded", async || {
+            let found: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM ingest_batches WHERE incarnation = $1 AND sequences @> $2)",
+            )
+            .bind(life)
+            .bind(sequence)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap();
+            found.then_some(())
+        })
+        .await;
     }
 
     /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took.

@@ -17,9 +17,12 @@ mod connection_faults;
 mod dump;
 #[path = "../it/harness.rs"]
 mod harness;
+mod nats_server;
+mod network;
 mod protocol;
 mod proxy;
 mod publisher;
 mod rounds;
 mod servers;
 mod service;
+mod stream_life;

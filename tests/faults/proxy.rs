@@ -132,6 +132,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     open: Mutex<BTreeMap<u64, watch::Sender<Option<End>>>>,
     opened: AtomicU64,
+    /// Connections with smaller numbers carry nothing any more.
+    silent_below: AtomicU64,
 }
 
 /// The proxy; its connections end when it is dropped.
@@ -160,6 +162,7 @@ impl Proxy {
             rules: Mutex::default(),
             open: Mutex::default(),
             opened: AtomicU64::new(0),
+            silent_below: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { shared, address, accepting }
@@ -202,6 +205,12 @@ impl Proxy {
         for connection in self.shared.open.lock().unwrap().values() {
             connection.send_replace(Some(end));
         }
+    }
+
+    /// Present connections stay open and carry nothing any more, in either direction; new ones are possible.
+    pub fn silence(&self) {
+        let opened = self.shared.opened.load(Ordering::Relaxed);
+        self.shared.silent_below.store(opened, Ordering::Relaxed);
     }
 
     /// How many connections are open, and how many were opened so far.
@@ -343,6 +352,9 @@ async fn send(
     let mut modes = shared.modes[way as usize].subscribe();
     while let Some((at, bytes)) = messages.recv().await {
         let message = conversation.lock().unwrap().hear(way, &bytes);
+        if message.connection < shared.silent_below.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         match shared.judge(way, message).await {
             Verdict::Forward => {}
             Verdict::Drop => continue,

@@ -15,9 +15,10 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use waybill::clock::Clock;
-use waybill::ingest::Publisher;
+use waybill::ingest::{PublishError, Publisher};
 
 use crate::bed::{Bed, CUSTOMERS, MODELS};
+use crate::harness::wait_until;
 
 /// Of a thousand events so many are sent again, sent again with other content, cannot be recorded, or are of last week.
 const COPIES: u32 = 50;
@@ -58,7 +59,7 @@ impl Load {
 
     /// Starts the gateways; they reach NATS through the bed's `intake`.
     pub async fn start(&self, bed: &Bed) -> Sending {
-        let (stop, confirmed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(Tally::default()));
         let mut gateways = Vec::new();
         for number in 0..self.gateways {
             let gateway = bed.gateways[number % bed.gateways.len()].clone();
@@ -71,11 +72,11 @@ impl Load {
                 publisher,
                 journal,
                 stop: Arc::clone(&stop),
-                confirmed: Arc::clone(&confirmed),
+                tally: Arc::clone(&tally),
             };
             gateways.push(tokio::spawn(sender.run(self.clone())));
         }
-        Sending { stop, confirmed, gateways }
+        Sending { stop, tally, gateways }
     }
 
     /// Starts the gateways and waits until all is sent and confirmed.
@@ -84,30 +85,80 @@ impl Load {
     }
 }
 
+/// Sends again whatever the gateways have written down so far, as they do with what is not settled.
+pub async fn send_again(bed: &Bed) {
+    for gateway in &bed.gateways {
+        let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, gateway).await.unwrap();
+        for body in written(bed, gateway) {
+            while publisher.publish(gateway, body.clone()).await.is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// The bodies that a gateway has written down, in order.
+fn written(bed: &Bed, gateway: &str) -> Vec<Bytes> {
+    let mut bodies = Vec::new();
+    for journal in std::fs::read_dir(bed.folder.join("journals")).unwrap() {
+        let text = std::fs::read_to_string(journal.unwrap().path()).unwrap();
+        // A gateway at work may not have finished its last line: what that says is still to be sent.
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let own = lines.filter(|line| line["gateway"] == gateway);
+        bodies.extend(own.filter_map(|line| Some(Bytes::from(line["body"].as_str()?.to_owned()))));
+    }
+    bodies
+}
+
+/// What the stream has answered.
+#[derive(Debug, Default)]
+struct Tally {
+    confirmed: AtomicU64,
+    refused: AtomicU64,
+    unconfirmed: AtomicU64,
+}
+
 /// Gateways at work.
 pub struct Sending {
     stop: Arc<AtomicBool>,
-    confirmed: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     gateways: Vec<JoinHandle<()>>,
 }
 
 impl Sending {
     /// Messages that the stream has confirmed so far.
     pub fn confirmed(&self) -> u64 {
-        self.confirmed.load(Ordering::Relaxed)
+        self.tally.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Waits until all is sent and confirmed.
-    pub async fn finished(self) {
+    /// How often a gateway was told that the stream does not take its message.
+    pub fn refused(&self) -> u64 {
+        self.tally.refused.load(Ordering::Relaxed)
+    }
+
+    /// How often a gateway was told nothing.
+    pub fn unconfirmed(&self) -> u64 {
+        self.tally.unconfirmed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more messages are confirmed.
+    pub async fn goes_on(&self, messages: u64) {
+        let enough = self.confirmed() + messages;
+        wait_until("the gateways go on", async || (self.confirmed() >= enough).then_some(())).await;
+    }
+
+    /// Waits until all is sent and confirmed; returns how many messages that were.
+    pub async fn finished(self) -> u64 {
         for gateway in self.gateways {
             gateway.await.unwrap();
         }
+        self.tally.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Asks for no further messages, and waits until the last ones are confirmed.
-    pub async fn stop(self) {
+    /// Asks for no further messages, and waits until the last ones are confirmed; returns how many there were.
+    pub async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.finished().await;
+        self.finished().await
     }
 }
 
@@ -117,7 +168,7 @@ struct Sender {
     journal: PathBuf,
     events: Events,
     stop: Arc<AtomicBool>,
-    confirmed: Arc<AtomicU64>,
+    tally: Arc<Tally>,
 }
 
 impl Sender {
@@ -128,7 +179,8 @@ impl Sender {
                 return;
             }
             let (body, notes) = self.events.message(load.events_max);
-            let zstd = self.events.chance(100, COMPRESSED);
+            // What is kept of a message that cannot be taken apart is what came: the auditor looks for its text.
+            let zstd = self.events.chance(100, COMPRESSED) && notes != ["whole"];
             let sending = json!({"message": number, "gateway": self.gateway, "body": body, "notes": notes});
             writeln!(journal, "{sending}").unwrap();
             let bytes: Bytes =
@@ -137,11 +189,18 @@ impl Sender {
             let sequence = loop {
                 match self.publisher.publish_packed(&self.gateway, bytes.clone(), zstd).await {
                     Ok(published) => break published.sequence,
-                    Err(_) => tokio::time::sleep(RETRY).await,
+                    Err(error) => {
+                        let told = match error {
+                            PublishError::Refused(_) => &self.tally.refused,
+                            PublishError::Unconfirmed => &self.tally.unconfirmed,
+                        };
+                        told.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(RETRY).await;
+                    }
                 }
             };
             writeln!(journal, "{}", json!({"confirmed": number, "sequence": sequence})).unwrap();
-            self.confirmed.fetch_add(1, Ordering::Relaxed);
+            self.tally.confirmed.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(load.pause).await;
         }
     }

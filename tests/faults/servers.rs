@@ -65,7 +65,7 @@ pub struct OwnServer {
     which: Which,
     home: PathBuf,
     servers: Option<Servers>,
-    _volume: Option<Volume>,
+    volume: Option<Volume>,
 }
 
 impl OwnServer {
@@ -73,7 +73,7 @@ impl OwnServer {
     pub async fn start(which: Which, volume: Option<Volume>) -> Self {
         let place = volume.as_ref().map_or_else(std::env::temp_dir, |volume| volume.path().to_owned());
         let home = place.join(format!("waybill-{which:?}-{}", Uuid::new_v4().simple()).to_lowercase());
-        let mut server = Self { which, home, servers: None, _volume: volume };
+        let mut server = Self { which, home, servers: None, volume };
         server.start_again().await;
         server
     }
@@ -114,6 +114,11 @@ impl OwnServer {
     /// The folder of its data.
     pub fn home(&self) -> &Path {
         &self.home
+    }
+
+    /// What its data is on, where that is a volume of its own.
+    pub const fn volume(&self) -> Option<&Volume> {
+        self.volume.as_ref()
     }
 
     /// Ends it in order.

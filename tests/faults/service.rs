@@ -102,6 +102,20 @@ impl Service {
         wait_until("the program is ready", async || is_ready(self.http).await.filter(|ready| *ready)).await;
     }
 
+    /// Waits until `/readyz` says no and every one of `named`; returns all that it says.
+    pub async fn refuses(&self, named: &[&str]) -> String {
+        wait_until(&format!("the program is not ready and names {named:?}"), async || {
+            let answer = get(self.http, "/readyz").await?;
+            (answer.contains(" 503 ") && named.iter().all(|name| answer.contains(name))).then_some(answer)
+        })
+        .await
+    }
+
+    /// Files and connections that it has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();

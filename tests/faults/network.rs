@@ -1,0 +1,129 @@
+//! The network between the program or the gateways and NATS goes silent, resets, loses, or is cut.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::{Instant, sleep};
+
+use crate::bed::Bed;
+use crate::harness::wait_until;
+use crate::protocol::{Kind, Way};
+use crate::proxy::{End, Losing, Proxy};
+use crate::publisher::Load;
+use crate::rounds::{rounds, seed, thorough};
+
+/// How long a dead connection may go unnoticed.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+/// What the program may have open more than before, once everything is as before: connections of pools come and go.
+const FILES_MORE: usize = 12;
+
+/// F21: connections that stay open and carry nothing, while everybody goes on sending.
+#[tokio::test(flavor = "multi_thread")]
+async fn f21_silent_connections_are_noticed_and_replaced() {
+    let mut bed = Bed::new("f21").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f21")).start(&bed).await;
+    for _ in 0..rounds(5) {
+        load.goes_on(30).await;
+        let opened = |proxy: &Proxy| proxy.connections().1;
+        let (program, gateways) = (opened(&bed.nats), opened(&bed.intake));
+        let began = Instant::now();
+        bed.nats.silence();
+        bed.intake.silence();
+        let confirmed = load.confirmed();
+        wait_until("program and gateways connect anew", async || {
+            let all = opened(&bed.nats) > program && opened(&bed.intake) >= gateways + 3;
+            all.then_some(())
+        })
+        .await;
+        let noticed = began.elapsed();
+        println!("f21: noticed after {} ms", noticed.as_millis());
+        assert!(noticed <= NOTICED_WITHIN, "noticed after {noticed:?}");
+        assert!(noticed > Duration::from_secs(2) && load.confirmed() <= confirmed + 3, "they were silent");
+        load.goes_on(30).await;
+    }
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F22: connections are reset again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn f22_a_storm_of_resets_leaves_nothing_behind() {
+    let mut bed = Bed::new("f22").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let seed = seed("f22");
+    let mut random = StdRng::seed_from_u64(seed);
+    let load = Load::endless(seed).start(&bed).await;
+    load.goes_on(30).await;
+    let (files, (_, before)) = (service.open_files(), bed.nats.connections());
+    let pauses = if thorough() { 200..2_000 } else { 50..600 };
+    let storm = Duration::from_secs(if thorough() { 120 } else { 5 });
+    let (began, mut resets) = (Instant::now(), 0_u32);
+    while began.elapsed() < storm {
+        sleep(Duration::from_millis(random.random_range(pauses.clone()))).await;
+        bed.nats.end_all(End::Reset);
+        bed.intake.end_all(End::Reset);
+        resets += 1;
+    }
+    load.goes_on(30).await;
+    let (_, after) = bed.nats.connections();
+    println!("f22: {resets} resets, {} connections of the program", after - before);
+    assert!(
+        after - before >= u64::from(resets / 4),
+        "{resets} resets brought {before} to {after} connections"
+    );
+    load.stop().await;
+    bed.settled().await;
+    service.ready().await;
+    wait_until("the program has no more open than before the storm", async || {
+        (service.open_files() <= files + FILES_MORE).then_some(())
+    })
+    .await;
+    bed.audit().await.clean();
+}
+
+/// F24: the stream's confirmations vanish on their way to the gateways, which publish again.
+#[tokio::test(flavor = "multi_thread")]
+async fn f24_a_lost_confirmation_brings_a_copy_that_is_not_billed() {
+    let mut bed = Bed::new("f24").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f24")).start(&bed).await;
+    load.goes_on(30).await;
+    let wanted = u64::from(3 * rounds(20));
+    // Every other one, so that no gateway waits for ever.
+    let passed = AtomicU64::new(0);
+    let losing = bed.intake.lose(Way::ToClient, move |message| {
+        message.kind == Kind::Deliver && passed.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)
+    });
+    wait_until_lost(&losing, wanted).await;
+    let lost = losing.lost();
+    drop(losing);
+    load.goes_on(30).await;
+    let confirmed = load.stop().await;
+    bed.settled().await;
+    let (messages, _) = bed.stream_state().await.unwrap();
+    let messages = u64::try_from(messages).unwrap();
+    let copies = bed.number("SELECT sum(duplicates)::bigint FROM ingest_batches").await;
+    println!("f24: {lost} confirmations lost; {confirmed} messages were sent as {messages}, {copies} copies");
+    assert!(messages >= confirmed + lost && copies > 0, "{messages} in the stream, {confirmed} confirmed");
+    bed.audit().await.clean();
+}
+
+async fn wait_until_lost(losing: &Losing, wanted: u64) {
+    let mut lost = 0;
+    while lost < wanted {
+        lost = wait_until("another confirmation is lost", async || {
+            (losing.lost() > lost).then(|| losing.lost())
+        })
+        .await;
+    }
+}
