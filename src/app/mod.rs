@@ -156,6 +156,11 @@ impl Parts {
                 nudge.clone(),
             ));
             self.shutdown.spawn(ingest::replay::run(recorder, nudge));
+            self.shutdown.spawn(ingest::compaction::run(
+                self.database.clone(),
+                self.clock.clone(),
+                self.shutdown.clone(),
+            ));
         }
         self.shutdown.spawn(watch::sample(
             self.database.clone(),

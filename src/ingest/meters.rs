@@ -18,6 +18,11 @@ pub fn recorded(outcome: Recorded, messages: usize, events: usize, elapsed: Dura
     metrics::histogram!("waybill_record_seconds").record(elapsed);
 }
 
+/// Counts hours that were summed into days.
+pub fn compacted(rows: i64) {
+    metrics::counter!("waybill_compacted_rows_total").increment(u64::try_from(rows).unwrap_or_default());
+}
+
 /// Counts a posted slice.
 pub fn posted(rows: i64, elapsed: Duration) {
     metrics::counter!("waybill_posted_rows_total").increment(u64::try_from(rows).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Recording and posting: from the stream to the journal, from the journal to the sums.
+//! Recording and posting: from the stream to the journal, from the journal to the sums, from hours to days.
 //!
 //! Owns: the stream and its consumer, the outcome of every message, replay and repair, the repair of sums.
 //! Does not own: the meaning of a payload (`metering`), the choice of a price (`rating`), any SQL (`store`).
@@ -7,6 +7,7 @@
 
 mod batch;
 mod catalog;
+pub mod compaction;
 mod connection;
 pub mod consumer;
 mod decide;

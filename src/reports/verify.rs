@@ -37,6 +37,8 @@ pub enum Check {
     Validity,
     /// Rollups are the sum of the posted journal.
     Rollups,
+    /// Rows of days are the sum of their hours.
+    Days,
     /// Task totals are the sum of the posted journal.
     Tasks,
     /// Periods are closed in order and usage is booked into them.
@@ -71,6 +73,7 @@ impl Check {
             Self::Amounts => "amounts",
             Self::Validity => "validity",
             Self::Rollups => "rollups",
+            Self::Days => "days",
             Self::Tasks => "tasks",
             Self::Periods => "periods",
             Self::InvoiceLines => "invoice_lines",
@@ -212,6 +215,7 @@ async fn journal(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError>
 async fn sums(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError> {
     findings.add(Check::Rollups, compare::rollup_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Rollups, compare::rare_rollup_differences(tx, ROWS_PER_CHECK).await?);
+    findings.add(Check::Days, compare::day_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Tasks, compare::task_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Tasks, compare::rare_task_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Tasks, compare::outcome_differences(tx, ROWS_PER_CHECK).await?);

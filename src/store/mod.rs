@@ -10,6 +10,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod catalog;
+pub mod compaction;
 pub mod completeness;
 pub mod customers;
 pub mod evidence;

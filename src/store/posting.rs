@@ -170,7 +170,7 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
          GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
          ORDER BY 1, 2, 4, 5, 6, 7, 8, 9, 3
          ON CONFLICT (customer_id, booked_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
-                      service_period)
+                      whole_day, service_period)
          DO UPDATE SET events = r.events + EXCLUDED.events, input = r.input + EXCLUDED.input,
              cache_read = r.cache_read + EXCLUDED.cache_read,
              cache_write_5m = r.cache_write_5m + EXCLUDED.cache_write_5m,

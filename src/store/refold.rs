@@ -44,6 +44,12 @@ pub async fn final_differences(
                   format('rollup %s', COALESCE(d.actual::text, 'none')) AS "actual!"
            FROM differing_rollups d JOIN closed c ON c.customer_id = d.customer_id AND c.period = d.booked_period
            UNION ALL
+           SELECT format('customer %s, booked to %s, day %s, sell price %s', d.customer_id, d.booked_period, d.hour,
+                         d.sell_price_id),
+                  format('hours %s', COALESCE(d.expected::text, 'none')),
+                  format('day %s', COALESCE(d.actual::text, 'none'))
+           FROM differing_days d JOIN closed c ON c.customer_id = d.customer_id AND c.period = d.booked_period
+           UNION ALL
            SELECT format('customer %s, task %s: outcome', d.customer_id, d.task_id),
                   format('journal %s, booked to %s', COALESCE(d.expected ->> 'outcome', 'none'),
                          COALESCE(d.expected ->> 'outcome_period', 'no period')),
@@ -81,19 +87,31 @@ pub async fn replace(connection: &mut PgConnection) -> Result<Replaced, StoreErr
     })
 }
 
-/// First the rows that differ go, then those that are missing come: what is removed for good is counted in the first step,
-/// what comes in the second.
+/// First the rows that differ go, then those that are missing come, by the hour; compaction sums them again.
 async fn replace_rollups(connection: &mut PgConnection) -> Result<u64, StoreError> {
-    let differing = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM differing_rollups"#)
-        .fetch_one(&mut *connection)
-        .await?;
+    let differing = sqlx::query_scalar!(
+        r#"SELECT (SELECT count(*) FROM differing_rollups) + (SELECT count(*) FROM differing_days) AS "count!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     if differing == 0 {
         return Ok(0);
     }
     sqlx::query!(
         "DELETE FROM usage_rollups r USING differing_rollups d
-         WHERE (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id, r.sell_price_id, r.project,
+         WHERE NOT r.whole_day
+           AND (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id, r.sell_price_id, r.project,
                 r.task_type, r.kind)
+             = (d.customer_id, d.booked_period, d.service_period, d.hour, d.cost_price_id, d.sell_price_id, d.project,
+                d.task_type, d.kind)"
+    )
+    .execute(&mut *connection)
+    .await?;
+    // What still differs is in the kept hours.
+    sqlx::query!(
+        "DELETE FROM usage_hours h USING differing_rollups d
+         WHERE (h.customer_id, h.booked_period, h.service_period, h.hour, h.cost_price_id, h.sell_price_id, h.project,
+                h.task_type, h.kind)
              = (d.customer_id, d.booked_period, d.service_period, d.hour, d.cost_price_id, d.sell_price_id, d.project,
                 d.task_type, d.kind)"
     )
@@ -103,19 +121,47 @@ async fn replace_rollups(connection: &mut PgConnection) -> Result<u64, StoreErro
         "INSERT INTO usage_rollups (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id,
              project, task_type, kind, events, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning,
              rare, cost, charge)
-         SELECT f.customer_id, f.booked_period, f.service_period, f.hour, f.cost_price_id, f.sell_price_id, f.project,
-                f.task_type, f.kind, f.events, f.input, f.cache_read, f.cache_write_5m, f.cache_write_1h, f.output,
-                f.reasoning, f.rare, f.cost, f.charge
+         SELECT customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
+                f.events, f.input, f.cache_read, f.cache_write_5m, f.cache_write_1h, f.output, f.reasoning, f.rare,
+                f.cost, f.charge
          FROM refolded_rollups f
-         WHERE NOT EXISTS (SELECT FROM usage_rollups r
-                           WHERE (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id,
-                                  r.sell_price_id, r.project, r.task_type, r.kind)
-                               = (f.customer_id, f.booked_period, f.service_period, f.hour, f.cost_price_id,
-                                  f.sell_price_id, f.project, f.task_type, f.kind))"
+         JOIN differing_rollups d USING (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id,
+                                         project, task_type, kind)
+         WHERE d.actual IS NULL"
+    )
+    .execute(&mut *connection)
+    .await?;
+    replace_days(connection).await?;
+    Ok(differing.unsigned_abs())
+}
+
+/// Makes the rows of days the sums of their hours again.
+async fn replace_days(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM usage_rollups r USING differing_days d
+         WHERE r.whole_day
+           AND (r.customer_id, r.booked_period, r.service_period, r.hour, r.cost_price_id, r.sell_price_id, r.project,
+                r.task_type, r.kind)
+             = (d.customer_id, d.booked_period, d.service_period, d.hour, d.cost_price_id, d.sell_price_id, d.project,
+                d.task_type, d.kind)"
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO usage_rollups (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id,
+             project, task_type, kind, whole_day, events, input, cache_read, cache_write_5m, cache_write_1h, output,
+             reasoning, rare, cost, charge)
+         SELECT customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id, project, task_type, kind,
+                true, s.events, s.input, s.cache_read, s.cache_write_5m, s.cache_write_1h, s.output, s.reasoning, s.rare,
+                s.cost, s.charge
+         FROM summed_days s
+         JOIN differing_days d USING (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id,
+                                      project, task_type, kind)
+         WHERE d.actual IS NULL"
     )
     .execute(connection)
     .await?;
-    Ok(differing.unsigned_abs())
+    Ok(())
 }
 
 async fn replace_tasks(connection: &mut PgConnection) -> Result<u64, StoreError> {

@@ -21,12 +21,13 @@ pub async fn hours_of_usage(
     booked_period: DateTime<Utc>,
 ) -> Result<Vec<HourOfUsage>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT p.start_at, p.end_at, r.hour, r.sell_price_id AS "price: PriceId", r.task_type,
+        r#"SELECT p.start_at, p.end_at, r.hour AS "hour!", r.sell_price_id AS "price!: PriceId",
+                  r.task_type AS "task_type!",
                   sum(r.input)::bigint AS "input!", sum(r.cache_read)::bigint AS "cache_read!",
                   sum(r.cache_write_5m)::bigint AS "cache_write_5m!", sum(r.cache_write_1h)::bigint AS "cache_write_1h!",
                   sum(r.output)::bigint AS "output!", sum(r.reasoning)::bigint AS "reasoning!",
                   rare_units(rare_sum(r.rare)) AS "rare: Rare"
-           FROM usage_rollups r
+           FROM usage_by_hour r
            JOIN billing_periods p ON p.customer_id = r.customer_id AND p.start_at = r.service_period
            WHERE r.customer_id = $1 AND r.booked_period = $2
            GROUP BY 1, 2, 3, 4, 5

@@ -9,6 +9,7 @@
 
 mod architecture;
 mod bad_inputs;
+mod compaction;
 mod forward;
 mod forward_bed;
 mod harness;

@@ -10,7 +10,7 @@ use crate::domain::settlement::HourOfUsage;
 use crate::store::StoreError;
 use crate::store::quantities::{Rare, quantities_of};
 
-/// The rollups booked to a period, as they are.
+/// The usage booked to a period by the hour, as it is.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -20,11 +20,12 @@ pub async fn booked_usage(
     booked_period: DateTime<Utc>,
 ) -> Result<Vec<HourOfUsage>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT r.service_period, p.end_at, r.hour, r.sell_price_id AS "price: PriceId", r.task_type,
+        r#"SELECT r.service_period AS "service_period!", p.end_at, r.hour AS "hour!",
+                  r.sell_price_id AS "price!: PriceId", r.task_type AS "task_type!",
                   r.input::bigint AS "input!", r.cache_read::bigint AS "cache_read!",
                   r.cache_write_5m::bigint AS "cache_write_5m!", r.cache_write_1h::bigint AS "cache_write_1h!",
                   r.output::bigint AS "output!", r.reasoning::bigint AS "reasoning!", rare_units(r.rare) AS "rare: Rare"
-           FROM usage_rollups r
+           FROM usage_by_hour r
            JOIN billing_periods p ON p.customer_id = r.customer_id AND p.start_at = r.service_period
            WHERE r.customer_id = $1 AND r.booked_period = $2"#,
         customer.0,

@@ -22,7 +22,8 @@ pub use journal::{
     rejection_differences, restatement_differences, validity_differences,
 };
 pub use rebuild::{
-    refolded_differences, refolded_reason_differences, refolded_rollup_differences, refolded_task_differences,
+    day_differences, refolded_differences, refolded_reason_differences, refolded_rollup_differences,
+    refolded_task_differences,
 };
 pub use sums::{
     outcome_differences, rare_rollup_differences, rare_task_differences, rollup_differences, task_differences,

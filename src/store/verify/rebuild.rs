@@ -29,6 +29,30 @@ pub async fn refolded_rollup_differences(
     Ok(rows)
 }
 
+/// Rows of days that are not the sum of the hours kept beside them.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn day_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"SELECT format('customer %s, booked to %s, %s of %s, day %s, cost price %s, sell price %s, project %L, task type %L',
+                         customer_id, booked_period, kind, service_period, hour, cost_price_id, sell_price_id, project,
+                         task_type) AS "subject!",
+                  format('hours %s', COALESCE(expected::text, 'none')) AS "expected!",
+                  format('day %s', COALESCE(actual::text, 'none')) AS "actual!"
+           FROM differing_days
+           ORDER BY customer_id, booked_period, hour, cost_price_id, sell_price_id, project, task_type, kind LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
 /// Tasks that are not what the posted journal gives: every column.
 ///
 /// # Errors
@@ -82,6 +106,7 @@ pub async fn refolded_differences(
     limit: i64,
 ) -> Result<Vec<Difference>, StoreError> {
     let mut all = refolded_rollup_differences(connection, limit).await?;
+    all.extend(day_differences(connection, limit).await?);
     all.extend(refolded_task_differences(connection, limit).await?);
     all.extend(refolded_reason_differences(connection, limit).await?);
     Ok(all)
