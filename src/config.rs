@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use clap::Args;
 
 use crate::domain::access::Role;
@@ -305,6 +305,32 @@ pub struct VerifyArgs {
     /// Posting waits meanwhile, recording goes on
     #[arg(long, requires = "rebuild")]
     pub apply: bool,
+}
+
+/// Months of the journal to be dropped.
+#[derive(Debug, Clone, Args)]
+pub struct DropArgs {
+    /// The database; its role must own the tables.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Months before this one, as 2026-08: the calendar months in which usage was recorded
+    #[arg(long, value_parser = month)]
+    pub before: NaiveDate,
+    /// Drop estimates that were never corrected too: they stand for good
+    #[arg(long)]
+    pub estimates_stand: bool,
+    /// Drop them; without it only what would become of them is shown
+    #[arg(long)]
+    pub apply: bool,
+}
+
+/// The first day of a month written like 2026-08.
+fn month(text: &str) -> Result<NaiveDate, String> {
+    let shown = || "write the month like 2026-08".to_owned();
+    if text.len() != "2026-08".len() {
+        return Err(shown());
+    }
+    format!("{text}-01").parse().map_err(|_| shown())
 }
 
 /// Periods to be closed.

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use waybill::app::{self, commands};
 use waybill::config::{
-    CloseArgs, DatabaseArgs, DevArgs, ForwardArgs, KeyArgs, ListInvoicesArgs, NatsArgs, PriceCheckArgs,
-    PriceFileArgs, PriceImportArgs, PriceListArgs, RerateArgs, RevokeArgs, ServeArgs, SimulateArgs,
-    VerifyArgs,
+    CloseArgs, DatabaseArgs, DevArgs, DropArgs, ForwardArgs, KeyArgs, ListInvoicesArgs, NatsArgs,
+    PriceCheckArgs, PriceFileArgs, PriceImportArgs, PriceListArgs, RerateArgs, RevokeArgs, ServeArgs,
+    SimulateArgs, VerifyArgs,
 };
 use waybill::{dev, http, telemetry};
 
@@ -57,6 +57,9 @@ enum Command {
     /// Close billing periods, list invoices
     #[command(subcommand)]
     Invoices(Invoices),
+    /// List the months of the journal, archive and drop old ones
+    #[command(subcommand)]
+    Partitions(Partitions),
     /// Make and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
@@ -97,6 +100,14 @@ enum Invoices {
 }
 
 #[derive(Debug, Subcommand)]
+enum Partitions {
+    /// List the months of the journal with their sizes, and what keeps each from being dropped
+    List(DatabaseArgs),
+    /// Show which months would be dropped; `--apply` keeps their sums and drops their raw events, for good
+    Drop(DropArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum Keys {
     /// Make a key and print its token, once
     Create(KeyArgs),
@@ -132,6 +143,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Simulate(args) => commands::simulate(&args).await?,
         Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,
         Command::Invoices(Invoices::List(args)) => commands::list_invoices(&args).await?,
+        Command::Partitions(Partitions::List(args)) => app::partitions::list(&args).await?,
+        Command::Partitions(Partitions::Drop(args)) => return app::partitions::drop_before(&args).await,
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
         Command::Prices(Prices::Import(args)) => app::prices::import(&args).await?,
         Command::Prices(Prices::List(args)) => app::price_lists::list(&args).await?,

@@ -8,6 +8,7 @@
 pub mod commands;
 pub mod dev;
 pub mod forward;
+pub mod partitions;
 pub mod price_lists;
 pub mod prices;
 mod watch;

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use crate::domain::ids::BookId;
 use crate::rating::{PriceBook, SellBooks};
 use crate::store::rating_data::{CustomerEntry, GatewayEntry};
-use crate::store::{Database, Scope, catalog, prices, rating_data};
+use crate::store::{Database, Scope, catalog, partitions, prices, rating_data};
 
 use super::IngestError;
 
@@ -16,6 +16,8 @@ use super::IngestError;
 pub struct Catalog {
     /// The version it was read at.
     pub version: i64,
+    /// Booking dates before this are archived.
+    pub archived_through: Option<NaiveDate>,
     gateways: HashMap<String, GatewayEntry>,
     customers: HashMap<String, CustomerEntry>,
     books: HashMap<BookId, PriceBook>,
@@ -38,6 +40,7 @@ impl Catalog {
     pub async fn load(database: &Database) -> Result<Self, IngestError> {
         let mut tx = database.read(Scope::Everything).await?;
         let version = catalog::version(&mut tx).await?;
+        let archived_through = partitions::archived_through(&mut tx).await?;
         let gateways = rating_data::gateways(&mut tx).await?;
         let customers = rating_data::customers(&mut tx).await?;
         let mut books = HashMap::new();
@@ -46,6 +49,7 @@ impl Catalog {
         }
         Ok(Self {
             version,
+            archived_through,
             gateways: gateways.into_iter().map(|gateway| (gateway.name.clone(), gateway)).collect(),
             customers: customers
                 .into_iter()

@@ -223,6 +223,7 @@ fn candidate(
     })?;
     let window = if message.window_waived { Some(DateTime::<Utc>::MIN_UTC) } else { gateway.backfill_from };
     metering::admit(&event, &gateway.name, window, message.received_at)?;
+    metering::admit_unarchived(&event, catalog.archived_through)?;
     let customer = catalog.customer(&event.customer).ok_or_else(|| {
         refuse(
             Reason::UnknownCustomer,

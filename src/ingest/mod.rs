@@ -1,6 +1,6 @@
 //! Recording and posting: from the stream to the journal, from the journal to the sums, from hours to days.
 //!
-//! Owns: the stream and its consumer, the outcome of every message, replay and repair, the repair of sums.
+//! Owns: the stream and its consumer, the outcome of every message, replay and repair, the repair of sums, dropping old months.
 //! Does not own: the meaning of a payload (`metering`), the choice of a price (`rating`), any SQL (`store`).
 //! Invariants: ack follows commit; every event ends as recorded, duplicate or rejected, or its message is delivered
 //! again; the database decides, the stream's own deduplication never does.
@@ -13,6 +13,7 @@ pub mod consumer;
 mod decide;
 mod error;
 mod meters;
+pub mod partitions;
 pub mod posting;
 mod publisher;
 mod record;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use chrono::{Days, NaiveDate};
+use chrono::NaiveDate;
 use sqlx::PgConnection;
 
 use super::IngestError;
@@ -16,9 +16,6 @@ use crate::shutdown::Shutdown;
 use crate::store::journal::{self, BatchRow, JournalEvent, Origin, Recorded};
 use crate::store::{Database, StoreError, commit, replay};
 
-/// How far back the look-up of identities goes: longer than the acceptance window of 35 days plus the life of a
-/// message in the stream, so that no copy that is still acceptable can lie before it.
-const DEDUP_HORIZON_DAYS: u64 = 62;
 /// First pause before a transaction is tried again; doubles up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a transaction is tried again.
@@ -192,8 +189,7 @@ impl Recorder {
             // Another process replays the same rejections.
             return Ok(Attempt::Done(Recorded::default()));
         }
-        let horizon =
-            opening.booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN);
+        let horizon = journal::dedup_horizon(opening.booked_on);
         let sorted = batch.sort_out(&mut tx, origin, horizon).await?;
         self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
         commit(tx).await?;

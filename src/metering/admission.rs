@@ -1,6 +1,6 @@
 //! Whether a well-formed event may be recorded now, from this gateway.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 
 use super::reason::{Reason, Rejected};
 use crate::domain::event::UsageEvent;
@@ -46,6 +46,27 @@ pub fn admit(
     Ok(())
 }
 
+/// Checks that an event cannot have been recorded in a month whose raw events are archived: whether it is a copy could not be
+/// told any more. Booking dates before `archived_through` are.
+///
+/// # Errors
+/// [`Rejected`] with `too_old`, however wide the window is.
+pub fn admit_unarchived(event: &UsageEvent, archived_through: Option<NaiveDate>) -> Result<(), Rejected> {
+    let Some(kept_from) = archived_through else { return Ok(()) };
+    // An event may be ahead of the date it is booked on.
+    let ahead = TimeDelta::minutes(FUTURE_WINDOW_MINUTES);
+    let earliest = kept_from.and_time(NaiveTime::MIN).and_utc().checked_add_signed(ahead);
+    if earliest.is_some_and(|earliest| event.occurred_at < earliest) {
+        return Err(Rejected::new(
+            Reason::TooOld,
+            format_args!(
+                "`time` is before {kept_from}, and raw events of that time are archived: whether it was recorded then cannot be told any more"
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// Checks that a source is the gateway's name, alone or followed by `/` and a path of its own.
 ///
 /// # Errors
@@ -82,6 +103,29 @@ mod tests {
         assert_eq!(verdict("gw-1/pod-3", "gw-1", None, now), Ok(()));
         for source in ["gw-2", "gw-11", "gw", "GW-1", "gw-1-b/pod", "pod/gw-1"] {
             assert_eq!(verdict(source, "gw-1", None, now), Err(Reason::NotAllowed), "{source}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_recorded_in_an_archived_month_is_too_old() {
+        let event = parse_event(EVENT.replace("SOURCE", "gw").as_bytes()).unwrap();
+        let verdict = |kept_from: Option<&str>| {
+            admit_unarchived(&event, kept_from.map(|day| day.parse().unwrap()))
+                .map_err(|rejected| rejected.reason)
+        };
+        assert_eq!(verdict(None), Ok(()));
+        assert_eq!(verdict(Some("2026-11-23")), Ok(()));
+        assert_eq!(verdict(Some("2026-11-24")), Err(Reason::TooOld));
+        let just_after = EVENT.replace("SOURCE", "gw").replace("10:00:00Z", "00:05:00Z");
+        let just_before = just_after.replace("00:05:00Z", "00:04:59.999999Z");
+        for (text, expected) in [(just_after, Ok(())), (just_before, Err(Reason::TooOld))] {
+            let event = parse_event(text.as_bytes()).unwrap();
+            let archived = "2026-11-23".parse().ok();
+            assert_eq!(
+                admit_unarchived(&event, archived).map_err(|rejected| rejected.reason),
+                expected,
+                "{text}"
+            );
         }
     }
 

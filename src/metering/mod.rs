@@ -31,7 +31,7 @@ mod redact;
 mod tests;
 mod values;
 
-pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit, admit_source};
+pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit, admit_source, admit_unarchived};
 pub use event::{
     Outline, PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_outline, parse_usage,
 };

@@ -21,7 +21,7 @@ const INVOICE_PAGE: i64 = 200;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
-    /// A batch's events are recorded, duplicate or rejected, and the journal holds what it recorded.
+    /// A batch's events are recorded, duplicate or rejected, and the journal holds, or the archive held, what it recorded.
     Batches,
     /// Every rejected event is kept.
     Rejections,
@@ -193,6 +193,7 @@ async fn prove(
 
 async fn journal(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError> {
     findings.add(Check::Batches, compare::batch_differences(tx, ROWS_PER_CHECK).await?);
+    findings.add(Check::Batches, compare::archive_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Rejections, compare::rejection_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Bookings, compare::booking_differences(tx, ROWS_PER_CHECK).await?);
     let covered = invoices::sequences_covered(tx, false).await?;

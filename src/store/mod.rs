@@ -20,6 +20,7 @@ pub mod idempotency;
 pub mod invoices;
 pub mod journal;
 pub mod numeric;
+pub mod partitions;
 pub mod period_prices;
 pub mod periods;
 mod pools;

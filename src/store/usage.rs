@@ -92,24 +92,7 @@ pub async fn sums(
 ) -> Result<Vec<UsageSums>, StoreError> {
     // Dimensions that are not asked for are one constant, so that every group key is a plain equality.
     let rows = sqlx::query!(
-        r#"WITH rows AS (
-               -- Days that lie inside as a whole, and the hours that are not summed into one.
-               SELECT r.customer_id, r.hour, r.cost_price_id, r.sell_price_id, r.project, r.task_type, r.events, r.input,
-                      r.cache_read, r.cache_write_5m, r.cache_write_1h, r.output, r.reasoning, r.rare, r.cost, r.charge
-               FROM usage_rollups r
-               JOIN customers c ON c.id = r.customer_id
-               WHERE ($1::bigint IS NULL OR r.customer_id = $1) AND r.whole_day IN (false, true)
-                 AND r.hour >= $2 AND r.hour < $3 AND (NOT r.whole_day OR local_day_end(r.hour, c.time_zone) <= $3)
-               UNION ALL
-               -- Of days that do not, their hours that do; no day has more than two days.
-               SELECT h.customer_id, h.hour, h.cost_price_id, h.sell_price_id, h.project, h.task_type, h.events, h.input,
-                      h.cache_read, h.cache_write_5m, h.cache_write_1h, h.output, h.reasoning, h.rare, h.cost, h.charge
-               FROM usage_hours h
-               JOIN customers c ON c.id = h.customer_id
-               WHERE ($1::bigint IS NULL OR h.customer_id = $1) AND h.hour >= $2 AND h.hour < $3
-                 AND (h.hour < $2 + interval '2 days' OR h.hour >= $3 - interval '2 days')
-                 AND (h.day < $2 OR local_day_end(h.day, c.time_zone) > $3)
-           ), picked AS (
+        r#"WITH picked AS (
                SELECT CASE WHEN $8 THEN c.external_id ELSE '' END AS customer,
                       CASE WHEN $9 THEN (r.hour AT TIME ZONE c.time_zone)::date ELSE DATE 'epoch' END AS day,
                       CASE WHEN $10 THEN s.provider ELSE '' END AS provider,
@@ -121,7 +104,7 @@ pub async fn sums(
                       COALESCE(cb.currency, '') AS cost_currency, sb.currency,
                       r.events, r.input, r.cache_read, r.cache_write_5m, r.cache_write_1h, r.output, r.reasoning,
                       r.rare, r.cost, r.charge
-               FROM rows r
+               FROM usage_within($1, $2, $3) r
                JOIN customers c ON c.id = r.customer_id
                JOIN prices s ON s.id = r.sell_price_id
                JOIN price_books sb ON sb.id = s.book_id

@@ -148,17 +148,23 @@ impl Ledger {
 
     /// Records rows as one batch, not posted.
     pub async fn record(&mut self, rows: &[Row]) {
+        self.record_on(NaiveDate::from_ymd_opt(2026, 11, 23).expect("a date"), rows).await;
+    }
+
+    /// As [`Self::record`], on a booking date whose partition exists.
+    pub async fn record_on(&mut self, booked_on: NaiveDate, rows: &[Row]) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let count = i32::try_from(rows.len()).expect("few rows");
         let mut tx = self.pool.begin().await.expect("a transaction");
         let batch: i64 = sqlx::query_scalar(
             "INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
-             VALUES ('stream', $1, int8multirange(int8range($2, $2, '[]')), 1, $3, $3, 0, 0, $3, '2026-11-23') RETURNING id",
+             VALUES ('stream', $1, int8multirange(int8range($2, $2, '[]')), 1, $3, $3, 0, 0, $3, $4) RETURNING id",
         )
         .bind(INCARNATION)
         .bind(sequence)
         .bind(count)
+        .bind(booked_on)
         .fetch_one(&mut *tx)
         .await
         .expect("a batch");
@@ -178,7 +184,7 @@ impl Ledger {
                            UNION ALL SELECT CASE key WHEN 'output_audio' THEN 'output' ELSE key END, value::numeric
                            FROM jsonb_each_text(COALESCE($17::jsonb, '{}'))) u JOIN price_rates r USING (class)) amounts",
             )
-            .bind(NaiveDate::from_ymd_opt(2026, 11, 23))
+            .bind(booked_on)
             .bind(Uuid::new_v4())
             .bind(batch)
             .bind(sequence)

@@ -26,6 +26,7 @@ mod ledger;
 mod markups;
 mod nats_attacks;
 mod overrides;
+mod partitions;
 mod period_prices;
 mod price_commands;
 mod prices;

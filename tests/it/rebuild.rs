@@ -164,7 +164,8 @@ async fn posters_that_are_cut_off_leave_what_the_journal_gives() {
         ledger.customer("acme", "Europe/Berlin").await,
         ledger.customer("other", "Australia/Lord_Howe").await,
     );
-    for batch in 0..60 {
+    let outcomes = ["success", "failure", "abandoned"].into_iter().cycle();
+    for (batch, outcome) in (0..60).zip(outcomes) {
         let minute = |add: i32| {
             format!(
                 "2026-10-{:02}T{:02}:{:02}:00Z",
@@ -178,13 +179,7 @@ async fn posters_that_are_cut_off_leave_what_the_journal_gives() {
                 call(acme, &minute(0), &format!("a{batch}"), i64::from(batch) + 1, 3),
                 Row { rare: Some(json!({"web_search": 1})), ..task_call(acme, &minute(1), "t", "refund", 5) },
                 task_call(other, &minute(2), "t", "refund", 11),
-                ended(
-                    other,
-                    &minute(3),
-                    "t",
-                    "refund",
-                    ["success", "failure", "abandoned"][batch as usize % 3],
-                ),
+                ended(other, &minute(3), "t", "refund", outcome),
             ])
             .await;
     }

@@ -21,13 +21,14 @@ use crate::domain::money::{Amount, Currency};
 use crate::domain::price::PriceConditions;
 use crate::http::AppState;
 use crate::http::auth::{Read, Reader};
-use crate::http::problem::Problem;
+use crate::http::problem::{NOT_FOUND, Problem};
 use crate::http::request::Path;
 use crate::metering;
 use crate::reports::{
     self, Considered, Correction, ExplainedPart, Explanation, Override, OverrideOutcome, Side,
 };
 use crate::store::evidence::{EventRow, Received};
+use crate::store::partitions;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -499,6 +500,16 @@ async fn get_event(
     let identity = EventIdentity { source, id };
     let sees_cost = caller.sees_cost();
     let explanation = reports::explain(&mut tx, &identity, sees_cost).await?;
-    let explanation = explanation.ok_or_else(|| Problem::not_found("event"))?;
+    let Some(explanation) = explanation else {
+        return Err(match partitions::archived_through(&mut tx).await? {
+            None => Problem::not_found("event"),
+            Some(kept_from) => Problem::new(
+                &NOT_FOUND,
+                format!(
+                    "There is no such event, or it was recorded before {kept_from} and its raw form is archived."
+                ),
+            ),
+        });
+    };
     Ok(Json(EventView::new(identity, explanation, sees_cost)))
 }

@@ -16,8 +16,8 @@ use crate::http::problem::{ALREADY_EXISTS, Problem};
 use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::Write;
-use crate::store::catalog;
 use crate::store::gateways::{self, GatewayRow, HoleRow};
+use crate::store::{catalog, partitions};
 
 /// Most holes that are shown of a gateway in the list.
 const HOLES_IN_LIST: i64 = 20;
@@ -141,7 +141,8 @@ struct NewGateway {
     responses((status = 201, description = "Created", body = GatewayView)))]
 async fn create_gateway(Write { mut work, body, .. }: Write<Admin, NewGateway>) -> Result<Response, Problem> {
     let NewGateway { name, backfill_from } = body;
-    check_backfill(backfill_from, work.now)?;
+    let now = work.now;
+    check_backfill(work.db(), backfill_from, now).await?;
     let row = gateways::create(work.db(), &name, backfill_from).await.map_err(|error| {
         match error.constraint() {
             Some("gateways_name_key") => {
@@ -169,7 +170,8 @@ struct GatewayChange {
 
 /// Update a gateway
 ///
-/// Its acceptance window. Duplicates are found over the whole window, however wide.
+/// Its acceptance window. Duplicates are found over the whole window, however wide; so it begins in a month whose raw events
+/// are not archived.
 #[utoipa::path(patch, path = "/v1/gateways/{name}", operation_id = "update_gateway", tag = "gateways",
     params(("name" = String, Path, description = "Its name", example = "gw-eu-1")),
     request_body = GatewayChange,
@@ -179,7 +181,8 @@ async fn update_gateway(
     Write { mut work, body, .. }: Write<Admin, GatewayChange>,
 ) -> Result<Response, Problem> {
     let GatewayChange { backfill_from } = body;
-    check_backfill(backfill_from, work.now)?;
+    let now = work.now;
+    check_backfill(work.db(), backfill_from, now).await?;
     if !gateways::set_backfill(work.db(), &name, backfill_from).await? {
         return Err(unknown());
     }
@@ -195,11 +198,24 @@ async fn view(db: &mut sqlx::PgConnection, name: &str) -> Result<GatewayView, Pr
     Ok(GatewayView::new(row, &holes))
 }
 
-fn check_backfill(from: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<(), Problem> {
-    if from.is_some_and(|from| from > now) {
+async fn check_backfill(
+    db: &mut sqlx::PgConnection,
+    from: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<(), Problem> {
+    let Some(from) = from else { return Ok(()) };
+    if from > now {
         return Err(Problem::invalid("backfill_from", "must be in the past"));
     }
-    Ok(())
+    match partitions::archived_through(db).await? {
+        Some(kept_from) if from.date_naive() < kept_from => Err(Problem::invalid(
+            "backfill_from",
+            format!(
+                "must be {kept_from} or later: raw events of the time before are archived, so copies could not be told"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn unknown() -> Problem {

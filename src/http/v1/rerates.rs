@@ -185,6 +185,7 @@ impl From<RerateError> for Problem {
             RerateError::Store(error) => error.into(),
             RerateError::Calendar(error) => Self::invalid("from", error.to_string()),
             RerateError::Interval => Self::invalid("to", "after `from`"),
+            RerateError::Archived(_) => Self::invalid("from", error.to_string()),
             RerateError::Reason => {
                 Self::invalid("reason", format!("1 to {REASON_CHARS_MAX} printable characters"))
             }

@@ -20,6 +20,7 @@ use crate::http::problem::Problem;
 use crate::http::request::{Path, Query};
 use crate::http::table::Cells;
 use crate::reports::Figures;
+use crate::store::partitions;
 use crate::store::tasks::{self, Call, CallPosition, Currencies, Task, TaskFilter};
 
 /// Calls shown with a task; `/v1/tasks/{id}/calls` has them all.
@@ -189,6 +190,8 @@ struct TaskWithCallsView {
     steps: Vec<CallView>,
     /// Whether `/v1/tasks/{id}/calls` has more.
     has_more_steps: bool,
+    /// Whether it has calls in months whose raw events are archived: they are in its totals and not among its steps.
+    has_archived_steps: bool,
     /// Everything recorded up to then is in it.
     as_of: DateTime<Utc>,
 }
@@ -283,6 +286,8 @@ async fn get_task(
     let task = tasks::get(&mut tx, customer, &id).await?.ok_or_else(unknown)?;
     let as_of = crate::store::periods::posted_through(&mut tx, state.clock.now()).await?;
     let tree = tasks::tree_totals(&mut tx, customer, &id).await?;
+    let kept_from = partitions::archived_through(&mut tx).await?;
+    let has_archived_steps = kept_from.is_some_and(|kept_from| task.extent.first_booked_on < kept_from);
     let currencies = tasks::currencies(&mut tx, customer).await?;
     let mut calls = tasks::calls(&mut tx, customer, &task, None, CALLS_FETCHED).await?;
     let has_more_steps = calls.len() > CALLS_SHOWN;
@@ -300,7 +305,8 @@ async fn get_task(
         })
         .collect();
     let own = money(task.cost, task.charge, currencies, &caller);
-    Ok(Json(TaskWithCallsView { task: TaskView::new(task, own), nested, steps, has_more_steps, as_of }))
+    let task = TaskView::new(task, own);
+    Ok(Json(TaskWithCallsView { task, nested, steps, has_more_steps, has_archived_steps, as_of }))
 }
 
 /// List calls of a task

@@ -8,7 +8,7 @@
 mod catalog;
 mod sums;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -18,7 +18,7 @@ use crate::domain::period::CalendarError;
 use crate::rating::{self, BookError};
 use crate::store::journal::{self, BatchRow, Opening, Origin, Recorded};
 use crate::store::rerate::{self as store, Chunk, Filter, ROWS_PER_RESTATEMENT, Restatement};
-use crate::store::{Database, StoreError, audit, commit};
+use crate::store::{Database, StoreError, audit, commit, partitions};
 
 use catalog::Catalog;
 use sums::Sums;
@@ -68,6 +68,11 @@ pub enum RerateError {
     /// A reason that does not fit on an invoice.
     #[error("`reason` must be 1 to {REASON_CHARS_MAX} printable characters")]
     Reason,
+    /// Raw events that are archived.
+    #[error(
+        "raw events of the time before {0} are archived and can no longer be re-rated; let `from` be {0} or later"
+    )]
+    Archived(NaiveDate),
     /// Too much for one transaction.
     #[error(
         "more than {PARTS_MAX} usage parts differ; narrow the interval, or use the command `waybill rerate`"
@@ -169,7 +174,14 @@ impl Pass {
         })
     }
 
-    async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<Chunk>, StoreError> {
+    async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<Chunk>, RerateError> {
+        // Asked every time: a month may be dropped in between.
+        // What was recorded on the day before may have happened on the first day that is kept.
+        let kept_from =
+            partitions::archived_through(connection).await?.and_then(|kept_from| kept_from.succ_opt());
+        if let Some(from) = kept_from.filter(|kept_from| self.filter.from.date_naive() < *kept_from) {
+            return Err(RerateError::Archived(from));
+        }
         let chunk =
             store::next_chunk(connection, self.filter.from, self.after, self.through, CHUNK_ROWS_MAX).await?;
         if let Some(chunk) = &chunk {

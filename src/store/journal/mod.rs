@@ -19,7 +19,7 @@ pub use record::{
 };
 pub use row::{JournalEvent, JournalPart};
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -29,6 +29,15 @@ use crate::domain::ids::CustomerId;
 
 /// Advisory lock of the booking date: shared by writers, exclusive for the switch.
 pub const JOURNAL_LOCK: i64 = 0x77_61_79_01;
+
+/// How far back the look-up of identities goes: longer than the acceptance window of 35 days plus the life of a message in
+/// the stream, so that no copy that is still acceptable can lie before it.
+const DEDUP_HORIZON_DAYS: u64 = 62;
+
+/// The first booking date that the look-up of identities covers. What was booked before it may be archived.
+pub fn dedup_horizon(booked_on: NaiveDate) -> NaiveDate {
+    booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN)
+}
 
 /// What a recording transaction needs to know first.
 #[derive(Debug, Clone, Copy)]

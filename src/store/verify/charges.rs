@@ -92,7 +92,9 @@ pub async fn charge_differences(
         r#"WITH checked AS (
                SELECT c.customer_id, c.task_id, c.number,
                       EXISTS (SELECT FROM usage_events e WHERE e.kind = 'outcome' AND e.customer_id = c.customer_id
-                              AND e.task_id = c.task_id AND e.occurred_at = c.ended_at AND e.outcome = c.outcome) AS ended,
+                              AND e.task_id = c.task_id AND e.occurred_at = c.ended_at AND e.outcome = c.outcome)
+                      OR EXISTS (SELECT FROM archived_outcomes o WHERE o.customer_id = c.customer_id
+                                 AND o.task_id = c.task_id AND o.ended_at = c.ended_at AND o.outcome = c.outcome) AS ended,
                       c.amount = p.amount
                           AND (c.quantity < 0 OR p.outcome IS NULL OR p.outcome = c.outcome)
                           AND (c.quantity < 0 OR (p.valid_from <= c.ended_at

@@ -37,9 +37,40 @@ pub async fn batch_differences(
            FROM ingest_batches b
            FULL JOIN journal j ON j.batch_id = b.id
            WHERE b.id IS NULL OR b.events <> b.recorded + b.duplicates + b.rejected
-              OR b.rows <> COALESCE(j.rows, 0) OR b.recorded <> COALESCE(j.identities, 0)
-              OR COALESCE(j.restating, 0) <> CASE WHEN b.origin = 'rerate' THEN b.rows ELSE 0 END
+              OR ((b.booked_on < archived_through()) IS NOT TRUE
+                  AND (b.rows <> COALESCE(j.rows, 0) OR b.recorded <> COALESCE(j.identities, 0)
+                       OR COALESCE(j.restating, 0) <> CASE WHEN b.origin = 'rerate' THEN b.rows ELSE 0 END))
            ORDER BY COALESCE(b.id, j.batch_id) LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Archived months that are not what their batches counted, and journal rows in them.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn archive_differences(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows = sqlx::query_as!(
+        Difference,
+        r#"WITH counted AS (
+               SELECT date_trunc('month', booked_on::timestamp)::date AS month, count(*) AS batches, sum(rows) AS rows
+               FROM ingest_batches WHERE booked_on < archived_through() GROUP BY 1
+           )
+           SELECT format('archived month %s', month) AS "subject!",
+                  format('%s batches, %s rows', COALESCE(c.batches, 0), COALESCE(c.rows, 0)) AS "expected!",
+                  format('%s batches, %s rows', COALESCE(a.batches, 0), COALESCE(a.rows, 0)) AS "actual!"
+           FROM counted c FULL JOIN archived_months a USING (month)
+           WHERE (COALESCE(c.batches, 0), COALESCE(c.rows, 0)) <> (COALESCE(a.batches, 0), COALESCE(a.rows, 0))
+           UNION ALL
+           SELECT format('batch %s', batch_id), 'archived', format('%s rows in the journal', count(*))
+           FROM usage_events WHERE booked_on < archived_through() GROUP BY batch_id
+           ORDER BY 1 LIMIT $1"#,
         limit
     )
     .fetch_all(connection)
@@ -265,6 +296,8 @@ pub async fn restatement_differences(
                                         OR stands <> stood OR units <> units_before OR rare <> rare_before
                  WHEN 'restatement' THEN before <> 'retraction' OR units <> units_before OR rare <> rare_before
                  ELSE false END IS NOT FALSE
+             -- What stood before may be archived.
+             AND NOT (before IS NULL AND kind = 'retraction' AND after = 'restatement' AND archived_through() IS NOT NULL)
            ORDER BY event_key, part LIMIT $1"#,
         limit
     )

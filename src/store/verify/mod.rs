@@ -18,8 +18,8 @@ use super::StoreError;
 pub use charges::{booked_usage, charge_differences, task_line_differences};
 pub use documents::{line_differences, period_differences};
 pub use journal::{
-    amount_differences, batch_differences, booking_differences, duplicate_identities, prices_used,
-    rejection_differences, restatement_differences, validity_differences,
+    amount_differences, archive_differences, batch_differences, booking_differences, duplicate_identities,
+    prices_used, rejection_differences, restatement_differences, validity_differences,
 };
 pub use rebuild::{
     day_differences, refolded_differences, refolded_reason_differences, refolded_rollup_differences,

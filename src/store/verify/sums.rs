@@ -1,4 +1,4 @@
-//! The rollups and the task totals against the journal of posted batches.
+//! The rollups and the task totals against the journal of posted batches, and what is archived of it.
 
 use sqlx::PgConnection;
 
@@ -16,12 +16,24 @@ pub async fn rollup_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS (
-               SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
-                      CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind,
-                      ARRAY[sum(e.input), sum(e.cache_read), sum(e.cache_write_5m), sum(e.cache_write_1h),
-                            sum(e.output), sum(e.reasoning), sum(e.cost), sum(e.charge)] AS figures
-               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-               WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+               SELECT customer_id, cost_price_id, sell_price_id, kind,
+                      ARRAY[sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+                            sum(output), sum(reasoning), sum(cost), sum(charge)] AS figures
+               FROM (
+                   SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
+                          CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind,
+                          sum(e.input) AS input, sum(e.cache_read) AS cache_read,
+                          sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
+                          sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
+                          sum(e.charge) AS charge
+                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+                   WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+                   GROUP BY 1, 2, 3, 4
+                   UNION ALL
+                   SELECT customer_id, cost_price_id, sell_price_id, kind, input, cache_read, cache_write_5m,
+                          cache_write_1h, output, reasoning, cost, charge
+                   FROM archived_rollups
+               ) AS parts
                GROUP BY 1, 2, 3, 4
            ), rolled AS (
                SELECT customer_id, cost_price_id, sell_price_id, kind,
@@ -56,11 +68,17 @@ pub async fn rare_rollup_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS (
-               SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
-                      CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind, q.key AS class,
-                      sum(q.value::numeric) AS quantity
-               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
-               WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+               SELECT customer_id, cost_price_id, sell_price_id, kind, class, sum(quantity) AS quantity
+               FROM (
+                   SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
+                          CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind, q.key AS class,
+                          q.value::numeric AS quantity
+                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
+                   WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+                   UNION ALL
+                   SELECT a.customer_id, a.cost_price_id, a.sell_price_id, a.kind, q.key, q.value::numeric
+                   FROM archived_rollups a, jsonb_each_text(a.rare) q
+               ) AS parts
                GROUP BY 1, 2, 3, 4, 5
            ), rolled AS (
                SELECT r.customer_id, r.cost_price_id, r.sell_price_id, r.kind, q.key AS class,
@@ -93,12 +111,22 @@ pub async fn task_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS (
-               SELECT e.customer_id, e.task_id, sum(e.input) AS input, sum(e.cache_read) AS cache_read,
-                      sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
-                      sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
-                      sum(e.charge) AS charge
-               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-               WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+               SELECT customer_id, task_id, sum(input) AS input, sum(cache_read) AS cache_read,
+                      sum(cache_write_5m) AS cache_write_5m, sum(cache_write_1h) AS cache_write_1h,
+                      sum(output) AS output, sum(reasoning) AS reasoning, sum(cost) AS cost, sum(charge) AS charge
+               FROM (
+                   SELECT e.customer_id, e.task_id, sum(e.input) AS input, sum(e.cache_read) AS cache_read,
+                          sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
+                          sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
+                          sum(e.charge) AS charge
+                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+                   WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+                   GROUP BY 1, 2
+                   UNION ALL
+                   SELECT customer_id, task_id, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning,
+                          cost, charge
+                   FROM archived_tasks
+               ) AS parts
                GROUP BY 1, 2
            )
            SELECT format('customer %s, task %s: input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, '
@@ -130,9 +158,15 @@ pub async fn rare_task_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS (
-               SELECT e.customer_id, e.task_id, q.key AS class, sum(q.value::numeric) AS quantity
-               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
-               WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+               SELECT customer_id, task_id, class, sum(quantity) AS quantity
+               FROM (
+                   SELECT e.customer_id, e.task_id, q.key AS class, q.value::numeric AS quantity
+                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
+                   WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+                   UNION ALL
+                   SELECT a.customer_id, a.task_id, q.key, q.value::numeric
+                   FROM archived_tasks a, jsonb_each_text(a.rare) q
+               ) AS parts
                GROUP BY 1, 2, 3
            ), summed AS (
                SELECT t.customer_id, t.task_id, q.key AS class, q.value::numeric AS quantity
@@ -162,10 +196,15 @@ pub async fn outcome_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH latest AS (
-               SELECT DISTINCT ON (e.customer_id, e.task_id) e.customer_id, e.task_id, e.outcome, e.occurred_at
-               FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-               WHERE b.posted_at IS NOT NULL AND e.kind = 'outcome'
-               ORDER BY e.customer_id, e.task_id, e.occurred_at DESC, e.outcome
+               SELECT DISTINCT ON (customer_id, task_id) customer_id, task_id, outcome, occurred_at
+               FROM (
+                   SELECT e.customer_id, e.task_id, e.outcome, e.occurred_at
+                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
+                   WHERE b.posted_at IS NOT NULL AND e.kind = 'outcome'
+                   UNION ALL
+                   SELECT customer_id, task_id, outcome, ended_at FROM archived_outcomes
+               ) AS outcomes
+               ORDER BY customer_id, task_id, occurred_at DESC, outcome
            ), kept AS (
                SELECT t.customer_id, t.task_id, t.outcome, t.ended_at, t.outcome_period,
                       EXISTS (SELECT FROM billing_periods own

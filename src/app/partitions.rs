@@ -1,0 +1,81 @@
+//! `waybill partitions`: the months of the journal, and dropping old ones.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::config::{DatabaseArgs, DropArgs};
+use crate::ingest::partitions::{self, Outcome, Request};
+use crate::store::Database;
+use crate::store::partitions::{Month, Obstacle};
+
+/// Who acts, for the audit log.
+const ACTOR: &str = "command line";
+/// Bytes in what sizes are shown in.
+const MEBIBYTE: i64 = 1 << 20;
+
+/// Prints the months of the journal, and what keeps each from being dropped.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn list(args: &DatabaseArgs) -> anyhow::Result<()> {
+    for (month, obstacles) in partitions::list(&database(args).await?).await? {
+        let verdict = if obstacles.is_empty() { "may be dropped".to_owned() } else { reasons(&obstacles) };
+        println!("{}  {verdict}", shown(&month));
+    }
+    Ok(())
+}
+
+/// Drops old months, or says what would become of them; the exit code is 1 where one may not be dropped.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn drop_before(args: &DropArgs) -> anyhow::Result<ExitCode> {
+    let request = Request { before: args.before, estimates_stand: args.estimates_stand, apply: args.apply };
+    let done = partitions::drop_before(&database(&args.database).await?, request, ACTOR).await?;
+    let mut complete = true;
+    for (month, outcome) in &done {
+        let verdict = match outcome {
+            Outcome::Dropped => "archived and dropped".to_owned(),
+            Outcome::Possible => "would be archived and dropped".to_owned(),
+            Outcome::Refused(obstacles) => {
+                complete = false;
+                format!("NOT dropped: {}", reasons(obstacles))
+            }
+            Outcome::Busy => {
+                complete = false;
+                "NOT dropped: somebody reads the journal for long; try again later".to_owned()
+            }
+        };
+        println!("{}  {verdict}", shown(month));
+    }
+    if done.is_empty() {
+        println!("There is no month before {}.", args.before.format("%Y-%m"));
+    } else if !args.apply {
+        println!(
+            "Nothing was changed; with --apply this is done. Raw events and what was received are gone then."
+        );
+    }
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
+    Database::connect(&args.database_url)
+        .await
+        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")
+}
+
+fn shown(month: &Month) -> String {
+    format!(
+        "{}  {:>12} rows {:>8} MiB, {:>8} batches {:>8} MiB",
+        month.first_day.format("%Y-%m"),
+        month.rows,
+        month.bytes / MEBIBYTE,
+        month.batches,
+        month.payload_bytes / MEBIBYTE
+    )
+}
+
+fn reasons(obstacles: &[Obstacle]) -> String {
+    obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
