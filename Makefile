@@ -35,7 +35,9 @@ test: tools ## Check and test everything, as continuous integration does
 	@echo "== SKIPPED: the comparison with genai-prices and LiteLLM, which come from PyPI; run make test-peers"
 
 test-faults: tools ## Kill, freeze, cut and fill everything, and let the auditor judge (long; tests/faults/README.md)
-	.ci/exec bash -euo pipefail -c 'WAYBILL_FAULTS=all cargo test --locked --test faults -- --include-ignored --nocapture'
+	program=$$(python3 tests/faults/sabotage/build.py . $${CARGO_TARGET_DIR:-target}) && \
+	    WAYBILL_FAULTS=all WAYBILL_FAULTS_SABOTAGED=$$program \
+	    .ci/exec cargo test --locked --test faults -- --include-ignored --nocapture
 
 test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; tests/peers/README.md)
 	cargo build --quiet

@@ -72,3 +72,19 @@ async fn f23_lost_acknowledgements_bring_copies_and_nothing_else() {
     let recorded = bed.number("SELECT count(*) FROM usage_events WHERE part = 0").await;
     assert!(duplicates >= recorded, "{duplicates} copies of {recorded} events");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f25_control_without_the_look_up_the_batch_is_recorded_again() {
+    let mut bed = Bed::new("f25-control").await;
+    let serve = bed.serve_sabotaged("double");
+    f25(&mut bed, serve, 2).await.violates("I2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f23_control_without_the_look_up_copies_are_recorded_again() {
+    let mut bed = Bed::new("f23-control").await;
+    let serve = bed.serve_sabotaged("double");
+    f23(&mut bed, serve).await.0.violates("I2");
+}

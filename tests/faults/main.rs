@@ -14,6 +14,7 @@
 mod auditing;
 mod bed;
 mod connection_faults;
+mod crash_points;
 mod dump;
 #[path = "../it/harness.rs"]
 mod harness;
@@ -26,3 +27,4 @@ mod rounds;
 mod servers;
 mod service;
 mod stream_life;
+mod workers;

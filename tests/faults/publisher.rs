@@ -2,8 +2,8 @@
 //!
 //! What the ledger must hold afterwards is not computed here: the auditor reads the journals.
 
+use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -62,17 +62,12 @@ impl Load {
         let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(Tally::default()));
         let mut gateways = Vec::new();
         for number in 0..self.gateways {
-            let gateway = bed.gateways[number % bed.gateways.len()].clone();
-            let publisher =
-                Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, &gateway).await.unwrap();
-            let journal = bed.folder.join(format!("journals/{:x}-{number}.jsonl", self.seed));
+            let name = &bed.gateways[number % bed.gateways.len()];
+            let gateway = Gateway::new(bed, name, &format!("{:x}-{number}", self.seed)).await;
             let sender = Sender {
-                events: Events::new(self.seed, number, gateway.clone()),
-                gateway,
-                publisher,
-                journal,
+                gateway: Gateway { tally: Arc::clone(&tally), ..gateway },
+                events: Events::new(self.seed, number, name),
                 stop: Arc::clone(&stop),
-                tally: Arc::clone(&tally),
             };
             gateways.push(tokio::spawn(sender.run(self.clone())));
         }
@@ -162,45 +157,66 @@ impl Sending {
     }
 }
 
-struct Sender {
-    gateway: String,
+/// A gateway that sends what it is told, and writes it down for the auditor before.
+pub struct Gateway {
+    name: String,
     publisher: Publisher,
-    journal: PathBuf,
+    journal: File,
+    messages: u64,
+    tally: Arc<Tally>,
+}
+
+impl Gateway {
+    /// One of the bed's gateways, with a journal of its own.
+    pub async fn new(bed: &Bed, name: &str, journal: &str) -> Self {
+        let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, name).await.unwrap();
+        let path = bed.folder.join("journals").join(journal).with_extension("jsonl");
+        let journal = File::options().create(true).append(true).open(path).unwrap();
+        Self { name: name.to_owned(), publisher, journal, messages: 0, tally: Arc::default() }
+    }
+
+    /// Sends a body until the stream has confirmed it; `notes` say what each of its events is meant to be.
+    pub async fn send(&mut self, body: String, notes: &[&str], zstd: bool) {
+        self.messages += 1;
+        let number = self.messages;
+        let sending = json!({"message": number, "gateway": self.name, "body": body, "notes": notes});
+        writeln!(self.journal, "{sending}").unwrap();
+        let body = if zstd { zstd::bulk::compress(body.as_bytes(), 1).unwrap() } else { body.into_bytes() };
+        let body = Bytes::from(body);
+        let sequence = loop {
+            match self.publisher.publish_packed(&self.name, body.clone(), zstd).await {
+                Ok(published) => break published.sequence,
+                Err(error) => {
+                    let told = match error {
+                        PublishError::Refused(_) => &self.tally.refused,
+                        PublishError::Unconfirmed => &self.tally.unconfirmed,
+                    };
+                    told.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        writeln!(self.journal, "{}", json!({"confirmed": number, "sequence": sequence})).unwrap();
+        self.tally.confirmed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Sender {
+    gateway: Gateway,
     events: Events,
     stop: Arc<AtomicBool>,
-    tally: Arc<Tally>,
 }
 
 impl Sender {
     async fn run(mut self, load: Load) {
-        let mut journal = std::fs::File::options().create(true).append(true).open(&self.journal).unwrap();
-        for number in 0..load.messages {
+        for _ in 0..load.messages {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
             let (body, notes) = self.events.message(load.events_max);
             // What is kept of a message that cannot be taken apart is what came: the auditor looks for its text.
             let zstd = self.events.chance(100, COMPRESSED) && notes != ["whole"];
-            let sending = json!({"message": number, "gateway": self.gateway, "body": body, "notes": notes});
-            writeln!(journal, "{sending}").unwrap();
-            let bytes: Bytes =
-                if zstd { zstd::bulk::compress(body.as_bytes(), 1).unwrap() } else { body.into_bytes() }
-                    .into();
-            let sequence = loop {
-                match self.publisher.publish_packed(&self.gateway, bytes.clone(), zstd).await {
-                    Ok(published) => break published.sequence,
-                    Err(error) => {
-                        let told = match error {
-                            PublishError::Refused(_) => &self.tally.refused,
-                            PublishError::Unconfirmed => &self.tally.unconfirmed,
-                        };
-                        told.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            };
-            writeln!(journal, "{}", json!({"confirmed": number, "sequence": sequence})).unwrap();
-            self.tally.confirmed.fetch_add(1, Ordering::Relaxed);
+            self.gateway.send(body, &notes, zstd).await;
             tokio::time::sleep(load.pause).await;
         }
     }
@@ -210,7 +226,6 @@ impl Sender {
 struct Events {
     random: StdRng,
     name: String,
-    gateway: String,
     source: String,
     number: u64,
     sequence: u64,
@@ -218,13 +233,12 @@ struct Events {
 }
 
 impl Events {
-    fn new(seed: u64, number: usize, gateway: String) -> Self {
+    fn new(seed: u64, number: usize, gateway: &str) -> Self {
         let own = u64::try_from(number).unwrap();
         Self {
             random: StdRng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(own)),
             name: format!("{seed:x}-{number}"),
             source: format!("{gateway}/pod-{number}"),
-            gateway,
             number: 0,
             sequence: 0,
             sent: Vec::new(),
@@ -344,6 +358,7 @@ impl Events {
     }
 }
 
-fn now() -> DateTime<Utc> {
+/// The time.
+pub fn now() -> DateTime<Utc> {
     Clock::System.now()
 }

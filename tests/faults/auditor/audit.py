@@ -8,7 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from checks import accounted, conservation, gap_free, no_double, no_loss
+from checks import accounted, conservation, gap_free, no_double, no_loss, refused
 from journals import Journals
 from ledger import Ledger
 
@@ -40,6 +40,9 @@ def main(folder):
             print(f"VIOLATED {name}: {more}")
             for example in examples[:EXAMPLES]:
                 print(f"    {example}")
+    rejections = list(refused(ledger, journals))
+    if rejections:
+        print(f"REFUSED {len(rejections)}: {rejections[0]}")
     taken = len(list((folder / "snapshots").glob("[0-9]*")))
     print(f"{journals.messages} messages, {len(journals.events)} events sent; {len(ledger.batches)} batches, "
           f"{len(ledger.events)} rows, {len(ledger.rejections)} rejections; {taken} snapshots")

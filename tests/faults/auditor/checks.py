@@ -35,12 +35,20 @@ def no_loss(ledger, journals):
         if event.note == "poison":
             if event.identity not in rejected:
                 yield f"{event.identity} cannot be recorded and is no rejection"
-        elif event.identity not in recorded:
-            where = "a rejection only" if event.identity in rejected else "nowhere"
-            yield f"{event.identity} ({event.note}) is {where}"
+        elif event.identity not in recorded and event.identity not in rejected:
+            yield f"{event.identity} ({event.note}) is nowhere"
     for body in journals.whole:
         if body.encode() not in raws:
             yield f"the message {body!r} is no rejection"
+
+
+def refused(ledger, journals):
+    """Not wrong, but worth a word: events that could have been recorded and are rejections only."""
+    recorded = recorded_rows(ledger)
+    reasons = {(row["event_source"], row["event_id"]): row["reason"] for row in ledger.rejections}
+    for event in journals.events:
+        if event.note != "poison" and event.identity not in recorded and event.identity in reasons:
+            yield f"{event.identity}: {reasons[event.identity]}"
 
 
 def no_double(ledger, journals):
@@ -49,6 +57,7 @@ def no_double(ledger, journals):
     for event in journals.events:
         if event.note != "poison":
             contents[event.identity].add(event.content())
+    rejected = {(row["event_source"], row["event_id"]) for row in ledger.rejections}
     conflicts = {(r["event_source"], r["event_id"]) for r in ledger.rejections if r["reason"] == "conflict"}
     expected, found = Counter(), Counter()
     for identity, rows in recorded_rows(ledger).items():
@@ -60,8 +69,10 @@ def no_double(ledger, journals):
         content = row_content(ledger, rows[0])
         if content not in contents[identity]:
             yield f"{identity} is recorded as {content}, was sent as {sorted(contents[identity], key=repr)}"
-        if (len(contents[identity]) > 1) != (identity in conflicts):
-            yield f"{identity} was sent with {len(contents[identity])} contents, conflict: {identity in conflicts}"
+        if len(contents[identity]) > 1 and identity not in rejected:
+            yield f"{identity} was sent with {len(contents[identity])} contents and none of them is a conflict"
+        if len(contents[identity]) == 1 and identity in conflicts:
+            yield f"{identity} was sent with one content and is a conflict"
         customer, model, units, *_ = content
         expected.update({(customer, model, name): count for name, count in units})
     for row in ledger.events:
@@ -194,6 +205,8 @@ def accounted(ledger):
                 yield f"{position} with {identity} is neither recorded nor rejected nor a copy"
     rows, refusals = Counter(), Counter(row["batch_id"] for row in ledger.rejections)
     rows.update(row["batch_id"] for row in ledger.events if row["kind"] in ("usage", "outcome") and row["part"] == "0")
+    for batch in sorted((rows.keys() | refusals.keys()) - ledger.incarnation.keys()):
+        yield f"batch {batch} is missing, {rows[batch]} events and {refusals[batch]} rejections are of it"
     for row in ledger.batches:
         counts = tuple(int(row[name]) for name in ("events", "recorded", "duplicates", "rejected"))
         if counts[0] != sum(counts[1:]):

@@ -1,0 +1,136 @@
+"""Builds a deliberately wrong program: `build.py REPOSITORY TARGET` copies the repository into TARGET/sabotaged, makes the
+edits below, builds, and prints the path of the program. Each edit does nothing but where WAYBILL_SABOTAGE names it, so one
+build serves all controls. An edit whose place has changed stops with its name: find the new place."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = "waybill-sabotaged"
+COPIED = ("src", "migrations", ".sqlx", "openapi", "docs", "Cargo.toml", "Cargo.lock", "README.md")
+
+# Fault, file, text that is there once, what takes its place.
+EDITS = [
+    # Acknowledges before the commit; the repair at start would heal it, so there is none.
+    ("ack_first", "src/ingest/consumer.rs",
+     "        let outcome = match recorder.record(origin, batch).await {",
+     """        if crate::sabotage::on("ack_first") {
+            for acker in &ackers {
+                acker.ack().await.ok();
+            }
+        }
+        let outcome = match recorder.record(origin, batch).await {"""),
+    ("no_repair", "src/ingest/repair.rs",
+     ") -> Result<Repaired, IngestError> {",
+     """) -> Result<Repaired, IngestError> {
+    if crate::sabotage::on("no_repair") {
+        return Ok(Repaired::default());
+    }"""),
+    # Takes a batch that could not be recorded for recorded.
+    ("ack_failed", "src/ingest/record.rs",
+     "                Err(error) if error.retryable() => {",
+     """                Err(_) if crate::sabotage::on("ack_failed") => return Ok(Ok(Recorded::default())),
+                Err(error) if error.retryable() => {"""),
+    # Marks batches as posted in a transaction before the one that folds them.
+    ("post_apart", "src/ingest/posting.rs",
+     "    if let Err(error) = fold_slice(",
+     """    if crate::sabotage::on("post_apart") {
+        posting::mark_posted(&mut tx, &slice).await?;
+        commit(tx).await?;
+        tx = database.begin_ingest().await?;
+    }
+    if let Err(error) = fold_slice("""),
+    ("post_apart", "src/ingest/posting.rs",
+     "    posting::mark_posted(tx, slice).await?;",
+     """    if !crate::sabotage::on("post_apart") {
+        posting::mark_posted(tx, slice).await?;
+    }"""),
+    # Takes what has a lower sequence than something else for known.
+    ("skip_below", "src/ingest/batch.rs",
+     "                        match known(tx, event, &existing, &seen, &in_batch).await? {",
+     """                        let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
+                        let known = known(tx, event, &existing, &seen, &in_batch).await?;
+                        match if below { Known::Duplicate } else { known } {"""),
+    # Records what the journal has already, under another key.
+    ("double", "src/ingest/batch.rs",
+     "        let existing = self.existing(tx, horizon).await?;",
+     """        let mut existing = self.existing(tx, horizon).await?;
+        if crate::sabotage::on("double") {
+            existing.clear();
+        }"""),
+    ("double", "src/store/journal/copy.rs",
+     "        self.bytes(event.key.0.as_bytes());",
+     """        if crate::sabotage::on("double") {
+            self.bytes(uuid::Uuid::new_v4().as_bytes());
+        } else {
+            self.bytes(event.key.0.as_bytes());
+        }"""),
+    # One of two writers takes the keys the other way round.
+    ("reversed", "src/ingest/record.rs",
+     "            events.sort_unstable_by_key(|event| event.key);",
+     """            events.sort_unstable_by_key(|event| event.key);
+            if crate::sabotage::on("reversed") {
+                events.reverse();
+            }"""),
+    # Goes on after a statement has failed, and commits without asking.
+    ("swallow", "src/ingest/record.rs",
+     "        self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;",
+     """        let written = self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await;
+        if !crate::sabotage::on("swallow") {
+            written?;
+        }"""),
+    ("swallow", "src/store/mod.rs",
+     "    sqlx::query!(\"SELECT 1 AS one\").fetch_one(&mut *tx).await?;",
+     """    if !crate::sabotage::on("swallow") {
+        sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
+    }"""),
+    # Gives connections back to the pool with their transactions.
+    ("no_rollback", "src/store/mod.rs",
+     "    sqlx::raw_sql(\"ROLLBACK\").execute(connection).await.is_ok()",
+     "    crate::sabotage::on(\"no_rollback\") || sqlx::raw_sql(\"ROLLBACK\").execute(connection).await.is_ok()"),
+]
+
+
+def main(repository, target):
+    copy = target / "sabotaged"
+    texts = {}
+    for fault, file, place, instead in EDITS:
+        text = texts.setdefault(file, (repository / file).read_text("utf-8"))
+        if text.count(place) != 1:
+            sys.exit(f"sabotage {fault}: {file} has {text.count(place)} times, not once:\n{place}")
+        texts[file] = text.replace(place, instead)
+    library = (repository / "src/lib.rs").read_text("utf-8")
+    texts["src/lib.rs"] = library + "\npub mod sabotage;\n"
+    texts["src/sabotage.rs"] = (Path(__file__).parent / "sabotage.rs").read_text("utf-8")
+    manifest = (repository / "Cargo.toml").read_text("utf-8")
+    # Benchmarks and tests stay behind; the name keeps the program beside the right one.
+    before, _, after = manifest.partition("[[bench]]")
+    texts["Cargo.toml"] = (before + f'[[bin]]\nname = "{PROGRAM}"\npath = "src/main.rs"\n\n[profile.dev]'
+                           + after.partition("[profile.dev]")[2]).replace('default-run = "waybill"\n', "")
+    bring(repository, copy, texts)
+    command = ["cargo", "build", "--quiet", "--bin", PROGRAM, "--target-dir", str(target)]
+    subprocess.run(command, cwd=copy, check=True, env={**os.environ, "SQLX_OFFLINE": "true"})
+    print(target / "debug" / PROGRAM)
+
+
+def bring(repository, copy, texts):
+    """Copies what has changed, so that the next build has little to do."""
+    wanted = {}
+    for name in COPIED:
+        source = repository / name
+        files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+        wanted.update({str(path.relative_to(repository)): path.read_bytes() for path in files})
+    wanted.update({name: text.encode() for name, text in texts.items()})
+    for path in [path for path in copy.rglob("*") if path.is_file()] if copy.exists() else []:
+        if str(path.relative_to(copy)) not in wanted:
+            path.unlink()
+    for name, content in wanted.items():
+        path = copy / name
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())

@@ -1,0 +1,215 @@
+//! Several workers in each other's way, and statements that fail in the middle of a transaction.
+
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, Verdict};
+use crate::harness::wait_until;
+use crate::protocol::Way;
+use crate::publisher::{Gateway, Load, now};
+use crate::rounds::{rounds, seed};
+use crate::service::Serve;
+
+/// Events of a message whose copies meet.
+const MEETING: usize = 100;
+
+/// F50: a worker is frozen in its transaction, another takes its messages over, the first one wakes up.
+async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdict {
+    let serve = serve.roles(&["--consumer", "--jobs"]);
+    Load::seeded(seed("f50")).sent(bed).await;
+    let recorded = bed.postgres.hold(Way::ToServer, |m| m.is_statement("INSERT INTO batch_payloads"));
+    let zombie = serve.start();
+    let held = recorded.reached("the first worker has copied its events").await;
+    zombie.freeze();
+    held.release();
+    bed.take_snapshots();
+    let _other = serve.start();
+    wait_until("the other worker waits for what the first one has locked, or has gone on without", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let there = bed.number(waiting).await > 0 || bed.number("SELECT count(*) FROM ingest_batches").await > 0;
+        there.then_some(())
+    })
+    .await;
+    if until_its_session_ends {
+        bed.settled().await;
+    }
+    zombie.thaw();
+    bed.settled().await;
+    // It has nothing left to do, or its copies would come later.
+    wait_until("nothing waits for its acknowledgement", async || {
+        let consumer = bed.consumer_info().await?;
+        (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
+    })
+    .await;
+    assert!(zombie.terminate().success(), "the worker that woke up goes on as any other");
+    bed.audit().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f50_a_worker_that_wakes_up_after_another_took_over_records_nothing_twice() {
+    for _ in 0..rounds(30) {
+        let mut bed = Bed::new("f50").await;
+        let serve = bed.serve();
+        f50(&mut bed, serve, false).await.clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-faults"]
+async fn f50_a_worker_frozen_for_longer_than_its_session_lives_records_nothing_twice() {
+    for _ in 0..rounds(5) {
+        let mut bed = Bed::new("f50-long").await;
+        let serve = bed.serve();
+        f50(&mut bed, serve, true).await.clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f50_control_without_the_look_up_both_workers_record() {
+    let mut bed = Bed::new("f50-control").await;
+    let serve = bed.serve_sabotaged("double");
+    f50(&mut bed, serve, false).await.violates("I2");
+}
+
+/// Events that two messages carry, the other way round in the second.
+fn meeting(gateway: &str, round: u32) -> (Value, Value) {
+    let made = now();
+    let event = |number: usize| {
+        json!({"specversion": "1.0", "id": format!("{round}-{number}"), "source": gateway, "type": "llm.usage.v1",
+               "subject": "acme", "time": made.to_rfc3339(),
+               "data": {"provider": "openai", "model": "gpt-5", "usage": {"input": number, "output": 1}}})
+    };
+    let events: Vec<Value> = (0..MEETING).map(event).collect();
+    let reversed: Vec<Value> = events.iter().rev().cloned().collect();
+    (events.into(), reversed.into())
+}
+
+/// F36: two workers record copies of the same events at the same time; returns how many deadlocks there were.
+async fn f36(bed: &mut Bed, one: Serve, other: Serve, rounds: u32) -> (Verdict, i64) {
+    let (one, other) = (one.start(), other.start());
+    one.ready().await;
+    other.ready().await;
+    let gateway = bed.gateways[0].clone();
+    let mut first = Gateway::new(bed, &gateway, "first").await;
+    let mut second = Gateway::new(bed, &gateway, "second").await;
+    for round in 0..rounds {
+        let (events, reversed) = meeting(&gateway, round);
+        // Both workers wait for a message: each gets one.
+        let (notes, copies) = (["new"; MEETING], ["copy"; MEETING]);
+        tokio::join!(
+            first.send(events.to_string(), &notes, false),
+            second.send(reversed.to_string(), &copies, false)
+        );
+        bed.settled().await;
+    }
+    // A worker tells of its deadlocks when it is idle.
+    assert!(one.terminate().success() && other.terminate().success());
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    (bed.audit().await, bed.number(deadlocks).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f36_workers_with_copies_of_the_same_events_never_deadlock() {
+    let mut bed = Bed::new("f36").await;
+    let (one, other) = (bed.serve(), bed.serve());
+    let (verdict, deadlocks) = f36(&mut bed, one, other, rounds(100).max(5)).await;
+    verdict.clean();
+    assert_eq!(deadlocks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f36_control_keys_in_two_orders_deadlock_and_are_tried_again() {
+    let mut bed = Bed::new("f36-control").await;
+    let (one, other) = (bed.serve(), bed.serve_sabotaged("reversed"));
+    let (verdict, deadlocks) = f36(&mut bed, one, other, 20).await;
+    assert!(deadlocks > 0, "keys in two orders should meet in a deadlock");
+    verdict.clean();
+}
+
+/// Makes a third of the recording transactions fail as a deadlock or a serialization failure would.
+const FAIL_SOMETIMES: &str = "
+    CREATE FUNCTION fail_sometimes() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE dice integer := floor(random() * 6);
+    BEGIN
+        IF dice = 0 THEN RAISE EXCEPTION 'told to' USING ERRCODE = '40P01'; END IF;
+        IF dice = 1 THEN RAISE EXCEPTION 'told to' USING ERRCODE = '40001'; END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER fail_sometimes BEFORE INSERT OR UPDATE ON %TABLE% FOR EACH STATEMENT EXECUTE FUNCTION fail_sometimes()";
+
+async fn failing_sometimes(table: &str, serve: impl Fn(&Bed) -> Serve) -> Verdict {
+    let mut bed = Bed::new("f36-injected").await;
+    let trigger = FAIL_SOMETIMES.replace("%TABLE%", table);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&bed.pool).await.unwrap();
+    let service = serve(&bed).start();
+    service.ready().await;
+    bed.take_snapshots();
+    Load::seeded(seed("f36-injected")).sent(&bed).await;
+    bed.settled().await;
+    bed.audit().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f36_transactions_that_fail_now_and_then_are_tried_again_as_a_whole() {
+    failing_sometimes("batch_payloads", Bed::serve).await.clean();
+    failing_sometimes("ingest_batches", Bed::serve).await.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f36_control_a_batch_that_failed_and_is_acknowledged_is_lost() {
+    let sabotaged = |bed: &Bed| bed.serve_sabotaged("ack_failed,no_repair");
+    failing_sometimes_and_lost(sabotaged).await;
+}
+
+/// Nothing settles where batches are lost: everything is acknowledged, and then it is judged.
+async fn failing_sometimes_and_lost(serve: impl Fn(&Bed) -> Serve) {
+    let mut bed = Bed::new("f36-control-lost").await;
+    let trigger = FAIL_SOMETIMES.replace("%TABLE%", "batch_payloads");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&bed.pool).await.unwrap();
+    let service = serve(&bed).start();
+    service.ready().await;
+    Load::seeded(seed("f36-control-lost")).sent(&bed).await;
+    acknowledged(&bed).await;
+    let verdict = bed.audit().await;
+    verdict.violates("I1");
+    verdict.violates("I9");
+}
+
+async fn acknowledged(bed: &Bed) {
+    wait_until("everything is acknowledged", async || {
+        let consumer = bed.consumer_info().await?;
+        (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
+    })
+    .await;
+}
+
+/// F37: the database refuses some events in the middle of their batches.
+async fn f37(bed: &mut Bed, serve: Serve) -> Verdict {
+    let refuse = "ALTER TABLE usage_events ADD CONSTRAINT refused CHECK (task_id <> 'task-13')";
+    sqlx::raw_sql(refuse).execute(&bed.pool).await.unwrap();
+    let service = serve.start();
+    service.ready().await;
+    bed.take_snapshots();
+    Load::seeded(seed("f37")).sent(bed).await;
+    acknowledged(bed).await;
+    bed.audit().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f37_an_event_that_the_database_refuses_takes_none_of_its_neighbours_with_it() {
+    let mut bed = Bed::new("f37").await;
+    let serve = bed.serve();
+    f37(&mut bed, serve).await.clean_but_refused();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f37_control_an_error_that_is_swallowed_loses_the_batch() {
+    let mut bed = Bed::new("f37-control").await;
+    let serve = bed.serve_sabotaged("swallow,no_repair");
+    let verdict = f37(&mut bed, serve).await;
+    verdict.violates("I1");
+    verdict.violates("I9");
+}
