@@ -113,12 +113,12 @@ class Sums(defaultdict):
         self[key].update(quantities(row))
 
     def differences(self, other, what):
+        # Keys whose sums are all zero need no row.
         for key in self.keys() | other.keys():
-            # Keys whose sums are all zero need no row.
-            ours, theirs = +self[key] - other[key], +other[key] - self[key]
-            negative = {name for name in self[key].keys() | other[key].keys() if self[key][name] != other[key][name]}
-            if negative:
-                yield f"{what} {key}: journal and sums differ by {dict(ours)} and {dict(theirs)} in {sorted(negative)}"
+            for name in sorted(self[key].keys() | other[key].keys()):
+                ours, theirs = self[key][name], other[key][name]
+                if ours != theirs:
+                    yield f"{what} {key}: {name} is {theirs}, the journal has {ours}"
 
 
 def period_of(ledger):
@@ -128,7 +128,7 @@ def period_of(ledger):
         periods[row["customer_id"]].append((row["start_at"], row["end_at"]))
 
     def find(customer, at):
-        # All times are written in UTC with the same form, so texts compare as times do, up to their fraction.
+        # All times are written in UTC and in one form, in which texts compare as times do, fractions included.
         return next((start for start, end in periods[customer] if start <= at < end), None)
 
     return find
@@ -139,6 +139,7 @@ def conservation(ledger):
     yield from amounts(ledger)
     find = period_of(ledger)
     journal, rollups, tasks, task_sums = Sums(), Sums(), Sums(), Sums()
+    outcomes = defaultdict(list)
     for row in ledger.events:
         if row["batch_id"] not in ledger.posted:
             continue
@@ -149,12 +150,20 @@ def conservation(ledger):
             journal.add(key, calls(row), row)
         if row["task_id"]:
             tasks.add((row["customer_id"], row["task_id"]), calls(row), row)
+            if row["kind"] == "outcome":
+                outcomes[(row["customer_id"], row["task_id"])].append((row["occurred_at"], row["outcome"]))
     for row in ledger.rollups:
         key = (row["customer_id"], row["service_period"], row["cost_price_id"], row["sell_price_id"],
                row["project"], row["task_type"], row["kind"])
         rollups.add(key, int(row["events"]), row)
     for row in ledger.tasks:
-        task_sums.add((row["customer_id"], row["task_id"]), int(row["calls"]), row)
+        key = (row["customer_id"], row["task_id"])
+        task_sums.add(key, int(row["calls"]), row)
+        # The latest one stands, of two at one instant the first in the alphabet.
+        last = max((at for at, _ in outcomes[key]), default=None)
+        must = min((outcome for at, outcome in outcomes[key] if at == last), default="")
+        if row["outcome"] != must:
+            yield f"task {key}: its outcome is {row['outcome']!r}, the journal has {must!r}"
     yield from journal.differences(rollups, "rollup")
     yield from tasks.differences(task_sums, "task")
 
