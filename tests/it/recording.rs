@@ -150,9 +150,9 @@ async fn two_consumers_and_copies_in_every_message_record_each_event_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_are_found_by_their_index_before_any_automatic_analysis() {
     let world = World::start().await;
-    for message in 0..24 {
+    for message in 0..60 {
         let events: Vec<Value> =
-            (0..500).map(|number| usage_event(&format!("e-{message}-{number}"))).collect();
+            (0..200).map(|number| usage_event(&format!("e-{message}-{number}"))).collect();
         world.publish("gw-1", &json!(events)).await;
     }
     world.settled().await;
