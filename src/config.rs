@@ -298,7 +298,7 @@ pub struct VerifyArgs {
     /// The database.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// Fold the whole journal again too, and compare every row of the sums: some seconds for a million events
+    /// Fold the whole journal again too, and compare every row of the sums: half a minute of a core for a million events
     #[arg(long)]
     pub rebuild: bool,
     /// Replace the sums that differ from the journal, before everything is proven; refused where a closed period would change.
