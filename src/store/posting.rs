@@ -284,8 +284,8 @@ pub async fn fold_reasons(connection: &mut PgConnection, slice: &Slice) -> Resul
 pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result<(), StoreError> {
     let result = sqlx::query!(
         // How many periods were closed before says for ever which period its late usage was booked to.
-        "UPDATE ingest_batches
-         SET posted_at = now(), posted_closing = (SELECT COALESCE(max(closing), 0) FROM billing_periods)
+        "UPDATE ingest_batches SET posted_at = now(),
+             posted_closing = (SELECT COALESCE(max(closing), 0) FROM billing_periods)
          WHERE id = ANY($1) AND posted_at IS NULL",
         &ids(slice)
     )
