@@ -34,6 +34,8 @@ const FETCH_EXPIRES: Duration = Duration::from_secs(5);
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
 /// How often the settings of stream and consumer are looked at again.
 const CHECK_EVERY: Duration = Duration::from_mins(1);
+/// How often a batch that is being recorded is looked at: whether it can be.
+const RECORDING_LOOK: Duration = Duration::from_millis(500);
 /// Pause after the stream failed.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
@@ -253,7 +255,7 @@ async fn record_all(
     while let Some(Ready { batch, ackers }) = receiver.recv().await {
         let started = Instant::now();
         let events = batch.event_count();
-        let outcome = match recorder.record(origin, batch).await {
+        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {
             Ok(outcome) => outcome,
             Err(IngestError::Stopping) => return,
             Err(error) => {
@@ -281,5 +283,18 @@ async fn record_all(
             elapsed_ms = elapsed.as_millis(),
             "batch recorded"
         );
+    }
+}
+
+/// Waits until a batch is recorded, and says so while it cannot be.
+async fn tell<T>(recorder: &Recorder, health: &Health, recording: impl Future<Output = T>) -> T {
+    tokio::pin!(recording);
+    loop {
+        tokio::select! {
+            done = &mut recording => return done,
+            () = tokio::time::sleep(RECORDING_LOOK) => if recorder.stuck() {
+                health.down(INGEST, "usage cannot be recorded");
+            }
+        }
     }
 }

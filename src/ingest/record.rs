@@ -22,8 +22,11 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// SQLSTATE of a unique violation: another writer was faster, the next try sees its row.
 const UNIQUE_VIOLATION: &str = "23505";
-/// SQLSTATE where no partition takes the row: the booking date's partition is missing, which the switch makes.
+/// SQLSTATE where no partition takes the row, without the name of a constraint: the booking date's partition is missing.
 const CHECK_VIOLATION: &str = "23514";
+/// SQLSTATE classes with which the database refuses data for what it is: data exceptions, broken constraints, too large for
+/// a row or an index. All others (rights, passwords, locks, a missing table) are no fault of an event and may pass.
+const REFUSED_SQLSTATES: [&str; 3] = ["22", "23", "54"];
 
 /// Records batches of messages; one per process, shared by the consumer, replay and repair.
 #[derive(Debug, Clone)]
@@ -140,6 +143,7 @@ impl Recorder {
         mut batch: Batch,
     ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
         let mut pause = RETRY_FIRST;
+        let mut partition_made = false;
         loop {
             match self.attempt(origin, &batch).await {
                 Ok(Attempt::Done(recorded)) => {
@@ -151,8 +155,13 @@ impl Recorder {
                 Err(IngestError::Store(error)) if lost_a_race(&error) => {
                     tracing::debug!(%error, "another writer was faster; trying the batch again");
                 }
-                Err(IngestError::Store(error)) if !error.retryable() => return Ok(Err((batch, error))),
-                Err(error) if error.retryable() => {
+                Err(IngestError::Store(error)) if lacks_partition(&error) && !partition_made => {
+                    tracing::warn!(%error, "the journal lacks the partition of today; making it");
+                    partition_made = true;
+                    self.open_booking_date().await?;
+                }
+                Err(IngestError::Store(error)) if refused(&error) => return Ok(Err((batch, error))),
+                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {
                     tracing::warn!(%error, "a batch could not be recorded; trying again");
                     metrics::counter!("waybill_ingest_retries_total").increment(1);
                     self.stuck.store(true, Ordering::Relaxed);
@@ -250,11 +259,22 @@ impl Recorder {
     }
 }
 
-/// Whether the failed statement only shows that another writer was faster or that the partition is not there yet.
+/// Whether the failed statement only shows that another writer was faster.
 fn lost_a_race(error: &StoreError) -> bool {
-    match error.sqlstate().as_deref() {
-        Some(UNIQUE_VIOLATION) => true,
-        Some(CHECK_VIOLATION) => error.constraint().is_none(),
-        _ => false,
+    error.sqlstate().as_deref() == Some(UNIQUE_VIOLATION)
+}
+
+/// Whether the booking date has no partition: none was made, or somebody has detached it.
+fn lacks_partition(error: &StoreError) -> bool {
+    error.sqlstate().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none()
+}
+
+/// Whether the database refuses the data itself.
+fn refused(error: &StoreError) -> bool {
+    match error.sqlstate() {
+        Some(state) => {
+            REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class)) && !lacks_partition(error)
+        }
+        None => !error.retryable(),
     }
 }

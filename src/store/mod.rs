@@ -67,7 +67,7 @@ const API_STATEMENT_TIMEOUT: &str = "15s";
 pub enum StoreError {
     /// The statement failed; see [`StoreError::retryable`].
     #[error("the database refused or did not answer: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
     /// A stored row is not what the program can read.
     #[error("{table}.{column} holds a value that does not fit: {detail}")]
     Inconsistent {
@@ -94,11 +94,26 @@ pub enum StoreError {
 }
 
 /// SQLSTATE classes and codes that pass by themselves: connection trouble, serialization, resources, operator
-/// intervention, read-only standby, lock not available, and a plan invalidated by a migration.
-const TRANSIENT_SQLSTATES: [&str; 9] = ["08", "40", "53", "57", "58", "25006", "55P03", "0A000", "XX"];
+/// intervention, read-only standby, lock not available, a plan invalidated by a migration, a password that is being changed
+/// and a database that is being restored.
+const TRANSIENT_SQLSTATES: [&str; 11] =
+    ["08", "28", "3D000", "40", "53", "57", "58", "25006", "55P03", STALE_PLAN, "XX"];
+
+/// SQLSTATE of a prepared statement that no longer returns what it did.
+const STALE_PLAN: &str = "0A000";
 
 /// SQLSTATE of a number that does not fit its type.
 const NUMERIC_OUT_OF_RANGE: &str = "22003";
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let error = Self::Database(error);
+        if error.sqlstate().as_deref() == Some(STALE_PLAN) {
+            pools::plans_lost();
+        }
+        error
+    }
+}
 
 impl StoreError {
     /// Whether the same transaction may succeed when tried again as a whole.
@@ -310,6 +325,7 @@ async fn pool(
         .min_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(CONNECTION_LIFETIME)
+        .before_acquire(|_, idle| Box::pin(std::future::ready(Ok(pools::plans_hold(idle.age)))))
         .after_release(move |connection, _| {
             counted.count();
             Box::pin(async move { Ok(rolled_back(connection).await) })

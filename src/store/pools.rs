@@ -1,12 +1,26 @@
 //! Whether the connection pools still work.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::Database;
+
+/// When a statement last found that a migration had changed what it returns. A prepared statement that did fails for as long
+/// as its connection lives.
+static PLANS_LOST: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Connections that are open now hold statements that will never work again.
+pub(super) fn plans_lost() {
+    *PLANS_LOST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// Whether a connection of this age may be used again.
+pub(super) fn plans_hold(age: Duration) -> bool {
+    PLANS_LOST.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|lost| age < lost.elapsed())
+}
 
 /// How many connections a pool has taken back since it was made; a clone shares it.
 #[derive(Debug, Clone, Default)]

@@ -14,13 +14,13 @@ COPIED = ("src", "migrations", ".sqlx", "openapi", "docs", "Cargo.toml", "Cargo.
 EDITS = [
     # Acknowledges before the commit; the repair at start would heal it, so there is none.
     ("ack_first", "src/ingest/consumer.rs",
-     "        let outcome = match recorder.record(origin, batch).await {",
+     "        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {",
      """        if crate::sabotage::on("ack_first") {
             for acker in &ackers {
                 acker.ack().await.ok();
             }
         }
-        let outcome = match recorder.record(origin, batch).await {"""),
+        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {"""),
     ("no_repair", "src/ingest/repair.rs",
      ") -> Result<Repaired, IngestError> {",
      """) -> Result<Repaired, IngestError> {
@@ -29,9 +29,9 @@ EDITS = [
     }"""),
     # Takes a batch that could not be recorded for recorded.
     ("ack_failed", "src/ingest/record.rs",
-     "                Err(error) if error.retryable() => {",
+     "                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {",
      """                Err(_) if crate::sabotage::on("ack_failed") => return Ok(Ok(Recorded::default())),
-                Err(error) if error.retryable() => {"""),
+                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {"""),
     # Marks batches as posted in a transaction before the one that folds them.
     ("post_apart", "src/ingest/posting.rs",
      "    if let Err(error) = fold_slice(",
