@@ -83,6 +83,7 @@ async fn fold(database: &Database, with_periods: bool) -> Result<Slice, IngestEr
 }
 
 async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) -> Result<(), IngestError> {
+    whole(tx, slice).await?;
     if with_periods {
         make_periods(tx, slice).await?;
     }
@@ -90,7 +91,15 @@ async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) ->
     posting::fold_tasks(tx, slice).await?;
     posting::fold_reasons(tx, slice).await?;
     posting::mark_posted(tx, slice).await?;
-    Ok(())
+    whole(tx, slice).await
+}
+
+/// Refuses to go on where rows of the slice cannot be seen.
+async fn whole(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
+    match posting::missing_partition(tx, slice).await? {
+        Some(day) => Err(IngestError::NoPartition { day }),
+        None => Ok(()),
+    }
 }
 
 async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {

@@ -84,6 +84,30 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
     Ok(slice)
 }
 
+/// A booking date of the slice whose partition is not part of the journal: its rows cannot be seen, and folding what can
+/// be would lose them. Asked before and after the fold, under a lock that keeps a detached partition from being attached in
+/// between.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn missing_partition(
+    connection: &mut PgConnection,
+    slice: &Slice,
+) -> Result<Option<NaiveDate>, StoreError> {
+    sqlx::query!("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").execute(&mut *connection).await?;
+    let missing = sqlx::query_scalar!(
+        r#"SELECT day AS "day!" FROM unnest($1::date[]) AS day
+           WHERE NOT EXISTS (SELECT 1 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                             WHERE i.inhparent = 'usage_events'::regclass AND NOT i.inhdetachpending
+                               AND c.relname = 'usage_events_' || to_char(day, 'YYYY_MM'))
+           LIMIT 1"#,
+        &slice.dates
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(missing)
+}
+
 /// A customer's day with usage that lies in no billing period yet.
 #[derive(Debug, Clone)]
 pub struct MissingPeriod {
