@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails; clippy knows tests by their functions only"
 )]
 
+mod api;
 mod auditing;
 mod bed;
 mod connection_faults;
@@ -20,6 +21,8 @@ mod dump;
 mod harness;
 mod nats_server;
 mod network;
+mod postgres_server;
+mod process;
 mod protocol;
 mod proxy;
 mod publisher;
@@ -27,4 +30,6 @@ mod rounds;
 mod servers;
 mod service;
 mod stream_life;
+mod transactions;
+mod watching;
 mod workers;

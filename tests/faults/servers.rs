@@ -121,6 +121,14 @@ impl OwnServer {
         self.volume.as_ref()
     }
 
+    /// The data directory of PostgreSQL.
+    pub fn data(&self) -> PathBuf {
+        let state = std::fs::read_to_string(self.home.join("servers.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+        // PostgreSQL's own user may not enter the home.
+        state["postgres_elsewhere"].as_str().map_or(self.home.clone(), PathBuf::from).join("postgres")
+    }
+
     /// Ends it in order.
     pub async fn stop(&mut self) {
         self.servers.take().expect("the server runs").stop().await.unwrap();

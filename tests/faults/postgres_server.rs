@@ -1,0 +1,391 @@
+//! PostgreSQL that dies, hangs, is full, refuses, or turns out to be an older one.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::AssertSqlSafe;
+use tokio::time::Instant;
+
+use crate::api::{ask, customer_keys};
+use crate::bed::{Bed, Own};
+use crate::harness::wait_until;
+use crate::protocol::{Message, Way};
+use crate::proxy::{End, Mode};
+use crate::publisher::Load;
+use crate::rounds::{rounds, seed, thorough};
+use crate::servers::{Volume, address_of};
+use crate::service::is_ready;
+use crate::watching::{RETRYING, accounted, caught_up, nothing_unearned, said, says, server_log, unstorable};
+
+/// How long an answer of the API may take while the database gives none.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+/// What the program ends with when the connections of a pool are lost for good.
+const DEAD_POOL: i32 = 70;
+/// Data, one segment of WAL, and little else.
+const SMALL_MIB: u32 = 160;
+
+fn own_postgres() -> Own {
+    Own { postgres: true, ..Own::default() }
+}
+
+/// The COMMIT of a transaction that records, on its way.
+fn recording(message: &Message) -> bool {
+    message.is_statement("COMMIT") && message.follows("COPY usage_events")
+}
+
+/// F26: the path to PostgreSQL is silent, and later it is not: nothing is lost, nobody has to do anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn f26_a_silent_path_to_postgres_is_waited_out() {
+    let mut bed = Bed::new("f26").await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    let load = Load::endless(seed("f26")).start(&bed).await;
+    caught_up(&bed).await;
+    bed.postgres.set_both(Mode::Blackhole);
+    let http = service.now(|service| service.http);
+    wait_until("the program says that it is not ready", async || {
+        (is_ready(http).await == Some(false)).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(if thorough() { 600 } else { 2 })).await;
+    nothing_unearned(&bed).await;
+    bed.postgres.set_both(Mode::Pass);
+    bed.take_snapshots();
+    service.ready().await;
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    let ends = service.ends();
+    assert!(ends.iter().all(|end| end.code() == Some(DEAD_POOL)), "{ends:?}");
+    bed.audit().await.clean();
+}
+
+/// F29: the process behind one connection is killed in the middle of a transaction, and PostgreSQL restarts all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn f29_a_killed_backend_costs_a_retry_and_nothing_else() {
+    let mut bed = Bed::with("f29", own_postgres()).await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f29")).start(&bed).await;
+    for _ in 0..rounds(30) {
+        let before = said(&bed, RETRYING);
+        let held =
+            bed.postgres.hold(Way::ToServer, recording).reached("a recording transaction is under way").await;
+        let backend: i32 = sqlx::query_scalar(
+            "SELECT pid FROM pg_stat_activity
+             WHERE application_name = 'waybill-ingest' AND state = 'idle in transaction' AND query LIKE 'SELECT 1%'",
+        )
+        .fetch_one(&bed.pool)
+        .await
+        .unwrap();
+        kill(Pid::from_raw(backend), Signal::SIGKILL).unwrap();
+        held.release();
+        says(&bed, RETRYING, before).await;
+        caught_up(&bed).await;
+    }
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!(service.restarts(), 0);
+    bed.audit().await.clean();
+}
+
+/// F30: all of PostgreSQL is killed in the middle of a transaction, and started again a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn f30_postgres_killed_hard_loses_nothing() {
+    let mut bed = Bed::with("f30", own_postgres()).await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f30")).start(&bed).await;
+    for _ in 0..rounds(30) {
+        let before = said(&bed, RETRYING);
+        let held =
+            bed.postgres.hold(Way::ToServer, recording).reached("a recording transaction is under way").await;
+        bed.own_postgres.as_mut().unwrap().kill().await;
+        held.release();
+        says(&bed, RETRYING, before).await;
+        tokio::time::sleep(Duration::from_secs(if thorough() { 5 } else { 1 })).await;
+        start_again(&mut bed).await;
+        caught_up(&bed).await;
+    }
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!(service.restarts(), 0);
+    bed.audit().await.clean();
+}
+
+/// Starts the bed's PostgreSQL again, where the proxy and the test itself find it.
+async fn start_again(bed: &mut Bed) {
+    let before = address_of(bed.database_url());
+    let server = bed.own_postgres.as_mut().unwrap();
+    server.start_again().await;
+    assert_eq!(server.address(), before, "its port is free again");
+}
+
+async fn ack_floor(bed: &Bed) -> Option<u64> {
+    Some(bed.consumer_info().await?.ack_floor.stream_sequence)
+}
+
+/// Waits until nothing is committed any more; how many sequences are.
+async fn still(bed: &Bed) -> i64 {
+    wait_until("nothing is committed any more", async || {
+        let before = accounted(bed).await?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (accounted(bed).await? == before).then_some(before)
+    })
+    .await
+}
+
+/// F32: PostgreSQL stands still: no message is acknowledged, the API says so soon, and all goes on afterwards.
+async fn f32(seconds: u64) {
+    let mut bed = Bed::with("f32", own_postgres()).await;
+    let keys = customer_keys(&bed).await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    let load = Load::endless(seed("f32")).start(&bed).await;
+    caught_up(&bed).await;
+    let http = service.now(|service| service.http);
+    assert_eq!(ask(http, &keys[0].1, "/v1/tasks", "application/json").await.unwrap().status, 200);
+    // What is on its way is committed before it stands still, and nothing after it.
+    bed.postgres.set_both(Mode::Blackhole);
+    let committed = still(&bed).await;
+    let frozen = Instant::now();
+    bed.own_postgres.as_ref().unwrap().freeze();
+    bed.postgres.set_both(Mode::Pass);
+    let asked = Instant::now();
+    let answers = futures_util::future::join_all((0..20).map(|number| {
+        let key = &keys[number % keys.len()].1;
+        ask(http, key, "/v1/tasks", "application/json")
+    }));
+    for answer in answers.await {
+        let answer = answer.unwrap();
+        assert!(answer.status == 503 && answer.retry_after, "{answer:?}");
+    }
+    let took = asked.elapsed();
+    assert!(took < REFUSED_WITHIN, "the answers took {took:?}");
+    assert_eq!(is_ready(http).await, Some(false));
+    tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(frozen.elapsed())).await;
+    let (floor, (last, _)) = (ack_floor(&bed).await.unwrap(), bed.stream_state().await.unwrap());
+    assert!(i64::try_from(floor).unwrap() <= committed, "{floor} acknowledged, {committed} committed");
+    assert!(last > committed, "nothing waited");
+    bed.own_postgres.as_ref().unwrap().thaw();
+    service.ready().await;
+    bed.take_snapshots();
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    let ends = service.ends();
+    assert!(ends.iter().all(|end| end.code() == Some(DEAD_POOL)), "{ends:?}");
+    bed.audit().await.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f32_a_frozen_postgres_is_waited_out() {
+    f32(if thorough() { 30 } else { 6 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f32_a_postgres_frozen_for_minutes_is_waited_out() {
+    if thorough() {
+        f32(300).await;
+    }
+}
+
+/// F33: the volume of the data is full: transactions fail, nothing is acknowledged, and it drains once there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn f33_a_full_data_volume_stops_recording_and_loses_nothing() {
+    let Some(volume) = Volume::mount(SMALL_MIB) else { return };
+    let mut bed =
+        Bed::with("f33", Own { postgres: true, postgres_volume: Some(volume), ..Own::default() }).await;
+    // As in production, the log of the database has a volume of its own: a full one stops the whole server (F30).
+    let elsewhere = bed.folder.join("pg_wal");
+    bed.own_postgres.as_mut().unwrap().stop().await;
+    move_wal(&bed.own_postgres.as_ref().unwrap().data(), &elsewhere);
+    start_again(&mut bed).await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f33")).start(&bed).await;
+    caught_up(&bed).await;
+    let ballast = bed.own_postgres.as_ref().unwrap().volume().unwrap().fill();
+    says(&bed, "No space left on device", 0).await;
+    says(&bed, RETRYING, 0).await;
+    let http = service.now(|service| service.http);
+    wait_until("the program says that it is not ready", async || {
+        (is_ready(http).await == Some(false)).then_some(())
+    })
+    .await;
+    nothing_unearned(&bed).await;
+    std::fs::remove_file(ballast).unwrap();
+    service.ready().await;
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    bed.audit().await.clean();
+}
+
+fn move_wal(data: &Path, elsewhere: &Path) {
+    let moved = Command::new("cp").arg("-a").arg(data.join("pg_wal")).arg(elsewhere).status().unwrap();
+    assert!(moved.success());
+    std::fs::remove_dir_all(data.join("pg_wal")).unwrap();
+    std::os::unix::fs::symlink(elsewhere, data.join("pg_wal")).unwrap();
+}
+
+/// F42: the database is restored to what it was earlier: what was acknowledged since comes back, by itself when the program
+/// starts, and by `waybill repair`.
+#[tokio::test(flavor = "multi_thread")]
+async fn f42_what_a_restore_has_lost_comes_back() {
+    let mut bed = Bed::with("f42", own_postgres()).await;
+    let serve = bed.serve();
+    let service = serve.start();
+    service.ready().await;
+    let load = Load::endless(seed("f42")).start(&bed).await;
+    caught_up(&bed).await;
+    // A cold copy is the simplest backup.
+    bed.own_postgres.as_mut().unwrap().stop().await;
+    let data = bed.own_postgres.as_ref().unwrap().data();
+    let backup = data.with_extension("backup");
+    copy(&data, &backup);
+    start_again(&mut bed).await;
+    for by_command in [false, true] {
+        let service = serve.start();
+        service.ready().await;
+        let before = caught_up_to(&bed).await;
+        wait_until("much more is acknowledged", async || {
+            (ack_floor(&bed).await? > before + 100).then_some(())
+        })
+        .await;
+        assert!(service.terminate().success());
+        bed.own_postgres.as_mut().unwrap().stop().await;
+        std::fs::remove_dir_all(&data).unwrap();
+        copy(&backup, &data);
+        start_again(&mut bed).await;
+        let lost = ack_floor(&bed).await.unwrap();
+        let left = caught_up_to(&bed).await;
+        assert!(left + 100 <= lost, "the restore has lost messages that are acknowledged: {left} of {lost}");
+        if by_command {
+            let repaired = repair(&serve);
+            assert!(repaired.contains("read again and recorded"), "{repaired}");
+            assert!(caught_up_to(&bed).await >= lost, "{repaired}");
+        }
+    }
+    drop(service);
+    let service = serve.start();
+    service.ready().await;
+    bed.take_snapshots();
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+async fn caught_up_to(bed: &Bed) -> u64 {
+    u64::try_from(accounted(bed).await.unwrap()).unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+/// Runs `waybill repair`; what it prints.
+fn repair(serve: &crate::service::Serve) -> String {
+    let command =
+        Command::new(&serve.program).arg("repair").envs(serve.environment.iter().cloned()).output().unwrap();
+    assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+    String::from_utf8(command.stdout).unwrap()
+}
+
+/// F43: the database takes no writes, as a standby does: that passes, and is no fault of an event.
+#[tokio::test(flavor = "multi_thread")]
+async fn f43_a_read_only_database_is_waited_out() {
+    let mut bed = Bed::new("f43").await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f43")).start(&bed).await;
+    caught_up(&bed).await;
+    alter_database(&bed, "SET default_transaction_read_only = on").await;
+    bed.postgres.end_all(End::Cut);
+    says(&bed, "read-only transaction", 0).await;
+    let http = service.now(|service| service.http);
+    wait_until("the program says that it is not ready", async || {
+        (is_ready(http).await == Some(false)).then_some(())
+    })
+    .await;
+    alter_database(&bed, "RESET default_transaction_read_only").await;
+    bed.postgres.end_all(End::Cut);
+    service.ready().await;
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    bed.audit().await.clean();
+}
+
+/// Changes the bed's database; on a connection that was open before.
+async fn alter_database(bed: &Bed, change: &str) {
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&bed.pool).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("ALTER DATABASE {name} {change}"))).execute(&bed.pool).await.unwrap();
+}
+
+/// F46: there are no connections left, nobody is let in, nobody is there: all of it passes, and is no fault of an event.
+#[tokio::test(flavor = "multi_thread")]
+async fn f46_refused_connections_are_waited_out() {
+    let mut bed = Bed::with("f46", own_postgres()).await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    let load = Load::endless(seed("f46")).start(&bed).await;
+    caught_up(&bed).await;
+    let password: String = {
+        let authority = bed.database_url().split_once("://").unwrap().1.split('@').next().unwrap().to_owned();
+        authority.split_once(':').unwrap().1.to_owned()
+    };
+    // The test's own connection is the only one that stays.
+    let mut connection = bed.pool.acquire().await.unwrap();
+    let name: String =
+        sqlx::query_scalar("SELECT current_database()").fetch_one(&mut *connection).await.unwrap();
+    let faults = [
+        (
+            "too many connections",
+            format!("ALTER DATABASE {name} CONNECTION LIMIT 1"),
+            format!("ALTER DATABASE {name} CONNECTION LIMIT -1"),
+        ),
+        (
+            "password authentication failed",
+            "ALTER ROLE CURRENT_USER PASSWORD 'rotated'".to_owned(),
+            format!("ALTER ROLE CURRENT_USER PASSWORD '{password}'"),
+        ),
+    ];
+    for (says_so, inject, heal) in faults {
+        sqlx::raw_sql(AssertSqlSafe(inject)).execute(&mut *connection).await.unwrap();
+        bed.postgres.end_all(End::Reset);
+        let refused = || server_log(&bed).matches(says_so).count();
+        wait_until("the server refuses somebody", async || (refused() > 0).then_some(())).await;
+        says(&bed, RETRYING, said(&bed, RETRYING)).await;
+        let before = refused();
+        // Every part of the program tries again, none without a pause.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let tries = refused() - before;
+        println!("{tries} tries in two seconds: {says_so}");
+        assert!(tries < 60, "{tries} tries in two seconds: {says_so}");
+        sqlx::raw_sql(AssertSqlSafe(heal)).execute(&mut *connection).await.unwrap();
+        service.ready().await;
+        caught_up(&bed).await;
+    }
+    drop(connection);
+    let before = said(&bed, RETRYING);
+    bed.own_postgres.as_mut().unwrap().stop().await;
+    says(&bed, RETRYING, before).await;
+    start_again(&mut bed).await;
+    service.ready().await;
+    bed.take_snapshots();
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    bed.audit().await.clean();
+}

@@ -1,0 +1,428 @@
+//! The program's own processes: replaced, killed, starved, told to stop, and given what cannot be recorded.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use waybill::ingest::Publisher;
+
+use crate::api::{ask, event, finance_key, gateway_key, write_down};
+use crate::bed::{Bed, CUSTOMERS};
+use crate::harness::wait_until;
+use crate::protocol::{Kind, Message, Way};
+use crate::proxy::End;
+use crate::publisher::Load;
+use crate::rounds::{rounds, seed, thorough};
+use crate::service::{Service, free_address, get};
+use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mib, redelivered_per_mille};
+
+/// How long the program may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// The most memory that recording may need.
+const MEMORY_MAX_MIB: u64 = 256;
+/// The acknowledgement wait of production.
+const LONG_ACK_WAIT_SECONDS: u64 = 60;
+
+/// The COMMIT of a transaction that records, on its way.
+fn recording(message: &Message) -> bool {
+    message.is_statement("COMMIT") && message.follows("COPY usage_events")
+}
+
+/// Waits until a process has ended by itself; how, and how long that took.
+async fn ended(service: &mut Service) -> (std::process::ExitStatus, Duration) {
+    let started = Instant::now();
+    let status = wait_until("the program ends", async || service.ended()).await;
+    (status, started.elapsed())
+}
+
+/// F51: two consumers share the work and are replaced one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn f51_two_consumers_replaced_one_by_one_share_the_work() {
+    let mut bed = Bed::new("f51").await;
+    let serve = bed.serve();
+    let mut consumers = [serve.start(), serve.start()];
+    for consumer in &consumers {
+        consumer.ready().await;
+    }
+    bed.take_snapshots();
+    let load = Load::endless(seed("f51")).start(&bed).await;
+    caught_up(&bed).await;
+    for number in 0..2 * usize::try_from(rounds(20)).unwrap() {
+        let next = serve.start();
+        next.ready().await;
+        let previous = std::mem::replace(&mut consumers[number % 2], next);
+        assert!(previous.terminate().success());
+        caught_up(&bed).await;
+    }
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// A forwarder in front of the bed's stream.
+struct Forwarder {
+    child: Child,
+    events: SocketAddr,
+}
+
+impl Forwarder {
+    async fn start(bed: &Bed, api: SocketAddr, key: &str) -> Self {
+        let (events, metrics) = (free_address(), free_address());
+        let log =
+            std::fs::File::options().create(true).append(true).open(bed.folder.join("forward.log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_waybill"))
+            .arg("forward")
+            .env("WAYBILL_FORWARD_GATEWAY", &bed.gateways[0])
+            .env("WAYBILL_FORWARD_JOURNAL", bed.folder.join("forward"))
+            .env("WAYBILL_FORWARD_LISTEN", events.to_string())
+            .env("WAYBILL_FORWARD_METRICS_ADDR", metrics.to_string())
+            .env("WAYBILL_FORWARD_NATS_URL", bed.intake_url())
+            .env("WAYBILL_SUBJECT_PREFIX", &bed.names.prefix)
+            .env("WAYBILL_FORWARD_API_URL", format!("http://{api}"))
+            .env("WAYBILL_FORWARD_KEY", key)
+            .env("WAYBILL_FORWARD_POLL_MS", "100")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        wait_until("the forwarder answers", async || get(events, "/livez").await).await;
+        Self { child, events }
+    }
+
+    /// Posts events, which are accepted.
+    async fn post(&self, events: &[Value]) {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(format!("http://{}/v1/events", self.events));
+        let request =
+            request.header("content-type", "application/json").body(Value::from(events).to_string());
+        assert_eq!(request.send().await.unwrap().status(), 202);
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// F53: a gateway's forwarder is killed before it has published what it accepted, and before it learns that it was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn f53_a_killed_forwarder_publishes_what_it_accepted_and_it_is_billed_once() {
+    let mut bed = Bed::new("f53").await;
+    let gateway = bed.gateways[0].clone();
+    let key = gateway_key(&bed, &gateway).await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let mut forwarder = Forwarder::start(&bed, service.http, &key).await;
+    let rounds = 2 * rounds(50);
+    for round in 0..rounds {
+        let source = format!("{gateway}/own");
+        let events: Vec<Value> = (0..7)
+            .map(|number| event(&source, &format!("f53-{round}-{number}"), CUSTOMERS[number % 4], "f53"))
+            .collect();
+        let stopping = if round % 2 == 0 {
+            let subject = format!("{}.{gateway}", bed.names.prefix);
+            bed.intake.hold(Way::ToServer, move |m| m.kind == Kind::Publish && *m.text == *subject)
+        } else {
+            bed.intake.hold(Way::ToClient, |m| m.kind == Kind::Deliver && m.text.starts_with("_INBOX_"))
+        };
+        write_down(&bed, &gateway, &events);
+        forwarder.post(&events).await;
+        let held = stopping.reached("what was accepted is on its way").await;
+        drop(forwarder);
+        held.end(End::Reset);
+        forwarder = Forwarder::start(&bed, service.http, &key).await;
+    }
+    let sent = i64::from(rounds) * 7;
+    wait_until("all that was accepted is recorded", async || {
+        (bed.number("SELECT count(*) FROM usage_events").await >= sent).then_some(())
+    })
+    .await;
+    bed.settled().await;
+    let (messages, _) = bed.stream_state().await.unwrap();
+    println!("{rounds} bodies came as {messages} messages");
+    bed.audit().await.clean();
+}
+
+/// F54: recording at full batches, beside exports, stays within its memory; killed in the middle, it recovers.
+#[tokio::test(flavor = "multi_thread")]
+async fn f54_full_batches_stay_within_the_memory_limit() {
+    let mut bed = Bed::new("f54").await;
+    let finance = finance_key(&bed).await;
+    let messages = if thorough() { 1_000 } else { 150 };
+    let load = Load { messages, events_max: 90, pause: Duration::ZERO, ..Load::seeded(seed("f54")) };
+    load.sent(&bed).await;
+    let (last, _) = bed.stream_state().await.unwrap();
+    let serve = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS);
+    // Killed where it is largest: before its first commit.
+    let stopping = bed.postgres.hold(Way::ToServer, recording);
+    let mut first = serve.start();
+    let held = stopping.reached("a full batch is about to be committed").await;
+    first.kill();
+    held.end(End::Reset);
+    // What it had in hand is delivered again once the server knows that it will not be acknowledged.
+    let service = bed.serve().start();
+    service.ready().await;
+    let (mut exports, mut peak) = (tokio::task::JoinSet::new(), 0);
+    while accounted(&bed).await.unwrap() < last {
+        while exports.len() < 50 {
+            let (http, key) = (service.http, finance.clone());
+            exports.spawn(async move { ask(http, &key, "/v1/usage?group_by=model", "text/csv").await });
+        }
+        while exports.try_join_next().is_some() {}
+        peak = peak_mib(&service).max(peak);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bed.settled().await;
+    peak = peak_mib(&service).max(peak);
+    let largest = bed.number("SELECT max(events)::bigint FROM ingest_batches").await;
+    println!("{last} messages, batches of up to {largest} events, {peak} MiB");
+    assert!(largest > if thorough() { 9_000 } else { 2_000 }, "the batches were not full: {largest}");
+    assert!(peak < MEMORY_MAX_MIB, "{peak} MiB");
+    bed.audit().await.clean();
+}
+
+/// F55: no file handles are left for clients: what runs goes on, without a busy loop, and clients are served again later.
+#[tokio::test(flavor = "multi_thread")]
+async fn f55_without_file_handles_recording_goes_on() {
+    let mut bed = Bed::new("f55").await;
+    let finance = finance_key(&bed).await;
+    let mut serve = bed.serve();
+    let script = bed.folder.join("limited");
+    let text = format!("#!/bin/sh\nulimit -n 64\nexec '{}' \"$@\"\n", serve.program.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    serve.program = script;
+    let service = serve.start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f55")).start(&bed).await;
+    caught_up(&bed).await;
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        // Accepted by the system, if not by the program.
+        clients.push(TcpStream::connect(service.http).await.unwrap());
+    }
+    wait_until("all handles are taken", async || (open_files(&service) >= 64).then_some(())).await;
+    assert!(get(service.http, "/livez").await.is_none(), "a client is served without a handle");
+    let idle = {
+        let (ticks, started) = (cpu_ticks(&service), Instant::now());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        (cpu_ticks(&service) - ticks) * 1_000 / u64::try_from(started.elapsed().as_millis()).unwrap()
+    };
+    println!("{idle} % of a processor without handles");
+    assert!(idle < 80, "a busy loop: {idle} % of a processor");
+    let lag = caught_up(&bed).await;
+    println!("recorded within {lag:?}");
+    drop(clients);
+    wait_until("clients are served again", async || {
+        let answer = ask(service.http, &finance, "/v1/customers", "application/json").await?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+fn open_files(service: &Service) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap().count()
+}
+
+/// F56: a tenth of a processor: slower, but nothing is delivered again or takes the program for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn f56_a_tenth_of_a_processor_is_only_slower() {
+    let mut bed = Bed::new("f56").await;
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS).supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f56")).start(&bed).await;
+    caught_up(&bed).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let pid = service.now(|service| service.pid());
+    let starving = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                nix::sys::signal::kill(pid, Signal::SIGSTOP).ok();
+                std::thread::sleep(Duration::from_millis(90));
+                nix::sys::signal::kill(pid, Signal::SIGCONT).ok();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    let before = accounted(&bed).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(if thorough() { 300 } else { 6 })).await;
+    let recorded = accounted(&bed).await.unwrap() - before;
+    println!("{recorded} messages were recorded meanwhile");
+    assert!(recorded > 0, "it does not get on at all");
+    nothing_unearned(&bed).await;
+    stop.store(true, Ordering::Relaxed);
+    starving.join().unwrap();
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!(service.restarts(), 0);
+    assert!(redelivered_per_mille(&bed).await < 50);
+    bed.audit().await.clean();
+}
+
+/// F57: SIGTERM while a batch is being committed: it is committed and acknowledged, and only then the program ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn f57_a_stop_finishes_the_batch_in_hand() {
+    let mut bed = Bed::new("f57").await;
+    let serve = bed.serve();
+    bed.take_snapshots();
+    let load = Load::endless(seed("f57")).start(&bed).await;
+    for _ in 0..rounds(30) {
+        let mut service = serve.start();
+        service.ready().await;
+        let held =
+            bed.postgres.hold(Way::ToServer, recording).reached("a batch is about to be committed").await;
+        let before = accounted(&bed).await.unwrap();
+        service.signal(Signal::SIGTERM);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(service.ended().is_none(), "it does not leave a batch behind");
+        held.release();
+        let (status, took) = ended(&mut service).await;
+        assert!(status.success() && took < STOP_TIMEOUT, "{status} after {took:?}");
+        let after = accounted(&bed).await.unwrap();
+        assert!(after > before, "the batch in hand is recorded");
+        // Whatever it recorded it has acknowledged too: nothing waits to be delivered again.
+        let consumer = bed.consumer_info().await.unwrap();
+        let floor = i64::try_from(consumer.ack_floor.stream_sequence).unwrap();
+        assert!(floor <= after, "{floor} acknowledged, {after} recorded");
+    }
+    if thorough() {
+        // A database that never answers holds up a stop only so long.
+        let mut service = serve.start();
+        service.ready().await;
+        let held =
+            bed.postgres.hold(Way::ToServer, recording).reached("a batch is about to be committed").await;
+        service.signal(Signal::SIGTERM);
+        let (_, took) = ended(&mut service).await;
+        assert!(took < STOP_TIMEOUT + Duration::from_secs(3), "it took {took:?} to stop");
+        held.end(End::Reset);
+    }
+    let service = serve.start();
+    service.ready().await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// The reason that an event cannot be recorded, and what is done to it for that.
+type Poison = (&'static str, fn(&mut Value));
+/// Poison of every kind.
+const POISONS: [Poison; 13] = [
+    ("unpriced", |e| e["data"]["model"] = json!("gpt-99")),
+    ("unknown_customer", |e| e["subject"] = json!("nobody")),
+    ("time", |e| e["time"] = json!("yesterday")),
+    ("future", |e| e["time"] = json!("2096-01-01T00:00:00Z")),
+    ("too_old", |e| e["time"] = json!("2020-01-01T00:00:00Z")),
+    ("negative", |e| e["data"]["usage"] = json!({"input": -1})),
+    ("type", |e| e["data"]["usage"] = json!({"input": "12"})),
+    ("type", |e| e["data"]["usage"] = json!({"input": 1.5})),
+    ("limit", |e| e["data"]["usage"] = json!({"input": 1_000_000_000_001_i64})),
+    ("unmetered", |e| e["data"]["usage"] = json!({})),
+    ("version", |e| e["type"] = json!("llm.usage.v2")),
+    ("ambiguous", |e| e["data"]["provider_usage"] = json!({"format": "openai.chat", "body": {}})),
+    ("not_allowed", |e| e["source"] = json!("somebody-else")),
+];
+/// Of ten events of a storm so many cannot be recorded.
+const STORM_TENTHS: usize = 3;
+
+/// F58: three of ten events cannot be recorded, in every way: the others are recorded as ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn f58_a_storm_of_poison_touches_no_good_event() {
+    let mut bed = Bed::new("f58").await;
+    let messages = if thorough() { 600 } else { 60 };
+    let calm = drained(&bed, "calm", messages, false).await;
+    let storm = drained(&bed, "storm", messages, true).await;
+    if thorough() {
+        println!("good events per second: {calm} without poison, {storm} with three tenths of it");
+        assert!(storm * 2 >= calm, "poison takes more than its share: {storm} of {calm} a second");
+    }
+    for (reason, _) in POISONS {
+        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM rejections WHERE reason = $1")
+            .bind(reason)
+            .fetch_one(&bed.pool)
+            .await
+            .unwrap();
+        assert!(found > 0, "no rejection says {reason}");
+    }
+    bed.audit().await.clean();
+}
+
+/// Publishes messages of 50 good events, and of others among them, then starts a consumer; good events that it then records
+/// in a second.
+async fn drained(bed: &Bed, name: &str, messages: usize, poisoned: bool) -> u64 {
+    let gateway = bed.gateways[0].clone();
+    let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, &gateway).await.unwrap();
+    let source = format!("{gateway}/{name}");
+    let (mut good, mut bad) = (0, 0);
+    for number in 0..messages {
+        let (mut events, mut notes) = (Vec::new(), Vec::new());
+        for index in 0..50 {
+            let customer = CUSTOMERS[index % CUSTOMERS.len()];
+            events.push(event(
+                &source,
+                &format!("{name}-{number}-{index}"),
+                customer,
+                &format!("{name}-{number}"),
+            ));
+            notes.push("new");
+            good += 1;
+            if poisoned && index % (10 - STORM_TENTHS) < STORM_TENTHS {
+                let mut poison = event(&source, &format!("poison-{number}-{index}"), customer, "poison");
+                POISONS[bad % POISONS.len()].1(&mut poison);
+                events.push(poison);
+                notes.push("poison");
+                bad += 1;
+            }
+        }
+        send(bed, &publisher, &gateway, &Value::from(events).to_string(), &notes).await;
+        if poisoned {
+            send(bed, &publisher, &gateway, &format!("no JSON {number}"), &["whole"]).await;
+        }
+    }
+    let (last, _) = bed.stream_state().await.unwrap();
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS).start();
+    service.ready().await;
+    wait_until("all is recorded", async || accounted(bed).await.filter(|accounted| *accounted >= last)).await;
+    bed.settled().await;
+    let recorded: i64 = sqlx::query_scalar("SELECT count(*) FROM usage_events WHERE source = $1")
+        .bind(&source)
+        .fetch_one(&bed.pool)
+        .await
+        .unwrap();
+    assert_eq!(recorded, good);
+    let millis: i64 = sqlx::query_scalar(
+        "SELECT (extract(epoch FROM max(recorded_at) - min(recorded_at)) * 1000)::bigint FROM ingest_batches b
+         WHERE EXISTS (SELECT 1 FROM usage_events e WHERE e.batch_id = b.id AND e.source = $1)",
+    )
+    .bind(&source)
+    .fetch_one(&bed.pool)
+    .await
+    .unwrap();
+    u64::try_from(good * 1_000 / millis.max(1)).unwrap()
+}
+
+/// Writes a message down in a journal and publishes it.
+async fn send(bed: &Bed, publisher: &Publisher, gateway: &str, body: &str, notes: &[&str]) {
+    let line = json!({"message": 0, "gateway": gateway, "body": body, "notes": notes});
+    let path = bed.folder.join("journals/storm.jsonl");
+    let mut journal = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    std::io::Write::write_all(&mut journal, format!("{line}\n").as_bytes()).unwrap();
+    publisher.publish(gateway, Bytes::copy_from_slice(body.as_bytes())).await.unwrap();
+}

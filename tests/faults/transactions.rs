@@ -1,0 +1,300 @@
+//! Transactions that are abandoned, wait for locks, or find another schema than a moment ago.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::api::{ask, ask_and_leave, customer_keys, finance_key, publish_canaries};
+use crate::bed::{Bed, CUSTOMERS, Verdict};
+use crate::harness::wait_until;
+use crate::protocol::Way;
+use crate::proxy::Mode;
+use crate::publisher::Load;
+use crate::rounds::{seed, thorough};
+use crate::service::{Serve, is_ready, metric};
+use crate::watching::{
+    RETRYING, caught_up, log, nothing_unearned, redelivered_per_mille, said, says, unstorable,
+};
+
+/// Clients that go away before they are answered, and those that listen.
+const HASTY_CLIENTS: usize = 200;
+const PATIENT_CLIENTS: usize = 4;
+/// Questions that keep connections busy.
+const SLOW_EXPORTS: usize = 500;
+/// The acknowledgement wait of production.
+const LONG_ACK_WAIT_SECONDS: u64 = 60;
+/// How far recording may fall behind because of what the API does.
+const LAG_MAX: Duration = Duration::from_secs(5);
+
+/// F35: clients go away in the middle of everything, while each statement takes its time. What the auditor says, and whether
+/// a transaction was left open or used again.
+async fn f35(bed: &mut Bed, serve: Serve) -> (Verdict, bool) {
+    let keys = customer_keys(bed).await;
+    let service = serve.start();
+    service.ready().await;
+    publish_canaries(bed).await;
+    bed.settled().await;
+    bed.take_snapshots();
+    let seed = seed("f35");
+    let load = Load { pause: Duration::from_millis(100), ..Load::endless(seed) }.start(bed).await;
+    let mut leaked = false;
+    for way in [Way::ToServer, Way::ToClient] {
+        bed.postgres.set(way, Mode::Delay(Duration::from_millis(25)));
+    }
+    let (left, listened) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let until = Instant::now() + Duration::from_secs(if thorough() { 120 } else { 5 });
+    let mut clients = JoinSet::new();
+    for number in 0..HASTY_CLIENTS {
+        let (http, key, left) = (service.http, keys[number % keys.len()].1.clone(), Arc::clone(&left));
+        let mut random = StdRng::seed_from_u64(seed.wrapping_add(number as u64));
+        clients.spawn(async move {
+            // Not all at once, and not so many that nobody else is ever answered.
+            let mut pause = random.random_range(0..2_000);
+            while Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                pause = random.random_range(1_000..5_000);
+                let patience = Duration::from_micros(random.random_range(0..5_000));
+                let path = ["/v1/tasks?limit=100", "/v1/usage?group_by=model"][random.random_range(0..2)];
+                if ask_and_leave(http, &key, path, patience).await.is_ok() {
+                    left.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    for (own, key) in keys.iter().take(PATIENT_CLIENTS).cloned() {
+        let (http, listened) = (service.http, Arc::clone(&listened));
+        clients.spawn(async move {
+            // Afterwards too: what a client has left behind shows to the next one.
+            let mut heard = 0;
+            while Instant::now() < until || heard < 5 {
+                let answer = ask(http, &key, "/v1/tasks?limit=100", "application/json").await.unwrap();
+                for customer in CUSTOMERS.iter().filter(|customer| **customer != own) {
+                    let foreign = format!("canary-{customer}");
+                    assert!(!answer.body.contains(&foreign), "{own} is told of {customer}: {}", answer.body);
+                }
+                if answer.status == 200 {
+                    assert!(answer.body.contains(&format!("canary-{own}")), "{}", answer.body);
+                    heard += 1;
+                    listened.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    while Instant::now() < until {
+        let open = bed
+            .number(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND state LIKE 'idle in transaction%' AND state_change < now() - interval '5 seconds'",
+            )
+            .await;
+        leaked |= open > 0;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    bed.postgres.set_both(Mode::Pass);
+    let (left, listened) = (left.load(Ordering::Relaxed), listened.load(Ordering::Relaxed));
+    println!("{left} clients went away, {listened} answers were heard");
+    assert!(left > 200 && listened > 0, "{left} went away, {listened} were heard");
+    load.stop().await;
+    bed.settled().await;
+    let log = log(bed);
+    leaked |= log.contains("25P02") || log.contains("current transaction is aborted");
+    (bed.audit().await, leaked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f35_clients_that_go_away_leave_nothing_behind() {
+    let mut bed = Bed::new("f35").await;
+    let serve = bed.serve();
+    let (verdict, leaked) = f35(&mut bed, serve).await;
+    verdict.clean();
+    assert!(!leaked, "a transaction was left open, or used again");
+}
+
+/// F38: another session holds what posting needs for longer than anybody waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn f38_long_locks_delay_posting_and_nothing_else() {
+    let mut bed = Bed::new("f38").await;
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS).start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f38")).start(&bed).await;
+    bed_has_periods(&bed).await;
+    let mut other = PgConnection::connect(bed.database_url()).await.unwrap();
+    let locks = ["LOCK TABLE usage_rollups IN EXCLUSIVE MODE", "SELECT 1 FROM billing_periods FOR UPDATE"];
+    for lock in locks.iter().take(if thorough() { 2 } else { 1 }) {
+        let before = said(&bed, "posting failed; trying again");
+        sqlx::raw_sql(AssertSqlSafe(format!("BEGIN; {lock}"))).execute(&mut other).await.unwrap();
+        let locked = Instant::now();
+        if lock.starts_with("LOCK") {
+            says(&bed, "posting failed; trying again", before).await;
+            assert!(log(&bed).contains("lock timeout"));
+        } else {
+            tokio::time::sleep(Duration::from_secs(15)).await;
+        }
+        let lag = caught_up(&bed).await;
+        assert!(lag < LAG_MAX, "recording waits for what only posting needs: {lag:?}");
+        println!("locked for {:?}", locked.elapsed());
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    }
+    load.stop().await;
+    let drained = bed.settled().await;
+    println!("posted {drained:?} after the lock was gone");
+    assert_eq!(redelivered_per_mille(&bed).await, 0);
+    bed.audit().await.clean();
+}
+
+async fn bed_has_periods(bed: &Bed) {
+    wait_until("something is posted", async || {
+        (bed.number("SELECT count(*) FROM usage_rollups").await > 0).then_some(())
+    })
+    .await;
+}
+
+/// F39: the API is asked more than it has connections for, and each question waits: recording does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn f39_slow_exports_never_hold_up_recording() {
+    let mut bed = Bed::new("f39").await;
+    let finance = finance_key(&bed).await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f39")).start(&bed).await;
+    let mut usual = Duration::ZERO;
+    for _ in 0..5 {
+        usual = usual.max(caught_up(&bed).await);
+    }
+    let mut other = PgConnection::connect(bed.database_url()).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE invoices IN ACCESS EXCLUSIVE MODE").execute(&mut other).await.unwrap();
+    let mut exports = JoinSet::new();
+    for _ in 0..SLOW_EXPORTS {
+        let (http, key) = (service.http, finance.clone());
+        exports.spawn(async move { ask(http, &key, "/v1/invoices", "text/csv").await });
+    }
+    let mut refused = 0;
+    let mut worst = Duration::ZERO;
+    while !exports.is_empty() {
+        worst = worst.max(caught_up(&bed).await);
+        while let Some(answer) = exports.try_join_next() {
+            let answer = answer.unwrap().expect("every client is answered");
+            assert!(matches!(answer.status, 429 | 503) && answer.retry_after, "{answer:?}");
+            refused += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!(
+        "{refused} exports were refused; recording was at most {worst:?} behind, {usual:?} without them"
+    );
+    // The clients take their share of the processors too.
+    assert!(worst < LAG_MAX + 3 * usual, "recording was {worst:?} behind, {usual:?} without exports");
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    exports.abort_all();
+    wait_until("the API answers again", async || {
+        let answer = ask(service.http, &finance, "/v1/invoices", "text/csv").await?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F44: the partition that is booked into is not there, and the program makes it; or it is detached, and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn f44_a_missing_partition_stops_recording_and_rejects_nothing() {
+    let mut bed = Bed::new("f44").await;
+    let (partition, bounds) = current_partition(&bed).await;
+    sqlx::raw_sql(AssertSqlSafe(format!("DROP TABLE {partition}"))).execute(&bed.pool).await.unwrap();
+    let service = bed.serve().start();
+    service.ready().await;
+    let load = Load::endless(seed("f44")).start(&bed).await;
+    // It is made again where it is simply not there.
+    wait_until("something is recorded", async || {
+        (bed.number("SELECT count(*) FROM usage_events").await > 0).then_some(())
+    })
+    .await;
+    let change = |how: String| {
+        let pool = bed.pool.clone();
+        async move { sqlx::raw_sql(AssertSqlSafe(how)).execute(&pool).await.unwrap() }
+    };
+    for _ in 0..crate::rounds::rounds(10) {
+        let retries = retries(service.metrics).await;
+        change(format!("ALTER TABLE usage_events DETACH PARTITION {partition}")).await;
+        wait_until("retries are counted", async || {
+            (self::retries(service.metrics).await > retries).then_some(())
+        })
+        .await;
+        wait_until("the program says that it is not ready", async || {
+            (is_ready(service.http).await == Some(false)).then_some(())
+        })
+        .await;
+        nothing_unearned(&bed).await;
+        change(format!("ALTER TABLE usage_events ATTACH PARTITION {partition} {bounds}")).await;
+        service.ready().await;
+        caught_up(&bed).await;
+    }
+    bed.take_snapshots();
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!(unstorable(&bed).await, 0);
+    bed.audit().await.clean();
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter")]
+async fn retries(metrics: std::net::SocketAddr) -> u64 {
+    metric(metrics, "waybill_ingest_retries_total").await.unwrap_or_default() as u64
+}
+
+/// Opens today's booking date; its partition and the bounds of that.
+async fn current_partition(bed: &Bed) -> (String, String) {
+    sqlx::query("SELECT open_booking_date((now() AT TIME ZONE 'UTC')::date)")
+        .execute(&bed.pool)
+        .await
+        .unwrap();
+    sqlx::query_as(
+        "SELECT c.relname::text, pg_get_expr(c.relpartbound, c.oid)
+         FROM pg_class c, journal_clock
+         WHERE c.relname = 'usage_events_' || to_char(booked_on, 'YYYY_MM')",
+    )
+    .fetch_one(&bed.pool)
+    .await
+    .unwrap()
+}
+
+/// F45: the schema changes under load, also in ways that prepared statements do not survive.
+#[tokio::test(flavor = "multi_thread")]
+async fn f45_a_migration_under_load_costs_a_retry_and_nothing_else() {
+    let mut bed = Bed::new("f45").await;
+    let service = bed.serve().supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f45")).start(&bed).await;
+    caught_up(&bed).await;
+    let (partition, _) = current_partition(&bed).await;
+    let changes = [
+        "ALTER TABLE usage_events ADD COLUMN note text".to_owned(),
+        format!("CREATE INDEX CONCURRENTLY extra ON {partition} (task_type, occurred_at)"),
+        "ALTER TABLE tasks ADD COLUMN note text NOT NULL DEFAULT ''".to_owned(),
+        "ALTER TABLE usage_events ALTER COLUMN source TYPE varchar".to_owned(),
+        "ALTER TABLE usage_events ALTER COLUMN source TYPE text".to_owned(),
+    ];
+    for change in changes {
+        sqlx::raw_sql(AssertSqlSafe(change)).execute(&bed.pool).await.unwrap();
+        let behind = caught_up(&bed).await;
+        println!("recorded again after {behind:?}");
+    }
+    assert!(log(&bed).contains("cached plan must not change result type"), "no statement lost its plan");
+    assert!(said(&bed, RETRYING) > 0);
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    bed.audit().await.clean();
+}

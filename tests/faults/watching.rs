@@ -1,0 +1,93 @@
+//! What a test looks at while a fault lasts.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::bed::Bed;
+use crate::harness::wait_until;
+use crate::service::Service;
+
+/// The program could not record for a moment and said so.
+pub const RETRYING: &str = "a batch could not be recorded; trying again";
+
+/// What the program has written to its log so far.
+pub fn log(bed: &Bed) -> String {
+    std::fs::read_to_string(bed.folder.join("serve.log")).unwrap_or_default()
+}
+
+/// How often the log says something.
+pub fn said(bed: &Bed, text: &str) -> usize {
+    log(bed).matches(text).count()
+}
+
+/// Waits until the log says something more often than before.
+pub async fn says(bed: &Bed, text: &str, before: usize) {
+    wait_until(&format!("the log says: {text}"), async || (said(bed, text) > before).then_some(())).await;
+}
+
+/// What the bed's own PostgreSQL has written to its log so far.
+pub fn server_log(bed: &Bed) -> String {
+    std::fs::read_to_string(bed.own_postgres.as_ref().unwrap().home().join("logs/postgres.log")).unwrap()
+}
+
+/// Sequences that the ledger accounts for; `None` while it does not answer.
+pub async fn accounted(bed: &Bed) -> Option<i64> {
+    sqlx::query_scalar(
+        "SELECT COALESCE(SUM(upper(r) - lower(r)), 0)::bigint
+         FROM (SELECT unnest(range_agg(sequences)) AS r FROM ingest_batches) AS seen",
+    )
+    .fetch_one(&bed.pool)
+    .await
+    .ok()
+}
+
+/// Waits until what the stream has now, and at least one message, is accounted for, whatever comes meanwhile; returns how
+/// long that took.
+pub async fn caught_up(bed: &Bed) -> Duration {
+    let started = Instant::now();
+    let (last, _) = bed.stream_state().await.unwrap();
+    let last = last.max(1);
+    wait_until("what the stream has is recorded", async || {
+        accounted(bed).await.filter(|accounted| *accounted >= last)
+    })
+    .await;
+    started.elapsed()
+}
+
+/// Checks that no message is acknowledged that the ledger does not have.
+pub async fn nothing_unearned(bed: &Bed) {
+    let acknowledged = bed.consumer_info().await.unwrap().ack_floor.stream_sequence;
+    let accounted = accounted(bed).await.unwrap();
+    assert!(
+        i64::try_from(acknowledged).unwrap() <= accounted,
+        "{acknowledged} acknowledged, {accounted} recorded"
+    );
+}
+
+/// Deliveries of messages that had been delivered before, in thousandths of all.
+pub async fn redelivered_per_mille(bed: &Bed) -> u64 {
+    let delivered = bed.consumer_info().await.unwrap().delivered;
+    let again = delivered.consumer_sequence.saturating_sub(delivered.stream_sequence);
+    println!("{again} of {} deliveries were repeated", delivered.consumer_sequence);
+    again * 1_000 / delivered.consumer_sequence.max(1)
+}
+
+/// Rejections that no event deserved: the database refused them, or something was not there for a moment.
+pub async fn unstorable(bed: &Bed) -> i64 {
+    bed.number("SELECT count(*) FROM rejections WHERE reason = 'unstorable'").await
+}
+
+/// The processor time a process has used so far, in clock ticks (hundredths of a second).
+pub fn cpu_ticks(service: &Service) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", service.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The most memory a process has had so far, in MiB.
+pub fn peak_mib(service: &Service) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
+}
