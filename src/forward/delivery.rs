@@ -38,8 +38,9 @@ const TICK: Duration = Duration::from_secs(1);
 const BEHIND_FACTOR: u32 = 15;
 /// The wait before events are published yet again doubles so often.
 const DOUBLINGS_MAX: u32 = 6;
-/// The part of the program that this speaks for.
+/// The parts of the program that this speaks for.
 const COUNT: &str = "count";
+const STREAM: &str = "stream";
 /// What is wrong with a journal whose numbers the ledger has seen before.
 const OLDER_COPY: &str = "the ledger has higher numbers of this journal than the journal itself, so this is an older copy of it; events are \
                           forwarded, but nothing is removed: stop, and start with a new folder once all is published";
@@ -216,6 +217,7 @@ impl Loop {
             gateway: Arc::clone(&self.with.gateway),
             shutdown: self.with.shutdown.clone(),
             failing: Arc::clone(&self.failing),
+            health: self.with.health.clone(),
         };
         let epoch = self.with.journal.epoch();
         self.in_flight.spawn(async move {
@@ -300,6 +302,7 @@ struct Way {
     gateway: Arc<str>,
     shutdown: Shutdown,
     failing: Arc<AtomicBool>,
+    health: Health,
 }
 
 impl Way {
@@ -320,6 +323,7 @@ impl Way {
     async fn tried(&self, message: &Packed, events: usize) -> bool {
         // While there is no connection, publishing would only pile up copies in the client.
         if !self.publisher.connected() {
+            self.health.down(STREAM, "not connected; events are kept");
             if !self.failing.swap(true, Ordering::Relaxed) {
                 tracing::warn!("there is no connection to NATS; events are kept and published later");
             }
@@ -327,6 +331,7 @@ impl Way {
         }
         match self.publisher.publish_packed(&self.gateway, message.body.clone(), message.zstd).await {
             Ok(_) => {
+                self.health.up(STREAM);
                 if self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("events are published again");
                 }
@@ -335,6 +340,7 @@ impl Way {
             }
             Err(error) => {
                 meters::retried();
+                self.health.down(STREAM, "it takes no messages; events are kept");
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "events cannot be published; they are kept and tried again");
                 }

@@ -147,10 +147,11 @@ async fn readyz(State(local): State<Local>) -> (StatusCode, Json<Readiness>) {
     let ready = refusal.is_none();
     let mut parts = local.health.parts();
     parts.insert("journal", refusal.map(|refusal| refusal.to_string()));
-    parts.insert(
-        "stream",
-        (!local.publisher.connected()).then(|| "not connected; events are kept".to_owned()),
-    );
+    if !local.publisher.connected() {
+        parts.insert("stream", Some("not connected; events are kept".to_owned()));
+    } else if !parts.contains_key("stream") {
+        parts.insert("stream", None);
+    }
     let parts =
         parts.into_iter().map(|(part, wrong)| (part, wrong.unwrap_or_else(|| "ok".to_owned()))).collect();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -221,6 +221,52 @@ async fn a_full_disk_is_refused_and_nothing_accepted_is_lost() {
     world.verified().await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_journal_itself_has_filled_takes_events_again_once_they_are_settled() {
+    // A small disk of the process's own, which needs no right of ours where the system lets users have namespaces.
+    let unshare = ["unshare", "--map-root-user", "--mount"];
+    if !Command::new(unshare[0]).args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success())
+    {
+        eprintln!("SKIPPED: this system gives no mount namespace");
+        return;
+    }
+    let mut nats = PrivateNats::start().await;
+    let world = World::over(nats.bed().await).await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer();
+    let setting = setting(&world, nats.gateway_url()).await;
+    std::fs::create_dir(setting.journal()).unwrap();
+    nats.stop().await;
+    let mount = "mount -t tmpfs -o size=1m disk \"$WAYBILL_FORWARD_JOURNAL\" && exec \"$0\" \"$@\"";
+    let forwarder = setting.start_wrapped(&[&unshare[..], &["sh", "-c", mount]].concat()).await;
+    let mut accepted = BTreeSet::new();
+    let refusal = loop {
+        let ids = ids(&format!("b{}", accepted.len()), 100);
+        match forwarder.try_post(&body(&ids)).await.unwrap() {
+            (202, _) => accepted.extend(ids),
+            refusal => break refusal,
+        }
+    };
+    assert_eq!((refusal.0, &refusal.1["code"]), (507, &json!("disk_full")), "{}", refusal.1);
+    assert!(accepted.len() > 1_000);
+    nats.start_again().await;
+    forwarder.settled().await;
+    wait_until("it is ready", async || {
+        get(forwarder.events, "/readyz").await.filter(|answer| answer.contains(" 200 "))
+    })
+    .await;
+    let more = ids("more", 400);
+    forwarder.post(&more).await;
+    accepted.extend(more);
+    forwarder.settled().await;
+    recorded_exactly(&world, &accepted).await;
+    let epochs = watermark(&setting).await;
+    assert_eq!(epochs[0].0, epochs[0].1, "no holes");
+    world.settled().await;
+    world.verified().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_stream_has_lost_is_published_again() {
     let world = World::idle().await;

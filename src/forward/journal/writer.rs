@@ -205,6 +205,7 @@ impl Commits {
                 for (_, _, answer) in answers {
                     self.refuse(&refusal, answer);
                 }
+                self.make_room(&error);
             }
         }
     }
@@ -299,11 +300,29 @@ impl Commits {
                 let (bytes, bytes_max) = self.journal.bytes();
                 bytes + (PROBE_BYTES as u64) < bytes_max
             }
-            Some(()) => self.fits().is_ok(),
+            Some(()) => match self.fits() {
+                Ok(()) => true,
+                Err(error) => {
+                    self.make_room(&error);
+                    false
+                }
+            },
         };
         if works {
             tracing::info!("events are accepted again");
             self.refusing.send_replace(None);
+        }
+    }
+
+    /// On a full disk ends the newest segment, so that it can be removed once it is settled: else the disk would stay as full as
+    /// the journal has made it.
+    fn make_room(&mut self, error: &io::Error) {
+        let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        if full && self.newest() > 0 {
+            let ended = self.clean().and_then(|()| self.roll());
+            if let Err(error) = ended {
+                tracing::debug!(%error, "the newest segment could not be ended; trying again");
+            }
         }
     }
 
