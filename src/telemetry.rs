@@ -82,6 +82,11 @@ fn describe() {
         "Acknowledged stream sequences that no batch accounts for"
     );
     describe_gauge!(
+        "waybill_gateway_missing_events",
+        Unit::Count,
+        "Numbers that are missing in a gateway's own count of its events"
+    );
+    describe_gauge!(
         "waybill_journal_partition_days_ahead",
         Unit::Count,
         "Days from the booking date to the end of the last journal partition"

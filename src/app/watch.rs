@@ -9,12 +9,14 @@ use super::Failure;
 use crate::health::Health;
 use crate::ingest::{self, UsageStream};
 use crate::shutdown::Shutdown;
-use crate::store::{Database, PoolWatch, Scope, completeness, gauges};
+use crate::store::{Database, PoolWatch, Scope, completeness, gateways, gauges};
 
 /// How often gauges of lag and backlog are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
 /// How often completeness is read, which looks at every batch.
 const COMPLETENESS_EVERY: Duration = Duration::from_mins(1);
+/// Most gateways whose gaps are shown, the first by name: each is a time series.
+const GATEWAYS_MAX: i64 = 500;
 /// How often the pools are looked at.
 const POOLS_EVERY: Duration = Duration::from_secs(10);
 /// How long a pool may neither give nor take back a connection before the process ends.
@@ -62,6 +64,10 @@ async fn sample_once(
         let floor = i64::try_from(info.ack_floor.stream_sequence).unwrap_or(i64::MAX);
         let missing = completeness::unaccounted(&mut tx, stream.incarnation, floor).await?.len();
         metrics::gauge!("waybill_unaccounted_sequences").set(missing as f64);
+        for gateway in gateways::list(&mut tx, None, None, GATEWAYS_MAX).await? {
+            metrics::gauge!("waybill_gateway_missing_events", "gateway" => gateway.name)
+                .set(gateway.missing as f64);
+        }
         let days = gauges::partition_days_ahead(&mut tx).await?;
         metrics::gauge!("waybill_journal_partition_days_ahead").set(days as f64);
     }

@@ -81,6 +81,7 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
         "waybill_batch_events_count",
         "waybill_unposted_oldest_seconds 0",
         "waybill_unaccounted_sequences 0",
+        "waybill_gateway_missing_events{gateway=\"gw-1\"} 0",
         "waybill_part_up{part=\"ingest\"} 1",
     ] {
         wait_until(counted, async || get(metrics, "/metrics").await.filter(|text| text.contains(counted)))
