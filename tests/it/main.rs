@@ -25,6 +25,8 @@ mod invoicing;
 mod ledger;
 mod markups;
 mod nats_attacks;
+mod nats_billing;
+mod nats_raw;
 mod overrides;
 mod partitions;
 mod period_prices;

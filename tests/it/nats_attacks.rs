@@ -1,102 +1,34 @@
-//! What a gateway's credentials are good for on the shipped configuration of NATS: its own subject, and nothing else. The
-//! numbers are those of the list of attacks.
+//! What a gateway's credentials are good for on the shipped configuration of NATS: its own subject, and nothing else.
+//!
+//! | attack | with a gateway's credentials | test |
+//! |---|---|---|
+//! | N01 | publish to another's subject | `nothing_but_its_own_subject_can_be_published_to` |
+//! | N02 | listen to others' events and deliveries | `nothing_but_its_own_inbox_can_be_listened_to` |
+//! | N03 | call the stream's and the consumer's API | `nothing_but_its_own_subject_can_be_published_to` |
+//! | N04 | forge acks | the same; with the right to: `recording::sequences_that_nobody_recorded_are_read_again` |
+//! | N05 | guess message ids first | `nats_billing::guessed_message_ids_cost_only_who_relies_on_them` |
+//! | N06 to N09 | rollup, TTL, expectations, schedules, counters, batches | `headers_give_no_power_over_the_stream` |
+//! | N10 | have a message traced instead of stored | `headers_give_no_power_over_the_stream` |
+//! | N11 | say another subject, stream or sequence in headers | the same; what is billed: `nats_billing::what_headers_say_is_not_believed` |
+//! | N12, N13 | have the stream's answer sent to another subject, or to its API | `the_streams_answers_cannot_be_sent_elsewhere` |
+//! | N14 | floods | `limits_hold_and_nobody_gets_in_without_a_user`, `nats_billing::floods_do_not_hold_up_the_billing_of_others` |
+//! | N15 | publish without a reply subject | `the_streams_answers_cannot_be_sent_elsewhere` |
+//! | N16 | malformed subjects | `nothing_but_its_own_subject_can_be_published_to` |
+//! | N17 | publish captured messages again | `nats_billing::captured_messages_count_once_and_a_revoked_gateway_is_out_at_once` |
+//! | N18 | other ports, other users, nobody | `limits_hold_and_nobody_gets_in_without_a_user`, `nothing_but_clients_is_listened_for` |
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 use waybill::ingest::{self, Publisher, StreamNames, UsageStream};
 
 use crate::harness::wait_until;
+use crate::nats_raw::{Raw, SILENCE, published};
 use crate::private_nats::PrivateNats;
+use crate::program::get;
 use crate::world::limits;
 
 const OWN: &str = "usage.v1.gw-eu-1";
-/// How long something that must not come is waited for.
-const SILENCE: Duration = Duration::from_millis(300);
-
-/// A connection that speaks the protocol itself, so that no client library stands between us and what is not allowed.
-struct Raw {
-    stream: BufReader<TcpStream>,
-    inboxes: usize,
-}
-
-impl Raw {
-    /// Connects as the user of a URL, or as nobody.
-    async fn connect(url: &str) -> Self {
-        let (credentials, address) = url.strip_prefix("nats://").unwrap().split_once('@').unwrap();
-        let mut raw = Self { stream: BufReader::new(TcpStream::connect(address).await.unwrap()), inboxes: 0 };
-        assert!(raw.line().await.unwrap().starts_with("INFO "));
-        let user = credentials
-            .split_once(':')
-            .map(|(user, password)| format!(r#","user":"{user}","pass":"{password}""#));
-        raw.send(&format!(
-            r#"CONNECT {{"verbose":false,"headers":true,"no_responders":true{}}}"#,
-            user.unwrap_or_default()
-        ))
-        .await;
-        raw
-    }
-
-    async fn send(&mut self, text: &str) {
-        // A server that has closed the connection says so to the next reader.
-        self.stream.write_all(format!("{text}\r\n").as_bytes()).await.ok();
-    }
-
-    async fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read =
-            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut line)).await.ok()?;
-        (read.ok()? > 0).then(|| line.trim_end().to_owned())
-    }
-
-    /// What the server says to a command: its errors up to the answer to a ping, or that it hung up.
-    async fn said(&mut self, command: &str) -> String {
-        self.send(&format!("{command}\r\nPING")).await;
-        let mut said = String::new();
-        loop {
-            match self.line().await.as_deref() {
-                Some("PONG") => return said,
-                Some("PING") => self.send("PONG").await,
-                Some(line) => said.push_str(line),
-                None => return said + " (closed)",
-            }
-        }
-    }
-
-    /// Publishes with an inbox of ours as reply subject, and returns the stream's word, if there is one.
-    async fn acknowledged(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> Option<String> {
-        self.inboxes += 1;
-        let inbox = format!("_INBOX_gw-eu-1.{}", self.inboxes);
-        let publish = published(subject, &inbox, headers, body);
-        self.send(&format!("SUB {inbox} {}\r\n{publish}", self.inboxes)).await;
-        loop {
-            let line = tokio::time::timeout(SILENCE, self.line()).await.ok()??;
-            if let Some(length) = line.strip_prefix("MSG ").and_then(|line| line.rsplit(' ').next()) {
-                let mut payload = vec![0; length.parse().unwrap()];
-                self.stream.read_exact(&mut payload).await.unwrap();
-                return Some(String::from_utf8(payload).unwrap());
-            }
-            if line == "PING" {
-                self.send("PONG").await;
-            } else if line.starts_with("-ERR") || line.starts_with("HMSG") {
-                return Some(line);
-            }
-        }
-    }
-}
-
-fn published(subject: &str, reply: &str, headers: &[(&str, &str)], body: &str) -> String {
-    if headers.is_empty() {
-        return format!("PUB {subject} {reply} {}\r\n{body}", body.len());
-    }
-    let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
-    let lines: String = lines.collect();
-    let head = format!("NATS/1.0\r\n{lines}\r\n");
-    format!("HPUB {subject} {reply} {} {}\r\n{head}{body}", head.len(), head.len() + body.len())
-}
 
 /// The server, its stream as Waybill makes it with two messages of another gateway in it, and a connection as the gateway.
 struct Attacked {
@@ -160,8 +92,15 @@ async fn nothing_but_its_own_subject_can_be_published_to() {
         "usage.v1.*",
         "usage.v1.>",
         "usage.v2.gw-eu-1",
+        "USAGE.V1.GW-EU-1",
+        "usage..gw-eu-1",
+        ".usage.v1.gw-eu-1",
+        "usage.v1.gw-eu-1.",
+        "usage.v1.gw-eu-1\u{200b}",
+        "usage.v1.gw-e\u{fc}-1",
         ">",
         "other",
+        &format!("usage.v1.gw-eu-1{}", ".x".repeat(253)),
         // N02: answering in another's place
         "_INBOX.x",
         "_INBOX_gw-victim.1",
@@ -210,7 +149,7 @@ async fn nothing_but_its_own_subject_can_be_published_to() {
     ]
     .map(api);
     for subject in subjects.iter().chain(&calls) {
-        for body in ["", "+ACK", r#"{"seq":1}"#] {
+        for body in ["", "+ACK", "-NAK", "+TERM", "+NXT", r#"{"seq":1}"#] {
             let said = attacked.gateway.said(&format!("PUB {subject} {}\r\n{body}", body.len())).await;
             assert!(said.contains("Permissions Violation for Publish"), "{subject}: {said}");
         }
@@ -264,7 +203,7 @@ async fn nothing_but_its_own_inbox_can_be_listened_to() {
 async fn headers_give_no_power_over_the_stream() {
     let mut attacked = Attacked::start().await;
     // N06 to N09: refused, or meaningless; in no case does it reach what is stored.
-    let refused: [&[(&str, &str)]; 8] = [
+    let refused: [&[(&str, &str)]; 9] = [
         &[("Nats-Rollup", "all")],
         &[("Nats-Rollup", "sub")],
         &[("Nats-TTL", "1s")],
@@ -273,6 +212,8 @@ async fn headers_give_no_power_over_the_stream() {
         &[("Nats-Expected-Stream", "OTHER")],
         &[("Nats-Expected-Last-Sequence", "999")],
         &[("Nats-Expected-Last-Msg-Id", "nothing")],
+        // N11, where the server itself would believe it.
+        &[("Nats-Stream-Source", "USAGE 1 > > usage.v1.gw-victim")],
     ];
     for headers in refused {
         let before = attacked.messages().await;
@@ -290,15 +231,16 @@ async fn headers_give_no_power_over_the_stream() {
     let said = attacked.gateway.acknowledged(OWN, &traced, "{}").await;
     let stored = attacked.messages().await - 2;
     assert_eq!(u64::from(said.is_some_and(|said| said.contains("\"seq\""))), stored, "an ack means stored");
-    // N11: what names another subject, stream or sequence is stored as the gateway's own.
+    // N11: what else names another subject, stream or sequence is stored as the gateway's own.
     let spoofed = [
         ("Nats-Subject", "usage.v1.gw-victim"),
-        ("Nats-Stream-Source", "USAGE 1 > > usage.v1.gw-victim"),
         ("Nats-Sequence", "1"),
         ("Nats-Request-Info", r#"{"acc":"WAYBILL"}"#),
     ];
+    let before = attacked.messages().await;
     let said = attacked.gateway.acknowledged(OWN, &spoofed, "{}").await.unwrap();
-    assert!(said.contains("\"seq\""), "{said}");
+    assert!(!said.contains("\"error\""), "{said}");
+    assert_eq!(attacked.messages().await, before + 1);
     attacked.unharmed().await;
 }
 
@@ -327,22 +269,6 @@ async fn the_streams_answers_cannot_be_sent_elsewhere() {
     wait_until("what may be stored is", async || (attacked.messages().await == 2 + 12 + 1).then_some(()))
         .await;
     attacked.unharmed().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn guessed_message_ids_suppress_only_who_relies_on_them() {
-    let mut attacked = Attacked::start().await;
-    // N05: the stream's own deduplication is by the id alone, whoever published it.
-    let poisoned = attacked.gateway.acknowledged(OWN, &[("Nats-Msg-Id", "victim-7")], "{}").await.unwrap();
-    assert!(poisoned.contains("\"seq\":3"), "{poisoned}");
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", "victim-7");
-    let sent = attacked.context.publish_with_headers("usage.v1.gw-victim", headers, "{}".into()).await;
-    assert!(sent.unwrap().await.unwrap().duplicate, "the control: who uses a guessed id loses the message");
-    assert_eq!(attacked.messages().await, 3);
-    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
-    victim.publish("gw-victim", "{}".into()).await.unwrap();
-    assert_eq!(attacked.messages().await, 4, "our publisher uses none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,4 +304,20 @@ async fn limits_hold_and_nobody_gets_in_without_a_user() {
     let account =
         jetstream::ContextBuilder::new().timeout(SILENCE).build(client.unwrap()).query_account().await;
     assert!(account.is_err());
+}
+
+/// No route, leaf node, websocket or MQTT port is there to be attacked, and monitoring is for this machine only.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_but_clients_is_listened_for() {
+    let nats = PrivateNats::start().await;
+    let url = nats.url();
+    let (_, client) = url.rsplit_once('@').unwrap();
+    let expected = [client.to_owned(), nats.monitor().to_string()];
+    assert_eq!(nats.listening(), BTreeSet::from(expected));
+    let said = get(nats.monitor(), "/varz").await.unwrap();
+    for open in ["no_auth_user", "\"tls_required\": true"] {
+        assert!(!said.contains(open), "{said}");
+    }
+    assert!(said.contains("\"auth_required\": true"), "{said}");
 }

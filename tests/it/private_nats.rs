@@ -1,6 +1,8 @@
 //! A NATS server of a test's own, on the configuration that is shipped: it can be stopped, killed and started again.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -8,6 +10,9 @@ use uuid::Uuid;
 use waybill::dev::servers::{Keep, Options, Servers};
 
 use crate::harness::{TestBed, wait_until};
+
+/// The gateway that the configuration has an account of.
+pub const SHIPPED_GATEWAY: &str = "gw-eu-1";
 
 /// The server; ended and removed when dropped.
 pub struct PrivateNats {
@@ -45,6 +50,70 @@ impl PrivateNats {
         self.servers.as_ref().unwrap().nats_gateway_url().unwrap()
     }
 
+    /// As another gateway reaches it that was added with [`Self::add_gateway`].
+    pub fn gateway_url_of(&self, name: &str) -> String {
+        self.gateway_url().replace(SHIPPED_GATEWAY, name)
+    }
+
+    /// Where it tells about itself.
+    pub fn monitor(&self) -> SocketAddr {
+        let state = std::fs::read(self.home.join("servers.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+        let port = u16::try_from(state["nats_monitor_port"].as_u64().unwrap()).unwrap();
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// Adds a gateway as the configuration says: a copy of the account's block, and SIGHUP twice.
+    pub async fn add_gateway(&self, name: &str) {
+        self.reconfigure(|text| {
+            let block = account(&text, SHIPPED_GATEWAY).to_owned();
+            text.replace(&block, &format!("{block}{}", block.replace(SHIPPED_GATEWAY, name)))
+        })
+        .await;
+        self.reconfigure(|text| text).await;
+    }
+
+    /// Takes a gateway's account away, and SIGHUP.
+    pub async fn revoke_gateway(&self, name: &str) {
+        self.reconfigure(|text| text.replace(account(&text, name), "")).await;
+    }
+
+    /// Changes the configuration and waits until the running server has read it.
+    async fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let (path, log) = (self.home.join("nats.conf"), self.home.join("logs/nats.log"));
+        let read = || std::fs::read_to_string(&log).unwrap().matches("Reloaded server configuration").count();
+        let before = read();
+        std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+        kill(self.pid().unwrap(), Signal::SIGHUP).unwrap();
+        wait_until("the configuration is read", async || (read() > before).then_some(())).await;
+    }
+
+    /// The addresses that it listens on, as the system says.
+    #[cfg(target_os = "linux")]
+    pub fn listening(&self) -> BTreeSet<String> {
+        /// What the tables call a socket that listens.
+        const LISTEN: &str = "0A";
+        let pid = self.pid().unwrap();
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let sockets: BTreeSet<PathBuf> =
+            open.filter_map(|link| std::fs::read_link(link.path()).ok()).collect();
+        let tables =
+            ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap());
+        let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+        let fields = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        fields
+            .filter(|field| {
+                field[3] == LISTEN && sockets.contains(Path::new(&format!("socket:[{}]", field[9])))
+            })
+            .map(|field| {
+                let (host, port) = field[1].split_once(':').unwrap();
+                let port = u16::from_str_radix(port, 16).unwrap();
+                let host = u32::from_str_radix(host, 16).map(|host| Ipv4Addr::from(host.to_le_bytes()));
+                host.map_or_else(|_| field[1].to_owned(), |host| format!("{host}:{port}"))
+            })
+            .collect()
+    }
+
     /// Ends it in order.
     pub async fn stop(&mut self) {
         self.servers.take().unwrap().stop().await.unwrap();
@@ -72,6 +141,13 @@ impl PrivateNats {
         (bed.stream, bed.subject_prefix) = ("USAGE".to_owned(), "usage.v1".to_owned());
         bed
     }
+}
+
+/// The block of an account in the configuration.
+fn account<'a>(text: &'a str, name: &str) -> &'a str {
+    let start = text.find(&format!("  \"{name}\" {{\n")).unwrap();
+    let end = text[start..].find("\n  }\n").unwrap() + "\n  }\n".len();
+    &text[start..start + end]
 }
 
 impl Drop for PrivateNats {

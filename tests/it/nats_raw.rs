@@ -1,0 +1,108 @@
+//! The protocol of NATS by hand, for what a client library would not do.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+/// How long something that must not come is waited for.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// A connection that speaks the protocol itself, so that no client library stands between us and what is not allowed.
+pub struct Raw {
+    stream: BufReader<TcpStream>,
+    user: String,
+    inboxes: usize,
+    open: bool,
+}
+
+impl Raw {
+    /// Connects as the user of a URL, or as nobody.
+    pub async fn connect(url: &str) -> Self {
+        Self::try_connect(url).await.expect("the server greets")
+    }
+
+    /// The same; `None` where the server does not greet.
+    pub async fn try_connect(url: &str) -> Option<Self> {
+        let (credentials, address) = url.strip_prefix("nats://").unwrap().split_once('@').unwrap();
+        let stream = BufReader::new(TcpStream::connect(address).await.ok()?);
+        let (name, password) = credentials.split_once(':').unwrap_or_default();
+        let mut raw = Self { stream, user: name.to_owned(), inboxes: 0, open: true };
+        raw.line().await.filter(|line| line.starts_with("INFO "))?;
+        let user = (!name.is_empty()).then(|| format!(r#","user":"{name}","pass":"{password}""#));
+        raw.send(&format!(
+            r#"CONNECT {{"verbose":false,"headers":true,"no_responders":true{}}}"#,
+            user.unwrap_or_default()
+        ))
+        .await;
+        Some(raw)
+    }
+
+    /// Whether nothing has shown yet that the server has closed it.
+    pub const fn is_open(&self) -> bool {
+        self.open
+    }
+
+    pub async fn send(&mut self, text: &str) {
+        // A server that has closed the connection says so to the next reader.
+        self.open &= self.stream.write_all(format!("{text}\r\n").as_bytes()).await.is_ok();
+    }
+
+    pub async fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read =
+            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut line)).await.ok()?;
+        (read.ok()? > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// What the server says to a command: its errors up to the answer to a ping, or that it hung up.
+    pub async fn said(&mut self, command: &str) -> String {
+        self.send(&format!("{command}\r\nPING")).await;
+        let mut said = String::new();
+        loop {
+            match self.line().await.as_deref() {
+                Some("PONG") => return said,
+                Some("PING") => self.send("PONG").await,
+                Some(line) => said.push_str(line),
+                None => return said + " (closed)",
+            }
+        }
+    }
+
+    /// Publishes with an inbox of ours as reply subject, and returns the stream's word, if there is one.
+    pub async fn acknowledged(
+        &mut self,
+        subject: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Option<String> {
+        self.inboxes += 1;
+        let inbox = format!("_INBOX_{}.{}", self.user, self.inboxes);
+        let publish = published(subject, &inbox, headers, body);
+        self.send(&format!("SUB {inbox} {}\r\n{publish}", self.inboxes)).await;
+        loop {
+            let line = tokio::time::timeout(SILENCE, self.line()).await.ok()??;
+            if let Some(length) = line.strip_prefix("MSG ").and_then(|line| line.rsplit(' ').next()) {
+                let mut payload = vec![0; length.parse().unwrap()];
+                self.stream.read_exact(&mut payload).await.unwrap();
+                return Some(String::from_utf8(payload).unwrap());
+            }
+            if line == "PING" {
+                self.send("PONG").await;
+            } else if line.starts_with("-ERR") || line.starts_with("HMSG") {
+                return Some(line);
+            }
+        }
+    }
+}
+
+/// A message with a reply subject, as the protocol has it.
+pub fn published(subject: &str, reply: &str, headers: &[(&str, &str)], body: &str) -> String {
+    if headers.is_empty() {
+        return format!("PUB {subject} {reply} {}\r\n{body}", body.len());
+    }
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+    let lines: String = lines.collect();
+    let head = format!("NATS/1.0\r\n{lines}\r\n");
+    format!("HPUB {subject} {reply} {} {}\r\n{head}{body}", head.len(), head.len() + body.len())
+}
