@@ -19,6 +19,7 @@ use waybill::ingest::{self, StreamLimits, StreamNames};
 use waybill::store::customers::{NewAssignment, NewCustomer};
 use waybill::store::{Database, catalog, commit, customers, gateways, prices};
 
+use crate::cluster_bed::{Cluster, NODES};
 use crate::dump;
 use crate::harness::{TestBed, wait_until};
 use crate::protocol::Protocol;
@@ -56,6 +57,8 @@ pub struct Own {
     /// Where they keep their data, instead of the temporary folder.
     pub postgres_volume: Option<Volume>,
     pub nats_volume: Option<Volume>,
+    /// Instead of one NATS server three, reached without proxies.
+    pub cluster: bool,
 }
 
 /// The bed; its folder is kept where the test fails.
@@ -71,6 +74,7 @@ pub struct Bed {
     pub intake: Proxy,
     pub own_postgres: Option<OwnServer>,
     pub own_nats: Option<OwnServer>,
+    pub cluster: Option<Cluster>,
     /// The gateways that may publish.
     pub gateways: Vec<String>,
     pub folder: PathBuf,
@@ -95,7 +99,7 @@ impl Bed {
     }
 
     async fn start(name: &str, own: Own) -> Self {
-        let all_own = own.postgres && own.nats;
+        let all_own = own.postgres && (own.nats || own.cluster);
         let shared = if all_own { None } else { Some(TestBed::new().await) };
         let own_postgres = if own.postgres {
             Some(OwnServer::start(Which::Postgres, own.postgres_volume).await)
@@ -108,10 +112,13 @@ impl Bed {
             (Some(server), _) => server.url(),
             (None, shared) => shared.as_ref().unwrap().database_url.clone(),
         };
-        let (nats_url, gateway_url, names, gateways) = match (&own_nats, &shared) {
-            (Some(server), _) => {
+        let cluster = if own.cluster { Some(Cluster::start().await) } else { None };
+        let own_urls = own_nats.as_ref().map(|server| (server.url(), server.gateway_url()));
+        let own_urls = cluster.as_ref().map(|cluster| (cluster.url(), cluster.gateway_url())).or(own_urls);
+        let (nats_url, gateway_url, names, gateways) = match (own_urls, &shared) {
+            (Some((url, gateway_url)), _) => {
                 let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
-                (server.url(), server.gateway_url(), names, vec![SHIPPED_GATEWAY.to_owned()])
+                (url, gateway_url, names, vec![SHIPPED_GATEWAY.to_owned()])
             }
             (None, shared) => {
                 let shared = shared.as_ref().unwrap();
@@ -123,7 +130,9 @@ impl Bed {
         fill_catalog(&database_url).await;
         let client = ingest::connect(&nats_url, ConnectOptions::new()).await.unwrap();
         let context = jetstream::new(client);
-        ingest::stream::open(&context, &names, limits()).await.unwrap();
+        let replicas = if cluster.is_some() { NODES } else { 1 };
+        ingest::stream::open(&context, &names, StreamLimits { replicas, ..limits() }).await.unwrap();
+        let first_nats = nats_url.split(',').next().unwrap();
         let folder = std::env::temp_dir()
             .join(format!("waybill-fault-{name}-{}", &Uuid::new_v4().simple().to_string()[..8]));
         for part in ["journals", "snapshots"] {
@@ -134,10 +143,11 @@ impl Bed {
             pool: PgPoolOptions::new().max_connections(4).connect(&database_url).await.unwrap(),
             context,
             postgres: Proxy::start(Protocol::Postgres, address_of(&database_url)).await,
-            nats: Proxy::start(Protocol::Nats, address_of(&nats_url)).await,
-            intake: Proxy::start(Protocol::Nats, address_of(&nats_url)).await,
+            nats: Proxy::start(Protocol::Nats, address_of(first_nats)).await,
+            intake: Proxy::start(Protocol::Nats, address_of(first_nats)).await,
             own_postgres,
             own_nats,
+            cluster,
             gateways,
             folder,
             database_url,
@@ -148,8 +158,12 @@ impl Bed {
         }
     }
 
-    /// The program as it is built, with both its servers behind the proxies.
+    /// The program as it is built, with both its servers behind the proxies, but for a cluster.
     pub fn serve(&self) -> Serve {
+        let (nats_url, replicas) = match &self.cluster {
+            Some(cluster) => (cluster.url(), NODES),
+            None => (self.nats.in_front_of(&self.nats_url), 1),
+        };
         let database_url = format!("{}?sslmode=disable", self.postgres.in_front_of(&self.database_url));
         let serve = Serve {
             program: env!("CARGO_BIN_EXE_waybill").into(),
@@ -159,7 +173,8 @@ impl Bed {
         };
         serve
             .env("WAYBILL_DATABASE_URL", &database_url)
-            .env("WAYBILL_NATS_URL", &self.nats.in_front_of(&self.nats_url))
+            .env("WAYBILL_NATS_URL", &nats_url)
+            .env("WAYBILL_STREAM_REPLICAS", &replicas)
             .env("WAYBILL_STREAM", &self.names.stream)
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
             .env("WAYBILL_STREAM_MAX_BYTES", &STREAM_BYTES_MAX)
@@ -175,8 +190,11 @@ impl Bed {
         Serve { program, ..self.serve() }.env("WAYBILL_SABOTAGE", &faults)
     }
 
-    /// As a gateway reaches NATS: through the proxy of the gateways.
+    /// As a gateway reaches NATS: through the proxy of the gateways, but for a cluster.
     pub fn intake_url(&self) -> String {
+        if self.cluster.is_some() {
+            return self.gateway_url.clone();
+        }
         self.intake.in_front_of(&self.gateway_url)
     }
 

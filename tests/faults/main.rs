@@ -14,6 +14,8 @@
 mod api;
 mod auditing;
 mod bed;
+mod cluster;
+mod cluster_bed;
 mod connection_faults;
 mod crash_points;
 mod dump;

@@ -142,6 +142,12 @@ impl Sending {
         wait_until("the gateways go on", async || (self.confirmed() >= enough).then_some(())).await;
     }
 
+    /// What reads [`Self::confirmed`] from elsewhere.
+    pub fn counter(&self) -> impl Fn() -> u64 + Send + use<> {
+        let tally = Arc::clone(&self.tally);
+        move || tally.confirmed.load(Ordering::Relaxed)
+    }
+
     /// Waits until all is sent and confirmed; returns how many messages that were.
     pub async fn finished(self) -> u64 {
         for gateway in self.gateways {

@@ -165,6 +165,14 @@ impl Servers {
     }
 }
 
+/// The NATS server's program, fetched where it is missing.
+///
+/// # Errors
+/// [`DevError`] where it can be had nowhere.
+pub async fn nats_program() -> Result<PathBuf, DevError> {
+    binaries::nats().await
+}
+
 /// What a home remembers from one run to the next.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
