@@ -28,8 +28,8 @@ const BATCH_BYTES_MAX: usize = 6 << 20;
 /// A batch ends with the message that reaches this many events, however small they came: what bounds the memory, and
 /// where a larger transaction gains no more.
 const BATCH_EVENTS_MAX: usize = 10_000;
-/// How long one request waits for a first message.
-const FETCH_EXPIRES: Duration = Duration::from_secs(5);
+/// How long one request waits for a first message; one that went to a leader that is gone is given up 5 s after that.
+const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
 /// How often the settings of stream and consumer are looked at again.
