@@ -38,6 +38,7 @@ test-faults: tools ## Kill, freeze, cut and fill everything, and let the auditor
 	program=$$(python3 tests/faults/sabotage/build.py . $${CARGO_TARGET_DIR:-target}) && \
 	    WAYBILL_FAULTS=all WAYBILL_FAULTS_SABOTAGED=$$program \
 	    .ci/exec cargo test --locked --test faults -- --include-ignored --nocapture
+	WAYBILL_FAULTS=all .ci/exec cargo test --locked --test it -- nats_billing --nocapture
 
 test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; tests/peers/README.md)
 	cargo build --quiet
