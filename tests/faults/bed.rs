@@ -233,6 +233,21 @@ impl Bed {
         stream.consumer_info(ingest::stream::CONSUMER).await.ok()
     }
 
+    /// Waits until every message of the stream is acknowledged, whether the ledger has it or not.
+    pub async fn acknowledged(&self) {
+        wait_until("nothing waits for its acknowledgement", async || {
+            let consumer = self.consumer_info().await?;
+            (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until every batch is posted.
+    pub async fn posted(&self) {
+        let unposted = "SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL";
+        wait_until("every batch is posted", async || (self.number(unposted).await == 0).then_some(())).await;
+    }
+
     /// Waits until a message of the stream is recorded.
     pub async fn recorded(&self, sequence: i64) {
         let (_, life) = self.stream_state().await.unwrap();

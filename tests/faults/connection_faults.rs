@@ -53,11 +53,7 @@ async fn f23(bed: &mut Bed, serve: Serve) -> (Verdict, i64) {
     })
     .await;
     drop(losing);
-    wait_until("nothing waits for its acknowledgement", async || {
-        let consumer = bed.consumer_info().await?;
-        (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
-    })
-    .await;
+    bed.acknowledged().await;
     bed.settled().await;
     let duplicates = bed.number("SELECT sum(duplicates)::bigint FROM ingest_batches").await;
     (bed.audit().await, duplicates)

@@ -132,7 +132,8 @@ async fn crash(bed: &mut Bed, serve: Serve, points: &[Point], rounds: u32) -> Ve
     }
     load.stop().await;
     let _service = serve.start();
-    bed.settled().await;
+    bed.acknowledged().await;
+    bed.posted().await;
     bed.audit().await
 }
 

@@ -1,16 +1,27 @@
 //! Several workers in each other's way, and statements that fail in the middle of a transaction.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, Verdict};
 use crate::harness::wait_until;
-use crate::protocol::Way;
+use crate::protocol::{Kind, Message, Way};
 use crate::publisher::{Gateway, Load, now};
 use crate::rounds::{rounds, seed};
 use crate::service::Serve;
 
-/// Events of a message whose copies meet.
-const MEETING: usize = 100;
+/// Events of a message whose copies meet: enough for two COPYs to overlap.
+const MEETING: usize = 490;
+/// The message of a COPY that it is stopped at: what came before is in the index by then.
+const COPY_MESSAGE: u32 = 3;
+/// Sessions that wait for another one.
+const LOCK_WAITS: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+/// How long the other worker may take to come as far: it comes late, or not at all, where one worker got both messages.
+const MEET_WITHIN: Duration = Duration::from_secs(5);
 
 /// F50: a worker is frozen in its transaction, another takes its messages over, the first one wakes up.
 async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdict {
@@ -23,11 +34,14 @@ async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdi
     held.release();
     bed.take_snapshots();
     let _other = serve.start();
-    wait_until("the other worker waits for what the first one has locked, or has gone on without", async || {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        let there = bed.number(waiting).await > 0 || bed.number("SELECT count(*) FROM ingest_batches").await > 0;
-        there.then_some(())
-    })
+    wait_until(
+        "the other worker waits for what the first one has locked, or has gone on without",
+        async || {
+            let there = bed.number(LOCK_WAITS).await > 0
+                || bed.number("SELECT count(*) FROM ingest_batches").await > 0;
+            there.then_some(())
+        },
+    )
     .await;
     if until_its_session_ends {
         bed.settled().await;
@@ -35,11 +49,7 @@ async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdi
     zombie.thaw();
     bed.settled().await;
     // It has nothing left to do, or its copies would come later.
-    wait_until("nothing waits for its acknowledgement", async || {
-        let consumer = bed.consumer_info().await?;
-        (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
-    })
-    .await;
+    bed.acknowledged().await;
     assert!(zombie.terminate().success(), "the worker that woke up goes on as any other");
     bed.audit().await
 }
@@ -77,11 +87,26 @@ fn meeting(gateway: &str, round: u32) -> (Value, Value) {
     let event = |number: usize| {
         json!({"specversion": "1.0", "id": format!("{round}-{number}"), "source": gateway, "type": "llm.usage.v1",
                "subject": "acme", "time": made.to_rfc3339(),
-               "data": {"provider": "openai", "model": "gpt-5", "usage": {"input": number, "output": 1}}})
+               "data": {"provider": "openai", "model": "gpt-5", "usage": {"input": number, "output": 1},
+                        "attributes": {"project": "p".repeat(60)}}})
     };
     let events: Vec<Value> = (0..MEETING).map(event).collect();
     let reversed: Vec<Value> = events.iter().rev().cloned().collect();
     (events.into(), reversed.into())
+}
+
+/// Whether a message is in the middle of its connection's COPY.
+fn in_its_copy() -> impl Fn(&Message) -> bool + Send + 'static {
+    let copied = Mutex::new(HashMap::new());
+    move |message| {
+        if message.kind != Kind::CopyData {
+            return false;
+        }
+        let mut copied = copied.lock().unwrap();
+        let messages: &mut u32 = copied.entry(message.connection).or_default();
+        *messages += 1;
+        *messages == COPY_MESSAGE
+    }
 }
 
 /// F36: two workers record copies of the same events at the same time; returns how many deadlocks there were.
@@ -92,16 +117,34 @@ async fn f36(bed: &mut Bed, one: Serve, other: Serve, rounds: u32) -> (Verdict, 
     let gateway = bed.gateways[0].clone();
     let mut first = Gateway::new(bed, &gateway, "first").await;
     let mut second = Gateway::new(bed, &gateway, "second").await;
+    let mut met = 0;
     for round in 0..rounds {
         let (events, reversed) = meeting(&gateway, round);
+        let [one_copies, other_copies] = [(); 2].map(|()| bed.postgres.hold(Way::ToServer, in_its_copy()));
         // Both workers wait for a message: each gets one.
-        let (notes, copies) = (["new"; MEETING], ["copy"; MEETING]);
+        let (notes, copies) = (vec!["new"; MEETING], vec!["copy"; MEETING]);
         tokio::join!(
-            first.send(events.to_string(), &notes, false),
-            second.send(reversed.to_string(), &copies, false)
+            first.send(events.to_string(), &notes, true),
+            second.send(reversed.to_string(), &copies, true)
         );
+        let waiting = one_copies.reached("a worker is in its COPY").await;
+        let other = tokio::time::timeout(MEET_WITHIN, other_copies.reached("so is the other")).await;
+        if other.is_ok() {
+            wait_until("both have copied, or one waits for the other", async || {
+                let both = bed
+                    .number("SELECT count(*) FROM pg_stat_progress_copy WHERE datname = current_database() AND tuples_processed > 100")
+                    .await
+                    == 2;
+                (both || bed.number(LOCK_WAITS).await > 0).then_some(())
+            })
+            .await;
+        }
+        met += u32::from(other.is_ok());
+        drop((waiting, other));
         bed.settled().await;
     }
+    assert!(met > 0, "the workers never met");
+    println!("f36: the workers met in {met} of {rounds} rounds");
     // A worker tells of its deadlocks when it is idle.
     assert!(one.terminate().success() && other.terminate().success());
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
@@ -122,7 +165,7 @@ async fn f36_workers_with_copies_of_the_same_events_never_deadlock() {
 async fn f36_control_keys_in_two_orders_deadlock_and_are_tried_again() {
     let mut bed = Bed::new("f36-control").await;
     let (one, other) = (bed.serve(), bed.serve_sabotaged("reversed"));
-    let (verdict, deadlocks) = f36(&mut bed, one, other, 20).await;
+    let (verdict, deadlocks) = f36(&mut bed, one, other, 5).await;
     assert!(deadlocks > 0, "keys in two orders should meet in a deadlock");
     verdict.clean();
 }
@@ -171,18 +214,10 @@ async fn failing_sometimes_and_lost(serve: impl Fn(&Bed) -> Serve) {
     let service = serve(&bed).start();
     service.ready().await;
     Load::seeded(seed("f36-control-lost")).sent(&bed).await;
-    acknowledged(&bed).await;
+    bed.acknowledged().await;
     let verdict = bed.audit().await;
     verdict.violates("I1");
     verdict.violates("I9");
-}
-
-async fn acknowledged(bed: &Bed) {
-    wait_until("everything is acknowledged", async || {
-        let consumer = bed.consumer_info().await?;
-        (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
-    })
-    .await;
 }
 
 /// F37: the database refuses some events in the middle of their batches.
@@ -193,7 +228,7 @@ async fn f37(bed: &mut Bed, serve: Serve) -> Verdict {
     service.ready().await;
     bed.take_snapshots();
     Load::seeded(seed("f37")).sent(bed).await;
-    acknowledged(bed).await;
+    bed.acknowledged().await;
     bed.audit().await
 }
 
