@@ -69,6 +69,38 @@ impl NatsArgs {
     }
 }
 
+/// What must be on stable storage before it counts as stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Durability {
+    /// Everything: a power failure takes nothing that was confirmed.
+    #[default]
+    Always,
+    /// Whatever the server is set to: for tests, or where the loss is accepted.
+    Any,
+}
+
+/// What is demanded of the servers before usage is taken.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DemandArgs {
+    /// Monitoring address of the NATS server, as http://host:port, several with commas; the only place that tells its `sync_interval`
+    #[arg(long, env = "WAYBILL_NATS_MONITOR_URL")]
+    pub nats_monitor_url: Option<String>,
+    /// What NATS must force to disk before it confirms a message: always, or any for a server whose power failure may lose events
+    #[arg(long, env = "WAYBILL_NATS_DURABILITY", value_enum, default_value = "always")]
+    pub nats_durability: Durability,
+    /// The same for PostgreSQL and its commits (`fsync`, `full_page_writes`, `synchronous_commit`): always, or any
+    #[arg(long, env = "WAYBILL_POSTGRES_DURABILITY", value_enum, default_value = "always")]
+    pub postgres_durability: Durability,
+}
+
+impl DemandArgs {
+    /// The monitoring addresses, one by one.
+    pub fn nats_monitor_urls(&self) -> impl Iterator<Item = &str> {
+        let urls = self.nats_monitor_url.iter().flat_map(|urls| urls.split(','));
+        urls.map(str::trim).filter(|url| !url.is_empty())
+    }
+}
+
 /// What `waybill serve` runs, and where it listens.
 #[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
@@ -79,6 +111,9 @@ pub struct ServeArgs {
     /// The stream.
     #[command(flatten)]
     pub nats: NatsArgs,
+    /// What is demanded of both.
+    #[command(flatten)]
+    pub demands: DemandArgs,
     /// Where it listens.
     #[command(flatten)]
     pub listen: ListenArgs,
@@ -122,6 +157,9 @@ pub struct DevArgs {
     /// An existing NATS server to use instead of a private one
     #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
     pub nats_url: Option<String>,
+    /// Monitoring address of that server, as http://host:port
+    #[arg(long, env = "WAYBILL_NATS_MONITOR_URL")]
+    pub nats_monitor_url: Option<String>,
     /// Address of the REST API and the pages
     #[arg(long, env = "WAYBILL_HTTP_ADDR", default_value = "127.0.0.1:8080")]
     pub http_addr: SocketAddr,
@@ -562,7 +600,11 @@ impl ServeArgs {
             &["postgres", "postgresql"],
             "postgres://",
         )?;
-        scheme("WAYBILL_NATS_URL", &self.nats.nats_url, &["nats", "tls", "ws", "wss"], "nats:// or tls://")
+        scheme("WAYBILL_NATS_URL", &self.nats.nats_url, &["nats", "tls", "ws", "wss"], "nats:// or tls://")?;
+        for url in self.demands.nats_monitor_urls() {
+            scheme("WAYBILL_NATS_MONITOR_URL", url, &["http", "https"], "http:// or https://")?;
+        }
+        Ok(())
     }
 }
 

@@ -82,8 +82,8 @@ enum Prices {
 
 #[derive(Debug, Subcommand)]
 enum Dev {
-    /// Run a command with fresh servers; their addresses are in `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` and
-    /// `WAYBILL_TEST_NATS_URL`
+    /// Run a command with fresh servers; their addresses are in `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL`,
+    /// `WAYBILL_TEST_NATS_URL` and `WAYBILL_TEST_NATS_MONITOR_URL`
     Exec {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]

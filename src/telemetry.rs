@@ -98,8 +98,36 @@ fn describe() {
         Unit::Count,
         "1 where the part of the program works, as /readyz says, else 0"
     );
+    describe_safety();
     describe_gauge!("waybill_rejections_open", Unit::Count, "Open rejections by reason");
     describe_forwarder();
+}
+
+fn describe_safety() {
+    use metrics::{Unit, describe_counter, describe_gauge};
+    for (name, what) in [
+        (
+            "waybill_setting_wrong",
+            "1 where a setting would lose or change usage: nothing is recorded meanwhile",
+        ),
+        ("waybill_gone_sequences", "Acknowledged stream sequences in no batch, and no longer in the stream"),
+        ("waybill_stream_unacked_messages_max", "Messages that may be delivered and not yet acknowledged"),
+    ] {
+        describe_gauge!(name, Unit::Count, what);
+    }
+    for (name, what) in [
+        ("waybill_stream_lives_total", "Streams that counted their sequences from the start again"),
+        (
+            "waybill_consumer_rebuilds_total",
+            "Subscriptions and connections made anew because nothing came in",
+        ),
+        (
+            "waybill_repaired_sequences_total",
+            "Stream sequences read again because no batch accounted for them",
+        ),
+    ] {
+        describe_counter!(name, Unit::Count, what);
+    }
 }
 
 fn describe_forwarder() {

@@ -15,12 +15,14 @@ use crate::config::{
 use crate::dev::simulate::{Plan, simulate as run_plan};
 use crate::domain::access::Role;
 use crate::ingest::refold::{self, Refolded};
+use crate::ingest::repair::Repairer;
 use crate::ingest::{self, Publisher, Recorder};
 use crate::invoicing::close_due;
 use crate::invoicing::rerate::{self, Rerated};
 use crate::reports::verify::{self, Verification};
 use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
+use crate::store::completeness::Sequences;
 use crate::store::invoices::{self, InvoiceFilter};
 use crate::store::{Database, Scope, audit, commit, customers, gateways};
 
@@ -255,12 +257,27 @@ pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Re
     let stream = ingest::stream::open(&context, &super::names(nats), super::limits(nats)).await?;
     let recorder =
         Recorder::new(database.clone(), Clock::System, &stream.names.prefix, Shutdown::new()).await?;
-    let repaired = ingest::repair::repair(&stream, super::limits(nats), &recorder).await?;
+    let limits = super::limits(nats);
+    let mut repairer = Repairer::default();
+    let mut read = 0;
+    let left = loop {
+        let round = repairer.round(&stream, limits, &recorder).await?;
+        read += round.repaired;
+        if round.left == 0 || round.repaired == 0 {
+            break round.left;
+        }
+        println!("{read} sequences read again, {} left.", round.left);
+    };
     ingest::posting::post_all(&database).await?;
+    let gone: i64 = repairer.gone().iter().map(|gone| gone.count()).sum();
     println!(
-        "{} sequences were unaccounted for: {} read again and recorded, {} no longer in the stream.",
-        repaired.unaccounted, repaired.repaired, repaired.gone
+        "{} sequences were unaccounted for: {read} read again and recorded, {gone} no longer in the stream.",
+        read + gone + left
     );
+    for Sequences { from, to } in repairer.gone() {
+        println!("no longer in the stream: {from} to {}; only the gateways' journals have them", to - 1);
+    }
+    ensure!(left == 0, "{left} sequences are left; run it again");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{App, signalled, start};
 use crate::clock::Clock;
-use crate::config::{DatabaseArgs, DevArgs, ListenArgs, NatsArgs, ServeArgs};
+use crate::config::{DatabaseArgs, DemandArgs, DevArgs, ListenArgs, NatsArgs, ServeArgs};
 use crate::dev::demo;
 use crate::dev::keys::DevEnv;
 use crate::dev::servers::{Keep, Options, Servers};
@@ -62,7 +62,7 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     database.close().await;
 
     step.begin("starting the service");
-    let app = start(&serve_args(args, servers)).await?;
+    let mut app = start(&serve_args(args, servers)).await?;
     let mut env = DevEnv::load(&args.home);
     env.ensure_keys(&app.database, Clock::System.now()).await?;
     if let Some(address) = app.http_addr {
@@ -70,12 +70,15 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     }
     env.set("WAYBILL_DATABASE_URL", servers.database_url());
     env.set("WAYBILL_NATS_URL", servers.nats_url());
+    if let Some(url) = monitor_url(args, servers) {
+        env.set("WAYBILL_NATS_MONITOR_URL", url);
+    }
     if let Some(url) = servers.nats_gateway_url() {
         env.set("WAYBILL_NATS_GATEWAY_URL", url);
     }
     env.save()?;
     let shown = tokio::select! {
-        shown = show(&app, &env, fresh, step) => shown,
+        shown = show(&mut app, &env, fresh, step) => shown,
         signal = signalled() => {
             signal?;
             app.stop().await?;
@@ -101,10 +104,15 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     }
 }
 
+fn monitor_url(args: &DevArgs, servers: &Servers) -> Option<String> {
+    servers.nats_monitor_url().or_else(|| args.nats_monitor_url.clone())
+}
+
 fn serve_args(args: &DevArgs, servers: &Servers) -> ServeArgs {
     ServeArgs {
         database: DatabaseArgs { database_url: servers.database_url().to_owned() },
         nats: NatsArgs::local(servers.nats_url()),
+        demands: DemandArgs { nats_monitor_url: monitor_url(args, servers), ..DemandArgs::default() },
         listen: ListenArgs { http_addr: args.http_addr, metrics_addr: args.metrics_addr },
         api: true,
         consumer: true,
@@ -114,7 +122,8 @@ fn serve_args(args: &DevArgs, servers: &Servers) -> ServeArgs {
 }
 
 /// Loads the demo where the ledger was empty, then shows what is there.
-async fn show(app: &App, env: &DevEnv, fresh: bool, step: &Steps) -> anyhow::Result<()> {
+async fn show(app: &mut App, env: &DevEnv, fresh: bool, step: &Steps) -> anyhow::Result<()> {
+    app.settled().await?;
     let now = Clock::System.now();
     if fresh {
         step.begin("publishing the demo's traffic through NATS");

@@ -2,7 +2,8 @@
 //!
 //! Owns: start order, listeners, signals, the order of stopping.
 //! Does not own: anything the parts do.
-//! Invariants: a process that stops finishes what it has begun (soft), within the grace time (hard); it exits with
+//! Invariants: nothing is recorded before every setting that could lose usage was found right (`/readyz` names those that are
+//! not); a process that stops finishes what it has begun (soft), within the grace time (hard); it exits with
 //! failure when a part, not a signal, ended it.
 
 pub mod commands;
@@ -18,21 +19,26 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::jetstream;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::config::{ListenArgs, NatsArgs, Roles, ServeArgs};
+use crate::config::{DemandArgs, Durability, ListenArgs, NatsArgs, Roles, ServeArgs};
 use crate::health::Health;
 use crate::http::{self, AppState};
-use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames, UsageStream};
+use crate::ingest::supervisor::{self, Current, Demands, Plan, SETTINGS};
+use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames};
 use crate::shutdown::Shutdown;
 use crate::store::Database;
 use crate::telemetry;
 
 /// What the process exits with when a connection pool is dead: a supervisor starts it again, an operator can tell it from other failures.
 pub const EXIT_DEAD_POOL: u8 = 70;
+
+/// How long the settings of the servers may take to be right at the start of `waybill dev`.
+const SETTLED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the program ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +64,8 @@ pub struct App {
     pub metrics_addr: SocketAddr,
     /// Asks everything to stop.
     pub shutdown: Shutdown,
+    current: Current,
+    health: Health,
     failures: mpsc::Receiver<Failure>,
 }
 
@@ -67,7 +75,7 @@ pub struct App {
 /// A sentence for each thing that keeps it from starting.
 pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     args.check()?;
-    let ServeArgs { database, nats, listen, api: _, consumer: _, jobs: _, migrate } = args;
+    let ServeArgs { database, nats, demands, listen, api: _, consumer: _, jobs: _, migrate } = args;
     let roles = args.roles();
     let metrics = telemetry::init_metrics().context("metrics cannot be collected")?;
     let database = Database::connect(&database.database_url)
@@ -76,21 +84,54 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     if *migrate {
         database.migrate().await?;
     }
-    let context = ingest::jetstream(&nats.nats_url, "waybill").await.context("check WAYBILL_NATS_URL")?;
+    let check = "check WAYBILL_NATS_URL";
+    let context = ingest::jetstream(&nats.nats_url, "waybill").await.context(check)?;
+    // A connection of its own: what is published never waits for what is consumed, nor the reverse.
+    let consuming = ingest::jetstream(&nats.nats_url, "waybill-consumer").await.context(check)?;
     let names = names(nats);
-    let stream = ingest::stream::open(&context, &names, limits(nats)).await?;
     let publisher = Publisher::new(context, &names.prefix);
     let shutdown = Shutdown::new();
+    let recorder = Recorder::new(database.clone(), Clock::System, &names.prefix, shutdown.clone()).await?;
+    let subject_prefix = names.prefix.clone();
+    let plan = Plan {
+        nats_url: nats.nats_url.clone(),
+        names,
+        limits: limits(nats),
+        demands: self::demands(demands),
+        consume: roles.consumer,
+    };
     let (failed, failures) = mpsc::channel(8);
-    let parts =
-        Parts { database, clock: Clock::System, shutdown, publisher, stream, limits: limits(nats), failed };
-    let health = parts.run(roles).await?;
+    let parts = Parts { database, clock: Clock::System, shutdown, publisher, failed };
+    let mut expected = vec![SETTINGS];
+    if roles.consumer {
+        expected.extend(["ingest", "stream"]);
+    }
+    let health = Health::expecting(&expected);
+    // The listeners first: what is wrong with the rest is told there.
     let metrics_addr = parts.listen_metrics(*listen, metrics).await?;
-    let http_addr = if roles.api { Some(parts.listen_http(*listen, health).await?) } else { None };
+    let http_addr = if roles.api { Some(parts.listen_http(*listen, health.clone()).await?) } else { None };
+    let current = parts.run(roles, plan, consuming, recorder, health.clone());
     tracing::info!(?http_addr, %metrics_addr, ?roles, "serving");
     let Parts { database, shutdown, publisher, .. } = parts;
-    let subject_prefix = names.prefix;
-    Ok(App { database, publisher, subject_prefix, http_addr, metrics_addr, shutdown, failures })
+    Ok(App {
+        database,
+        publisher,
+        subject_prefix,
+        http_addr,
+        metrics_addr,
+        shutdown,
+        current,
+        health,
+        failures,
+    })
+}
+
+fn demands(args: &DemandArgs) -> Demands {
+    Demands {
+        monitor_urls: args.nats_monitor_urls().map(ToOwned::to_owned).collect(),
+        nats_synced: args.nats_durability == Durability::Always,
+        postgres_durable: args.postgres_durability == Durability::Always,
+    }
 }
 
 fn limits(nats: &NatsArgs) -> StreamLimits {
@@ -110,45 +151,32 @@ struct Parts {
     clock: Clock,
     shutdown: Shutdown,
     publisher: Publisher,
-    stream: UsageStream,
-    limits: StreamLimits,
     failed: mpsc::Sender<Failure>,
 }
 
 impl Parts {
     /// Starts the background parts.
-    async fn run(&self, roles: Roles) -> anyhow::Result<Health> {
-        let health = Health::expecting(if roles.consumer { &["ingest", "stream"] } else { &[] });
+    fn run(
+        &self,
+        roles: Roles,
+        plan: Plan,
+        context: jetstream::Context,
+        recorder: Recorder,
+        health: Health,
+    ) -> Current {
         let nudge = Nudge::default();
-        let recorder = Recorder::new(
-            self.database.clone(),
-            self.clock.clone(),
-            &self.stream.names.prefix,
-            self.shutdown.clone(),
-        )
-        .await?;
+        let (follow, current) = tokio::sync::watch::channel(None);
+        let limits = plan.limits;
+        self.shutdown.spawn(supervisor::run(
+            plan,
+            context,
+            recorder.clone(),
+            health.clone(),
+            nudge.clone(),
+            follow,
+        ));
         if roles.consumer {
-            let repaired = ingest::repair::repair(&self.stream, self.limits, &recorder).await?;
-            if repaired.unaccounted > 0 {
-                tracing::warn!(
-                    ?repaired,
-                    "the ledger lacked sequences that were acknowledged; they were read again"
-                );
-            }
-            let consumer = ingest::consumer::run(
-                self.stream.clone(),
-                self.limits,
-                recorder.clone(),
-                health.clone(),
-                nudge.clone(),
-            );
-            let failed = self.failed.clone();
-            self.shutdown.spawn(async move {
-                if let Err(error) = consumer.await {
-                    // Nobody listens any more once the program stops.
-                    let _ = failed.send(Failure::Part(error.to_string())).await;
-                }
-            });
+            self.shutdown.spawn(watch::completeness(recorder.clone(), limits, current.clone()));
         }
         if roles.jobs {
             self.shutdown.spawn(ingest::posting::run(
@@ -165,12 +193,12 @@ impl Parts {
         }
         self.shutdown.spawn(watch::sample(
             self.database.clone(),
-            self.stream.clone(),
-            health.clone(),
+            current.clone(),
+            health,
             self.shutdown.clone(),
         ));
         self.shutdown.spawn(watch::pools(self.database.clone(), self.shutdown.clone(), self.failed.clone()));
-        Ok(health)
+        current
     }
 
     async fn listen_http(&self, listen: ListenArgs, health: Health) -> anyhow::Result<SocketAddr> {
@@ -225,6 +253,19 @@ async fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener
 }
 
 impl App {
+    /// Waits until the stream is there and every setting was found right.
+    ///
+    /// # Errors
+    /// Names what is wrong where that takes longer than [`SETTLED_TIMEOUT`].
+    pub async fn settled(&mut self) -> anyhow::Result<()> {
+        let good = self.current.wait_for(Option::is_some);
+        if let Ok(Ok(_)) = tokio::time::timeout(SETTLED_TIMEOUT, good).await {
+            return Ok(());
+        }
+        let wrong = self.health.parts().remove(SETTINGS).flatten();
+        Err(anyhow::anyhow!(wrong.unwrap_or_else(|| "the stream does not answer".to_owned())))
+    }
+
     /// Serves until Ctrl-C, SIGTERM or the failure of a part, then stops softly; a second signal stops at once. What to
     /// exit with: [`EXIT_DEAD_POOL`] where a pool is dead, at once, because nothing can be finished without it.
     ///

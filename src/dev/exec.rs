@@ -19,8 +19,9 @@ use crate::store::{Database, StoreError};
 /// The migrated, unused database that each test copies.
 const TEMPLATE: &str = "waybill_template";
 
-/// Runs a command with `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` (the template that tests copy) and
-/// `WAYBILL_TEST_NATS_URL` set, forwards signals to it, stops the servers whatever happens, and returns its exit code.
+/// Runs a command with `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` (the template that tests copy), `WAYBILL_TEST_NATS_URL`
+/// and `WAYBILL_TEST_NATS_MONITOR_URL` set, forwards signals to it, stops the servers whatever happens, and returns its
+/// exit code. What the command starts of Waybill is told that these servers do not force anything to disk.
 ///
 /// # Errors
 /// [`DevError`] where the servers cannot be started or the command cannot be run.
@@ -68,6 +69,10 @@ async fn run(
     command.env("DATABASE_URL", servers.database_url());
     command.env("WAYBILL_TEST_DATABASE_URL", template);
     command.env("WAYBILL_TEST_NATS_URL", servers.nats_url());
+    if let Some(url) = servers.nats_monitor_url() {
+        command.env("WAYBILL_TEST_NATS_MONITOR_URL", url);
+    }
+    command.env("WAYBILL_NATS_DURABILITY", "any").env("WAYBILL_POSTGRES_DURABILITY", "any");
     let terminal = std::io::stdin().is_terminal();
     if !terminal {
         // So that a signal reaches whatever the command has started, and reaches it once.

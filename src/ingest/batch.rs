@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -117,6 +117,13 @@ impl Batch {
         sequences.sort_unstable();
         sequences.dedup();
         sequences
+    }
+
+    /// When the stream took its last message; none for a replay.
+    pub fn last_published_at(&self, origin: Origin) -> Option<DateTime<Utc>> {
+        let messages = self.decided.iter().map(|decided| &decided.message);
+        let last = messages.max_by_key(|message| message.sequence).map(|message| message.received_at);
+        last.filter(|_| origin != Origin::Replay)
     }
 
     /// The rejections that it tries again.

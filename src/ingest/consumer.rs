@@ -3,6 +3,7 @@
 //! Three tasks, each one batch ahead of the next: one fetches (network), one decides (CPU), one records and acknowledges
 //! (database). A stage that is slower holds the others back, so what is in memory is bounded by a few batches.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{Consumer, pull};
@@ -10,14 +11,18 @@ use async_nats::jetstream::{Message, message::Acker};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::IngestError;
 use super::batch::Batch;
 use super::decide::Incoming;
+use super::life::{self, Life};
 use super::posting::Nudge;
 use super::record::Recorder;
-use super::stream::{StreamLimits, UsageStream};
+use super::stream::{self, StreamLimits, UsageStream};
 use crate::health::Health;
+use crate::store::StoreError;
 use crate::store::journal::Origin;
 
 /// Most messages of one batch, and so of one transaction: larger ones cost less per event up to here. Four batches on
@@ -32,16 +37,36 @@ const BATCH_EVENTS_MAX: usize = 10_000;
 const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
-/// How often the settings of stream and consumer are looked at again.
-const CHECK_EVERY: Duration = Duration::from_mins(1);
 /// How often a batch that is being recorded is looked at: whether it can be.
 const RECORDING_LOOK: Duration = Duration::from_millis(500);
+/// How long nothing may come in before it is asked whether something should have.
+const STARVED_AFTER: Duration = Duration::from_secs(15);
+/// Looks in a row, a fetch apart, that must find messages waiting before another subscription is tried.
+const STARVED_LOOKS: u32 = 2;
+/// How long the database may take to show that it could take a commit.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the stream failed.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 /// The parts that this loop speaks for in the health of the program.
-const INGEST: &str = "ingest";
-const STREAM: &str = "stream";
+pub(super) const INGEST: &str = "ingest";
+pub(super) const STREAM: &str = "stream";
+
+/// Why consuming ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// A stop was asked for.
+    Stopped,
+    /// A pause was asked for.
+    Paused,
+    /// Messages wait, but none is delivered.
+    Starved {
+        /// Whether some were before.
+        received: bool,
+    },
+    /// The stream counts its sequences again.
+    OtherLife,
+}
 
 /// Messages on their way from the fetching to the deciding task ...
 struct Fetched {
@@ -58,7 +83,7 @@ struct Ready {
 /// Consumes until a stop is asked for.
 ///
 /// # Errors
-/// [`IngestError::Drift`] where stream or consumer have wrong settings; other errors are waited out.
+/// [`IngestError::Drift`] where the consumer has wrong settings; other errors are waited out.
 pub async fn run(
     stream: UsageStream,
     limits: StreamLimits,
@@ -66,100 +91,208 @@ pub async fn run(
     health: Health,
     nudge: Nudge,
 ) -> Result<(), IngestError> {
+    run_until(stream, limits, recorder, health, nudge, CancellationToken::new()).await.map(drop)
+}
+
+/// Consumes until a stop or a pause is asked for, or a watchdog ends it; what was taken is recorded first.
+///
+/// # Errors
+/// [`IngestError::Drift`] where the consumer has wrong settings; [`IngestError::Stream`] where it cannot be opened.
+pub(super) async fn run_until(
+    stream: UsageStream,
+    limits: StreamLimits,
+    recorder: Recorder,
+    health: Health,
+    nudge: Nudge,
+    pause: CancellationToken,
+) -> Result<Ended, IngestError> {
     let consumer = stream.consumer(limits).await?;
-    probe(&recorder, &health).await;
     // One batch waits decided while one is being recorded, and one waits fetched while one is being decided.
     let (sender, fetched) = mpsc::channel(1);
     let (ready, receiver) = mpsc::channel(1);
     let origin = Origin::Stream(stream.incarnation);
     recorder.shutdown().spawn(decide_all(recorder.clone(), fetched, ready));
-    let recording =
-        recorder.shutdown().spawn(record_all(origin, recorder.clone(), receiver, health.clone(), nudge));
-    let fetched = fetch_all(&stream, limits, &consumer, &recorder, &health, &sender).await;
+    let acks = Acks(stream.client());
+    let recording = recorder.shutdown().spawn(record_all(
+        origin,
+        recorder.clone(),
+        receiver,
+        acks,
+        health.clone(),
+        nudge,
+    ));
+    let mut fetching = Fetching {
+        connects: connects(&stream),
+        stream,
+        consumer,
+        recorder,
+        health: health.clone(),
+        probing: None,
+        last_received: Instant::now(),
+        received: false,
+        starved_looks: 0,
+    };
+    fetching.probe().await;
+    let ended = fetching.fetch_all(&sender, &pause).await;
     drop(sender);
     if recording.await.is_err() {
         health.down(INGEST, "the recording task ended unexpectedly");
     }
-    fetched
+    Ok(ended)
 }
 
-async fn fetch_all(
-    stream: &UsageStream,
-    limits: StreamLimits,
-    consumer: &Consumer<pull::Config>,
-    recorder: &Recorder,
-    health: &Health,
-    sender: &mpsc::Sender<Fetched>,
-) -> Result<(), IngestError> {
-    let mut checked = Instant::now();
-    loop {
-        if checked.elapsed() >= CHECK_EVERY {
-            checked = Instant::now();
-            match stream.check(limits).await {
-                Err(error @ IngestError::Drift { .. }) => return Err(error),
-                Err(error) => tracing::warn!(%error, "the stream's settings could not be looked at"),
-                Ok(()) => {}
-            }
-        }
-        let messages = tokio::select! {
-            biased;
-            () = recorder.shutdown().stopped() => return Ok(()),
-            messages = fetch(consumer) => messages,
-        };
-        match messages {
-            Ok(messages) if messages.is_empty() => {
-                health.up(STREAM);
-                probe(recorder, health).await;
-            }
-            Ok(messages) => {
-                health.up(STREAM);
-                let (messages, ackers) = take_apart(messages);
-                if sender.send(Fetched { messages, ackers }).await.is_err() {
-                    return Ok(());
+/// How often the client has connected.
+fn connects(stream: &UsageStream) -> u64 {
+    stream.client().statistics().connects.load(Ordering::Relaxed)
+}
+
+struct Fetching {
+    stream: UsageStream,
+    consumer: Consumer<pull::Config>,
+    recorder: Recorder,
+    health: Health,
+    /// How often the client had connected when the stream was last compared with the ledger.
+    connects: u64,
+    /// A question to the database that has no answer yet.
+    probing: Option<JoinHandle<Result<(), StoreError>>>,
+    last_received: Instant,
+    received: bool,
+    starved_looks: u32,
+}
+
+impl Fetching {
+    async fn fetch_all(&mut self, sender: &mpsc::Sender<Fetched>, pause: &CancellationToken) -> Ended {
+        loop {
+            let messages = tokio::select! {
+                biased;
+                () = self.recorder.shutdown().stopped() => return Ended::Stopped,
+                () = pause.cancelled() => return Ended::Paused,
+                messages = fetch(&self.consumer) => messages,
+            };
+            let failed = match messages {
+                Ok(messages) if messages.is_empty() => {
+                    self.health.up(STREAM);
+                    self.probe().await;
+                    false
                 }
+                Ok(messages) => {
+                    self.health.up(STREAM);
+                    // What is in hand may come again and again while it cannot be recorded.
+                    self.stuck();
+                    match self.still_the_same().await {
+                        Ok(true) => {}
+                        Ok(false) => return Ended::OtherLife,
+                        Err(error) => {
+                            // Not acknowledged: the messages are delivered again after the ack wait.
+                            tracing::warn!(%error, "the stream could not be compared with the ledger");
+                            continue;
+                        }
+                    }
+                    (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
+                    let (messages, ackers) = take_apart(messages);
+                    if sender.send(Fetched { messages, ackers }).await.is_err() {
+                        return Ended::Stopped;
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the stream does not answer; trying again");
+                    self.health.down(STREAM, "the stream does not answer");
+                    true
+                }
+            };
+            if self.starved().await {
+                return Ended::Starved { received: self.received };
             }
-            Err(error) => {
-                tracing::warn!(%error, "the stream does not answer; trying again");
-                health.down(STREAM, "the stream does not answer");
+            if failed {
                 tokio::select! {
-                    () = recorder.shutdown().stopped() => return Ok(()),
+                    () = self.recorder.shutdown().stopped() => return Ended::Stopped,
+                    () = pause.cancelled() => return Ended::Paused,
                     () = tokio::time::sleep(STREAM_RETRY) => {}
                 }
             }
         }
     }
-}
 
-/// While nothing comes in, whether it could be recorded.
-async fn probe(recorder: &Recorder, health: &Health) {
-    if recorder.stuck() {
-        health.down(INGEST, "usage cannot be recorded");
-        return;
+    /// After a server was away it may be another one, or have lost the end of the stream: then its sequences mean something
+    /// else, and nothing of it may be recorded under the life that is known.
+    async fn still_the_same(&mut self) -> Result<bool, IngestError> {
+        let connects = connects(&self.stream);
+        if connects != self.connects {
+            if let Life::RolledBack { .. } = life::look(&self.stream, self.recorder.database()).await? {
+                return Ok(false);
+            }
+            self.connects = connects;
+        }
+        Ok(true)
     }
-    match recorder.database().ping_ingest().await {
-        Ok(()) => health.up(INGEST),
-        Err(error) => {
-            tracing::warn!(%error, "the database does not answer");
-            health.down(INGEST, "the database does not answer");
+
+    /// Whether messages wait although none was delivered for a while, and none is held back because too many are out.
+    async fn starved(&mut self) -> bool {
+        if self.last_received.elapsed() < STARVED_AFTER {
+            return false;
+        }
+        let info = stream::within("cannot look at the consumer", self.consumer.get_info()).await;
+        let waiting = info.is_ok_and(|info| {
+            let out = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX);
+            info.num_pending > 0 && !info.paused && out < info.config.max_ack_pending
+        });
+        self.starved_looks = if waiting { self.starved_looks + 1 } else { 0 };
+        self.starved_looks >= STARVED_LOOKS
+    }
+
+    /// Whether a batch cannot be committed at the moment; then it says so.
+    fn stuck(&self) -> bool {
+        let stuck = self.recorder.stuck();
+        if stuck {
+            self.health.down(INGEST, "usage cannot be recorded");
+        }
+        stuck
+    }
+
+    /// While nothing comes in, whether it could be recorded. The question runs as a task of its own: a database that is
+    /// silent is left to answer, never cancelled, and asked nothing else meanwhile.
+    async fn probe(&mut self) {
+        if self.stuck() {
+            return;
+        }
+        let mut probing = self.probing.take().unwrap_or_else(|| {
+            let database = self.recorder.database().clone();
+            tokio::spawn(async move { database.ping_ingest().await })
+        });
+        match tokio::time::timeout(PROBE_TIMEOUT, &mut probing).await {
+            Ok(Ok(Ok(()))) => self.health.up(INGEST),
+            Ok(answer) => {
+                let error = answer.map_or_else(
+                    |error| error.to_string(),
+                    |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
+                );
+                tracing::warn!(error, "the database does not answer");
+                self.health.down(INGEST, "the database does not answer");
+            }
+            Err(_) => {
+                self.probing = Some(probing);
+                self.health.down(INGEST, "the database does not answer");
+            }
         }
     }
 }
 
 /// The next messages: waits for a first one, then takes what is there with it.
 async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
-    let failed = || IngestError::stream("cannot fetch messages");
+    const FETCH: &str = "cannot fetch messages";
     let mut messages = Vec::new();
     let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
-    let mut first = first.await.map_err(|error| failed()(error.into()))?;
+    let mut first = stream::within(FETCH, first).await?;
     while let Some(message) = first.next().await {
-        messages.push(message.map_err(failed())?);
+        messages.push(message.map_err(IngestError::stream(FETCH))?);
     }
     if messages.is_empty() {
         return Ok(messages);
     }
     let rest =
         consumer.fetch().max_messages(BATCH_MESSAGES_MAX).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
-    let mut rest = rest.messages().await.map_err(|error| failed()(error.into()))?;
+    let mut rest = stream::within(FETCH, rest.messages()).await?;
     while let Some(message) = rest.next().await {
         match message {
             Ok(message) => messages.push(message),
@@ -245,10 +378,29 @@ async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, re
     }
 }
 
+/// Sends acknowledgements.
+struct Acks(async_nats::Client);
+
+impl Acks {
+    /// A lost one is harmless: the message comes again and is a duplicate.
+    async fn send(&self, ackers: &[Acker]) {
+        let sent = async {
+            for acker in ackers {
+                acker.ack().await?;
+            }
+            self.0.flush().await.map_err(async_nats::Error::from)
+        };
+        if let Err(error) = stream::within("acks could not be sent", sent).await {
+            tracing::debug!(%error, "messages will be delivered again");
+        }
+    }
+}
+
 async fn record_all(
     origin: Origin,
     recorder: Recorder,
     mut receiver: mpsc::Receiver<Ready>,
+    acks: Acks,
     health: Health,
     nudge: Nudge,
 ) {
@@ -267,12 +419,7 @@ async fn record_all(
         };
         health.up(INGEST);
         nudge.now();
-        for acker in &ackers {
-            // A lost ack is harmless: the message comes again and is a duplicate.
-            if let Err(error) = acker.ack().await {
-                tracing::debug!(%error, "an ack could not be sent");
-            }
-        }
+        acks.send(&ackers).await;
         let elapsed = started.elapsed();
         super::meters::recorded(outcome, ackers.len(), events, elapsed);
         tracing::debug!(

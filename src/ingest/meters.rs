@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::settings::WrongSetting;
 use crate::store::journal::Recorded;
 
 /// Counts a recorded batch.
@@ -27,4 +28,31 @@ pub fn compacted(rows: i64) {
 pub fn posted(rows: i64, elapsed: Duration) {
     metrics::counter!("waybill_posted_rows_total").increment(u64::try_from(rows).unwrap_or_default());
     metrics::histogram!("waybill_post_seconds").record(elapsed);
+}
+
+/// Shows the counter of the stream's lives before there is a second one, so that the first increase is seen.
+pub fn expect_lives() {
+    metrics::counter!("waybill_stream_lives_total").increment(0);
+}
+
+/// Counts a stream that is another than before.
+pub fn new_life() {
+    metrics::counter!("waybill_stream_lives_total").increment(1);
+}
+
+/// Counts a rebuilt `subscription` or `connection` of the consumer.
+pub fn rebuilt(what: &'static str) {
+    metrics::counter!("waybill_consumer_rebuilds_total", "what" => what).increment(1);
+}
+
+/// Shows a setting as wrong, or as right again.
+pub fn setting(setting: &WrongSetting, wrong: bool) {
+    metrics::gauge!("waybill_setting_wrong", "object" => setting.object, "setting" => setting.setting.clone())
+        .set(u32::from(wrong));
+}
+
+/// Counts sequences that were read again.
+pub fn repaired(sequences: i64) {
+    metrics::counter!("waybill_repaired_sequences_total")
+        .increment(u64::try_from(sequences).unwrap_or_default());
 }

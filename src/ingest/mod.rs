@@ -1,6 +1,7 @@
 //! Recording and posting: from the stream to the journal, from the journal to the sums, from hours to days.
 //!
-//! Owns: the stream and its consumer, the outcome of every message, replay and repair, the repair of sums, dropping old months.
+//! Owns: the stream and its consumer, whether their settings let usage be recorded at all, the outcome of every message,
+//! replay and repair, the repair of sums, dropping old months.
 //! Does not own: the meaning of a payload (`metering`), the choice of a price (`rating`), any SQL (`store`).
 //! Invariants: ack follows commit; every event ends as recorded, duplicate or rejected, or its message is delivered
 //! again; the database decides, the stream's own deduplication never does.
@@ -12,7 +13,9 @@ mod connection;
 pub mod consumer;
 mod decide;
 mod error;
+mod life;
 mod meters;
+mod monitor;
 pub mod partitions;
 pub mod posting;
 mod publisher;
@@ -20,11 +23,14 @@ mod record;
 pub mod refold;
 pub mod repair;
 pub mod replay;
+mod settings;
 pub mod stream;
+pub mod supervisor;
 
 pub use connection::connect;
 pub use error::IngestError;
 pub use posting::Nudge;
 pub use publisher::{PublishError, Published, Publisher};
 pub use record::Recorder;
+pub use settings::WrongSetting;
 pub use stream::{StreamLimits, StreamNames, UsageStream, jetstream};

@@ -14,7 +14,7 @@ use super::decide::{Decided, Incoming};
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 use crate::store::journal::{self, BatchRow, JournalEvent, Origin, Recorded};
-use crate::store::{Database, StoreError, commit, replay};
+use crate::store::{Database, StoreError, Transactions, commit, replay};
 
 /// First pause before a transaction is tried again; doubles up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -38,6 +38,7 @@ pub struct Recorder {
     shutdown: Shutdown,
     // Set while a transaction has to be tried again.
     stuck: Arc<AtomicBool>,
+    attempts: Transactions,
 }
 
 /// What one try of the transaction came to.
@@ -61,7 +62,15 @@ impl Recorder {
         shutdown: Shutdown,
     ) -> Result<Self, IngestError> {
         let catalog = Arc::new(RwLock::new(Arc::new(Catalog::load(&database).await?)));
-        Ok(Self { database, clock, prefix: prefix.into(), catalog, shutdown, stuck: Arc::default() })
+        Ok(Self {
+            database,
+            clock,
+            prefix: prefix.into(),
+            catalog,
+            shutdown,
+            stuck: Arc::default(),
+            attempts: Transactions::default(),
+        })
     }
 
     /// The database it records in.
@@ -82,6 +91,11 @@ impl Recorder {
     /// Whether a batch cannot be committed at the moment.
     pub fn stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// How long the oldest transaction that records has been underway.
+    pub fn oldest_attempt(&self) -> Option<Duration> {
+        self.attempts.oldest()
     }
 
     fn catalog(&self) -> Arc<Catalog> {
@@ -186,6 +200,7 @@ impl Recorder {
 
     /// One transaction from begin to commit.
     async fn attempt(&self, origin: Origin, batch: &Batch) -> Result<Attempt, IngestError> {
+        let _underway = self.attempts.begin();
         let mut tx = self.database.begin_ingest().await?;
         let Some(opening) = journal::open(&mut tx).await? else { return Ok(Attempt::NoBookingDate) };
         if opening.booked_on < self.clock.now().date_naive() {
@@ -215,8 +230,14 @@ impl Recorder {
         booked_on: NaiveDate,
     ) -> Result<(), IngestError> {
         let outcome = sorted.outcome(origin);
-        let row =
-            BatchRow { origin, sequences: batch.sequences(origin), outcome, rows: sorted.rows(), booked_on };
+        let row = BatchRow {
+            origin,
+            sequences: batch.sequences(origin),
+            last_published_at: batch.last_published_at(origin),
+            outcome,
+            rows: sorted.rows(),
+            booked_on,
+        };
         let id = if origin == Origin::Replay && outcome == Recorded::default() {
             None
         } else {

@@ -1,28 +1,38 @@
 //! Reading unaccounted sequences again: after a restore of the database, or after acks that nobody earned.
+//!
+//! Only what the consumer has acknowledged is looked at: what is delivered and not acknowledged is still on its way.
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
-use super::IngestError;
 use super::consumer::incoming;
 use super::record::Recorder;
-use super::stream::{StreamLimits, UsageStream};
+use super::stream::{self, StreamLimits, UsageStream};
+use super::{IngestError, meters};
+use crate::store::completeness::{self, Sequences};
 use crate::store::journal::Origin;
-use crate::store::{Scope, completeness};
+use crate::store::{Database, Scope, commit};
 
 /// Messages read again per transaction.
 const REPAIR_BATCH_MESSAGES: usize = 200;
+/// Messages read again per round: seconds, so that how many are left is seen.
+const ROUND_MESSAGES: i64 = 20_000;
+/// Runs of missing sequences that are looked at per round.
+const ROUND_RUNS: i64 = 2_000;
+/// Batches that are summarized in one transaction.
+const SUMMARY_BATCHES: i64 = 50_000;
 /// JetStream's error code for "no message found".
 const NOT_FOUND: u64 = 404;
 
 /// What a repair came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repaired {
     /// Sequences that no batch accounts for.
-    pub unaccounted: usize,
+    pub unaccounted: i64,
     /// Of these, read again and recorded (as whatever their events are).
-    pub repaired: usize,
+    pub repaired: i64,
     /// Of these, no longer in the stream: expired, or deleted by an operator.
-    pub gone: usize,
+    pub gone: i64,
 }
 
 /// Reads every sequence again that the consumer has acknowledged and no batch accounts for.
@@ -34,36 +44,170 @@ pub async fn repair(
     limits: StreamLimits,
     recorder: &Recorder,
 ) -> Result<Repaired, IngestError> {
-    let mut consumer = stream.consumer(limits).await?;
-    let info = consumer
-        .info()
-        .await
-        .map_err(|error| IngestError::stream("cannot look at the consumer")(error.into()))?;
-    let floor = i64::try_from(info.ack_floor.stream_sequence).unwrap_or(i64::MAX);
-    let mut tx = recorder.database().read(Scope::Everything).await?;
-    let holes = completeness::unaccounted(&mut tx, stream.incarnation, floor).await?;
-    drop(tx);
-    let mut repaired = Repaired { unaccounted: holes.len(), ..Repaired::default() };
-    for sequences in holes.chunks(REPAIR_BATCH_MESSAGES) {
+    let mut repairer = Repairer::default();
+    let mut total = Repaired::default();
+    loop {
+        let round = repairer.round(stream, limits, recorder).await?;
+        total.repaired += round.repaired;
+        total.gone = round.gone;
+        total.unaccounted = total.repaired + total.gone + round.left;
+        if round.left == 0 || round.repaired == 0 {
+            return Ok(total);
+        }
+    }
+}
+
+/// What one round came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Sequences read again and recorded.
+    pub repaired: i64,
+    /// Sequences that are left for the next round.
+    pub left: i64,
+    /// Sequences that are no longer in the stream, of all rounds.
+    pub gone: i64,
+}
+
+/// Repairs round by round.
+#[derive(Debug, Default)]
+pub struct Repairer {
+    /// The life of the stream that it knows.
+    incarnation: Option<Uuid>,
+    /// What is known to be no longer in the stream.
+    gone: Vec<Sequences>,
+}
+
+impl Repairer {
+    /// What is known to be no longer in the stream: only the gateways' journals still have it.
+    pub fn gone(&self) -> &[Sequences] {
+        &self.gone
+    }
+
+    /// Reads again what is missing, as much as a round takes.
+    ///
+    /// # Errors
+    /// [`IngestError`]; what was recorded before it stays recorded.
+    pub async fn round(
+        &mut self,
+        stream: &UsageStream,
+        limits: StreamLimits,
+        recorder: &Recorder,
+    ) -> Result<Round, IngestError> {
+        if self.incarnation != Some(stream.incarnation) {
+            (self.incarnation, self.gone) = (Some(stream.incarnation), Vec::new());
+        }
+        summarize(recorder.database()).await?;
+        // Asked before the ledger: what is acknowledged by now was recorded before.
+        let floor = stream.ack_floor(limits).await?;
+        let missing = self.missing(stream, recorder.database(), floor).await?;
+        let mut round = Round { left: missing.count, ..Round::default() };
+        if missing.count > 0 {
+            tracing::warn!(
+                sequences = missing.count,
+                "the ledger lacks sequences that are acknowledged; reading them again"
+            );
+            let present = self.skip_expired(stream, &missing.first).await?;
+            let origin = Origin::Repair(stream.incarnation);
+            let wanted: Vec<i64> = present.iter().flat_map(|run| run.from..run.to).collect();
+            for sequences in wanted.chunks(REPAIR_BATCH_MESSAGES) {
+                let messages = self.read_all(stream, sequences).await?;
+                if messages.is_empty() {
+                    continue;
+                }
+                let read = i64::try_from(messages.len()).unwrap_or(i64::MAX);
+                recorder.record(origin, recorder.decide(messages)).await?;
+                round.repaired += read;
+                meters::repaired(read);
+            }
+            round.left = self.missing(stream, recorder.database(), floor).await?.count;
+            tracing::warn!(
+                repaired = round.repaired,
+                left = round.left,
+                gone = self.gone_count(),
+                "missing sequences were read again"
+            );
+        }
+        round.gone = self.gone_count();
+        Ok(round)
+    }
+
+    async fn missing(
+        &self,
+        stream: &UsageStream,
+        database: &Database,
+        floor: i64,
+    ) -> Result<completeness::Unaccounted, IngestError> {
+        let mut tx = database.read(Scope::Everything).await?;
+        Ok(completeness::unaccounted(&mut tx, stream.incarnation, floor, &self.gone, ROUND_RUNS).await?)
+    }
+
+    /// Notes what the stream holds no longer, and gives the rest, as much of it as a round takes.
+    async fn skip_expired(
+        &mut self,
+        stream: &UsageStream,
+        missing: &[Sequences],
+    ) -> Result<Vec<Sequences>, IngestError> {
+        let first = stream::first_sequence(stream).await?;
+        let mut left = ROUND_MESSAGES;
+        let mut present = Vec::new();
+        for run in missing {
+            let (expired_to, from) = (run.to.min(first), run.from.max(first));
+            if run.from < expired_to {
+                self.note_gone(Sequences { from: run.from, to: expired_to });
+            }
+            let to = run.to.min(from.saturating_add(left));
+            if from < to {
+                left -= to - from;
+                present.push(Sequences { from, to });
+            }
+        }
+        Ok(present)
+    }
+
+    async fn read_all(
+        &mut self,
+        stream: &UsageStream,
+        sequences: &[i64],
+    ) -> Result<Vec<super::decide::Incoming>, IngestError> {
         let mut messages = Vec::with_capacity(sequences.len());
         for sequence in sequences {
             match read(stream, *sequence).await? {
                 Some(message) => messages.push(message),
-                None => repaired.gone += 1,
+                None => self.note_gone(Sequences { from: *sequence, to: sequence + 1 }),
             }
         }
-        repaired.repaired += messages.len();
-        if !messages.is_empty() {
-            let batch = recorder.decide(messages);
-            recorder.record(Origin::Repair(stream.incarnation), batch).await?;
+        Ok(messages)
+    }
+
+    fn note_gone(&mut self, gone: Sequences) {
+        match self.gone.last_mut() {
+            Some(last) if last.to == gone.from => last.to = gone.to,
+            _ => self.gone.push(gone),
         }
     }
-    Ok(repaired)
+
+    fn gone_count(&self) -> i64 {
+        self.gone.iter().map(|gone| gone.count()).sum()
+    }
+}
+
+/// Keeps the look-up of what is missing short.
+async fn summarize(database: &Database) -> Result<(), IngestError> {
+    loop {
+        let mut tx = database.begin_ingest().await?;
+        let added = completeness::summarize(&mut tx, SUMMARY_BATCHES).await?;
+        commit(tx).await?;
+        if added < SUMMARY_BATCHES {
+            return Ok(());
+        }
+    }
 }
 
 async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<super::decide::Incoming>, IngestError> {
+    const WHAT: &str = "cannot read a message again";
     let wanted = u64::try_from(sequence).unwrap_or_default();
-    match stream.stream.get_raw_message(wanted).await {
+    let read = tokio::time::timeout(stream::STEP_TIMEOUT, stream.stream.get_raw_message(wanted));
+    match read.await.map_err(|error| IngestError::stream(WHAT)(error.into()))? {
         Ok(message) => {
             let at =
                 DateTime::<Utc>::from_timestamp(message.time.unix_timestamp(), message.time.nanosecond());
@@ -79,7 +223,7 @@ async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<super::decid
             Ok(Some(incoming(sequence, at.unwrap_or_default(), message)))
         }
         Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(IngestError::stream("cannot read a message again")(error.into())),
+        Err(error) => Err(IngestError::stream(WHAT)(error.into())),
     }
 }
 

@@ -1,8 +1,7 @@
 //! The stream and its consumer: made where missing, and asserted, because settings decide whether usage can be lost.
 //!
-//! Why each value is as it is: `reliability` d.2. Limits retention keeps acknowledged messages, so a database that was
-//! restored can read them again; `discard new` makes a full stream refuse instead of forget; unlimited deliveries,
-//! because a finite number loses the message that reaches it.
+//! A stream that is deleted and made anew, or that lost its end, counts its sequences again: each such life has an
+//! incarnation of its own in the stream's metadata, and sequences mean something within one only.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,28 +10,33 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context};
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::IngestError;
+use super::settings::{self, WrongSetting};
 
 /// Largest message, compressed or not: bombs die at the door.
 pub const MESSAGE_BYTES_MAX: i32 = 65_536;
 /// How long the stream keeps messages: longer than a restore of the database may take, grace included.
 const MAX_AGE: Duration = Duration::from_hours(14 * 24);
-/// The least age that is accepted in a stream made by somebody else.
-const MAX_AGE_LEAST: Duration = Duration::from_hours(7 * 24);
 /// The stream's own deduplication: saves traffic, decides nothing.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// Messages that may be out for recording at a time.
-const ACK_PENDING_MAX: i64 = 20_000;
+pub(super) const ACK_PENDING_MAX: i64 = 20_000;
 /// Requests to the server that wait for messages.
 const WAITING_MAX: i64 = 64;
-/// The metadata field that tells one life of a stream from the next.
-const INCARNATION: &str = "waybill_incarnation";
+/// The metadata field that tells one life of a stream from the next; the consumer has that of the life it was made for.
+pub(super) const INCARNATION: &str = "waybill_incarnation";
 /// The durable consumer.
 pub const CONSUMER: &str = "biller";
 /// Time for one request to the server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for any step of the client: while it is not connected, its own queue may be full, and nothing else ends the wait.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(8);
+/// The server's code for a stream or consumer that does not exist.
+const NOT_FOUND: i64 = 404;
 
 /// Names of a stream and its subjects; tests use their own beside each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub struct StreamLimits {
 pub struct UsageStream {
     /// The stream.
     pub stream: Stream,
+    /// What it is reached through.
+    context: Context,
     /// Its names.
     pub names: StreamNames,
     /// Which life of it: sequences count within one.
@@ -81,6 +87,110 @@ pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
     Ok(jetstream::ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client))
 }
 
+/// Waits for a step of the client, but not for ever.
+///
+/// # Errors
+/// [`IngestError::Stream`] where it failed or took too long.
+pub(super) async fn within<T, E: Into<async_nats::Error>>(
+    what: &'static str,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, IngestError> {
+    match tokio::time::timeout(STEP_TIMEOUT, step).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(IngestError::stream(what)(error.into())),
+        Err(elapsed) => Err(IngestError::stream(what)(elapsed.into())),
+    }
+}
+
+/// One request to the server's administration; `None` where what it is about does not exist.
+async fn ask(
+    context: &Context,
+    what: &'static str,
+    subject: String,
+    body: &Value,
+) -> Result<Option<Value>, IngestError> {
+    let answer: Value = within(what, context.request(subject, body)).await?;
+    match &answer["error"] {
+        Value::Null => Ok(Some(answer)),
+        error if error["code"] == NOT_FOUND => Ok(None),
+        error => {
+            let said = error["description"].as_str().unwrap_or("without a reason").to_owned();
+            Err(IngestError::stream(what)(said.into()))
+        }
+    }
+}
+
+/// What the server tells about the stream: its settings and how far it is. `None` where it does not exist.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn info(context: &Context, names: &StreamNames) -> Result<Option<Value>, IngestError> {
+    let subject = format!("STREAM.INFO.{}", names.stream);
+    ask(context, "cannot look at the stream", subject, &json!({})).await
+}
+
+/// The last sequence that the stream gave.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn last_sequence(stream: &UsageStream) -> Result<i64, IngestError> {
+    state(stream, "last_seq").await
+}
+
+/// The first sequence that the stream still holds.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn first_sequence(stream: &UsageStream) -> Result<i64, IngestError> {
+    state(stream, "first_seq").await
+}
+
+async fn state(stream: &UsageStream, field: &str) -> Result<i64, IngestError> {
+    let info = info(&stream.context, &stream.names).await?.unwrap_or_default();
+    Ok(info["state"][field].as_i64().unwrap_or_default())
+}
+
+/// When the stream took a message; `None` where it holds it no more.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn published_at(
+    stream: &UsageStream,
+    sequence: i64,
+) -> Result<Option<DateTime<Utc>>, IngestError> {
+    let subject = format!("STREAM.MSG.GET.{}", stream.names.stream);
+    let found =
+        ask(&stream.context, "cannot read a message again", subject, &json!({"seq": sequence})).await?;
+    let time = found.and_then(|found| found["message"]["time"].as_str()?.parse().ok());
+    Ok(time)
+}
+
+/// Makes the stream.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn create(
+    context: &Context,
+    names: &StreamNames,
+    limits: StreamLimits,
+) -> Result<(), IngestError> {
+    let made = context.get_or_create_stream(config(names, limits));
+    within("cannot make the stream", made).await.map(drop)
+}
+
+/// The stream in the life that its settings name.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn handle(
+    context: &Context,
+    names: &StreamNames,
+    incarnation: Uuid,
+) -> Result<UsageStream, IngestError> {
+    let stream = within("cannot open the stream", context.get_stream(&names.stream)).await?;
+    Ok(UsageStream { stream, context: context.clone(), names: names.clone(), incarnation })
+}
+
 /// Makes the stream where it is missing, and refuses one that could lose or change usage.
 ///
 /// # Errors
@@ -90,24 +200,18 @@ pub async fn open(
     names: &StreamNames,
     limits: StreamLimits,
 ) -> Result<UsageStream, IngestError> {
-    let wanted = config(names, limits);
-    let stream = context
-        .get_or_create_stream(wanted)
-        .await
-        .map_err(|error| IngestError::stream("cannot open the stream")(error.into()))?;
-    let info = stream.cached_info();
-    let drift = drift(&info.config, names, limits);
-    if !drift.is_empty() {
-        return Err(IngestError::Drift { object: format!("stream {}", names.stream), drift });
+    create(context, names, limits).await?;
+    let info = info(context, names).await?.unwrap_or_default();
+    let wrong = settings::stream(&info["config"], names, limits);
+    match settings::incarnation(&info["config"]) {
+        Some(incarnation) if wrong.is_empty() => handle(context, names, incarnation).await,
+        _ => Err(drift("stream", &names.stream, &wrong)),
     }
-    let incarnation = info.config.metadata.get(INCARNATION).and_then(|text| Uuid::parse_str(text).ok());
-    let Some(incarnation) = incarnation else {
-        let missing = vec![format!(
-            "metadata {INCARNATION} is missing, must be a UUID of its own for each life of the stream"
-        )];
-        return Err(IngestError::Drift { object: format!("stream {}", names.stream), drift: missing });
-    };
-    Ok(UsageStream { stream, names: names.clone(), incarnation })
+}
+
+fn drift(kind: &str, name: &str, wrong: &[WrongSetting]) -> IngestError {
+    let drift = wrong.iter().map(|wrong| format!("{} {}", wrong.setting, wrong.detail)).collect();
+    IngestError::Drift { object: format!("{kind} {name}"), drift }
 }
 
 fn config(names: &StreamNames, limits: StreamLimits) -> Config {
@@ -133,55 +237,65 @@ fn config(names: &StreamNames, limits: StreamLimits) -> Config {
     }
 }
 
-/// Compares settings one by one and says each that differs.
-struct Comparison(Vec<String>);
-
-impl Comparison {
-    fn must_be<T: PartialEq + std::fmt::Debug>(&mut self, field: &str, is: &T, must: &T) {
-        if is != must {
-            self.0.push(format!("{field} is {is:?}, must be {must:?}"));
-        }
-    }
-}
-
-/// The settings of a stream that are wrong, each with what it is and must be.
-fn drift(is: &Config, names: &StreamNames, limits: StreamLimits) -> Vec<String> {
-    let mut compare = Comparison(Vec::new());
-    compare.must_be("subjects", &is.subjects, &vec![format!("{}.*", names.prefix)]);
-    compare.must_be("retention", &is.retention, &RetentionPolicy::Limits);
-    compare.must_be("discard", &is.discard, &DiscardPolicy::New);
-    compare.must_be("storage", &is.storage, &StorageType::File);
-    compare.must_be("num_replicas", &is.num_replicas, &limits.replicas);
-    compare.must_be("max_msgs", &is.max_messages, &-1);
-    compare.must_be("max_msgs_per_subject", &is.max_messages_per_subject, &-1);
-    compare.must_be("max_msg_size", &is.max_message_size, &MESSAGE_BYTES_MAX);
-    compare.must_be("no_ack", &is.no_ack, &false);
-    compare.must_be("allow_rollup_hdrs", &is.allow_rollup, &false);
-    compare.must_be("allow_msg_ttl", &is.allow_message_ttl, &false);
-    compare.must_be("allow_msg_schedules", &is.allow_message_schedules, &false);
-    compare.must_be("allow_msg_counter", &is.allow_message_counter, &false);
-    compare.must_be("deny_delete", &is.deny_delete, &true);
-    compare.must_be("deny_purge", &is.deny_purge, &true);
-    compare.must_be("allow_direct", &is.allow_direct, &true);
-    compare.must_be("sealed", &is.sealed, &false);
-    let synchronous = !format!("{:?}", is.persist_mode).contains("Async");
-    compare.must_be("persist_mode is synchronous", &synchronous, &true);
-    if is.max_age != Duration::ZERO && is.max_age < MAX_AGE_LEAST {
-        compare.0.push(format!("max_age is {:?}, must be at least {MAX_AGE_LEAST:?}", is.max_age));
-    }
-    if is.duplicate_window == Duration::ZERO {
-        compare.0.push("duplicate_window is 0, must be above".to_owned());
-    }
-    compare.0
-}
-
 impl UsageStream {
     /// Makes the durable consumer where it is missing, and refuses one that could lose usage.
     ///
     /// # Errors
     /// [`IngestError::Drift`] names every wrong setting; [`IngestError::Stream`].
     pub async fn consumer(&self, limits: StreamLimits) -> Result<Consumer<pull::Config>, IngestError> {
-        let wanted = pull::Config {
+        let info = self.consumer_info(limits).await?;
+        let wrong = settings::consumer(&info, limits);
+        if !wrong.is_empty() {
+            return Err(drift("consumer", CONSUMER, &wrong));
+        }
+        within("cannot open the consumer", self.stream.get_consumer(CONSUMER)).await
+    }
+
+    /// Every sequence up to this is acknowledged; the consumer is made where it is missing.
+    ///
+    /// # Errors
+    /// [`IngestError::Stream`].
+    pub(super) async fn ack_floor(&self, limits: StreamLimits) -> Result<i64, IngestError> {
+        let info = self.consumer_info(limits).await?;
+        Ok(info["ack_floor"]["stream_seq"].as_i64().unwrap_or_default())
+    }
+
+    /// How far the consumer is.
+    ///
+    /// # Errors
+    /// [`IngestError::Stream`].
+    pub async fn progress(&self) -> Result<jetstream::consumer::Info, IngestError> {
+        within("cannot look at the consumer", self.stream.consumer_info(CONSUMER)).await
+    }
+
+    /// What the server tells about the consumer, which is made where it is missing. One that was made for another life of
+    /// the stream is made anew: it would take the first messages of this life for acknowledged.
+    ///
+    /// # Errors
+    /// [`IngestError::Stream`].
+    pub(super) async fn consumer_info(&self, limits: StreamLimits) -> Result<Value, IngestError> {
+        const WHAT: &str = "cannot look at the consumer";
+        let subject = format!("CONSUMER.INFO.{}.{CONSUMER}", self.names.stream);
+        if let Some(info) = ask(&self.context, WHAT, subject.clone(), &json!({})).await? {
+            let made_for = info["config"]["metadata"][INCARNATION].as_str();
+            // A consumer of an earlier release does not say.
+            if made_for.is_none_or(|life| life == self.incarnation.to_string()) {
+                return Ok(info);
+            }
+            tracing::warn!(
+                consumer = CONSUMER,
+                "the consumer is of another life of the stream; making it anew"
+            );
+            delete_consumer(&self.context, &self.names).await?;
+        }
+        let made = self.stream.create_consumer(self.consumer_config(limits));
+        within("cannot make the consumer", made).await?;
+        tracing::info!(consumer = CONSUMER, incarnation = %self.incarnation, "made the consumer");
+        Ok(ask(&self.context, WHAT, subject, &json!({})).await?.unwrap_or_default())
+    }
+
+    fn consumer_config(&self, limits: StreamLimits) -> pull::Config {
+        pull::Config {
             durable_name: Some(CONSUMER.to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
@@ -189,49 +303,40 @@ impl UsageStream {
             max_deliver: -1,
             max_ack_pending: ACK_PENDING_MAX,
             max_waiting: WAITING_MAX,
+            metadata: HashMap::from([(INCARNATION.to_owned(), self.incarnation.to_string())]),
             ..pull::Config::default()
-        };
-        let consumer: Consumer<pull::Config> = self
-            .stream
-            .get_or_create_consumer(CONSUMER, wanted)
-            .await
-            .map_err(|error| IngestError::stream("cannot open the consumer")(error.into()))?;
-        let is = &consumer.cached_info().config;
-        let mut compare = Comparison(Vec::new());
-        compare.must_be("ack_policy", &is.ack_policy, &AckPolicy::Explicit);
-        compare.must_be("max_deliver", &is.max_deliver, &-1);
-        compare.must_be("filter_subject", &is.filter_subject.as_str(), &"");
-        compare.must_be("backoff", &is.backoff, &Vec::new());
-        compare.must_be("headers_only", &is.headers_only, &false);
-        compare.must_be("inactive_threshold", &is.inactive_threshold, &Duration::ZERO);
-        if compare.0.is_empty() {
-            Ok(consumer)
-        } else {
-            Err(IngestError::Drift { object: format!("consumer {CONSUMER}"), drift: compare.0 })
         }
     }
 
-    /// Looks at the stream's settings again.
-    ///
-    /// # Errors
-    /// [`IngestError::Drift`] names every setting that has been changed to a wrong one; [`IngestError::Stream`].
-    pub async fn check(&self, limits: StreamLimits) -> Result<(), IngestError> {
-        let info = self
-            .stream
-            .get_info()
-            .await
-            .map_err(|error| IngestError::stream("cannot look at the stream")(error.into()))?;
-        let mut drift = drift(&info.config, &self.names, limits);
-        let incarnation = info.config.metadata.get(INCARNATION).map(String::as_str);
-        if incarnation != Some(self.incarnation.to_string().as_str()) {
-            drift.push(
-                "the stream was deleted and made anew; restart Waybill to count its new sequences".to_owned(),
-            );
-        }
-        if drift.is_empty() {
-            Ok(())
-        } else {
-            Err(IngestError::Drift { object: format!("stream {}", self.names.stream), drift })
-        }
+    /// The client it is reached through.
+    pub(super) fn client(&self) -> async_nats::Client {
+        self.context.client()
     }
+}
+
+/// Removes the consumer; that there is none is fine.
+async fn delete_consumer(context: &Context, names: &StreamNames) -> Result<(), IngestError> {
+    let subject = format!("CONSUMER.DELETE.{}.{CONSUMER}", names.stream);
+    ask(context, "cannot remove the consumer", subject, &json!({})).await.map(drop)
+}
+
+/// Gives a stream whose sequences count again a new incarnation, and has its consumer start from its first message.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn begin_new_life(
+    context: &Context,
+    names: &StreamNames,
+    of: Uuid,
+) -> Result<(), IngestError> {
+    delete_consumer(context, names).await?;
+    let Some(info) = info(context, names).await? else { return Ok(()) };
+    let mut config = info["config"].clone();
+    if settings::incarnation(&config) != Some(of) {
+        // Another process was faster.
+        return Ok(());
+    }
+    config["metadata"][INCARNATION] = json!(Uuid::now_v7().to_string());
+    let subject = format!("STREAM.UPDATE.{}", names.stream);
+    ask(context, "cannot mark the stream's new life", subject, &config).await.map(drop)
 }

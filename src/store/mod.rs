@@ -34,12 +34,14 @@ pub mod rejections;
 pub mod replay;
 pub mod reports;
 pub mod rerate;
+pub mod settings;
 pub mod settlement;
 pub mod tasks;
 pub mod usage;
 pub mod verify;
 pub mod watermark;
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -47,8 +49,8 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::domain::ids::CustomerId;
 
-pub use pools::PoolWatch;
 use pools::Returned;
+pub use pools::{PoolWatch, Transactions, Underway};
 
 /// The migrations, embedded; shared with the tests.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -59,6 +61,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 /// Longest statement of a recording or posting transaction.
 const INGEST_STATEMENT_TIMEOUT: &str = "30s";
+/// Connections of the recording side.
+const CONNECTIONS_INGEST: u32 = 6;
+/// Connections of the API side.
+const CONNECTIONS_API: u32 = 12;
 /// Longest statement of an API request.
 const API_STATEMENT_TIMEOUT: &str = "15s";
 
@@ -192,12 +198,51 @@ pub struct Database {
 /// Connections, and how many of them came back.
 #[derive(Debug, Clone)]
 struct Pool {
+    /// What its sessions are called on the server: the side, and which process it is.
+    name: String,
     connections: PgPool,
     returned: Returned,
+    transactions: Transactions,
+}
+
+impl Pool {
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        // Before anything is sent: a lost connection may swallow that too.
+        let underway = self.transactions.begin();
+        Ok(Tx { transaction: self.connections.begin().await?, _underway: underway })
+    }
 }
 
 /// A transaction; dropped without [`commit`] it rolls back.
-pub type Tx = Transaction<'static, Postgres>;
+#[derive(Debug)]
+pub struct Tx {
+    transaction: Transaction<'static, Postgres>,
+    _underway: Underway,
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+}
+
+impl Tx {
+    /// Rolls back, and waits until that is done.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the connection is lost; then it is rolled back too.
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        Ok(self.transaction.rollback().await?)
+    }
+}
 
 impl Database {
     /// Connects both pools.
@@ -206,8 +251,8 @@ impl Database {
     /// [`StoreError::Database`] where the URL is malformed or the server does not answer.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse()?;
-        let ingest = pool(&options, "waybill-ingest", INGEST_STATEMENT_TIMEOUT, 6).await?;
-        let api = pool(&options, "waybill-api", API_STATEMENT_TIMEOUT, 12).await?;
+        let ingest = pool(&options, "waybill-ingest", INGEST_STATEMENT_TIMEOUT, CONNECTIONS_INGEST).await?;
+        let api = pool(&options, "waybill-api", API_STATEMENT_TIMEOUT, CONNECTIONS_API).await?;
         Ok(Self { ingest, api })
     }
 
@@ -225,7 +270,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn begin_ingest(&self) -> Result<Tx, StoreError> {
-        Ok(self.ingest.connections.begin().await?)
+        self.ingest.begin().await
     }
 
     /// Begins a writing transaction of the API side.
@@ -233,7 +278,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(self.api.connections.begin().await?)
+        self.api.begin().await
     }
 
     /// Begins a read-only transaction with one snapshot; in a customer's scope it runs as the role that sees only that
@@ -242,7 +287,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn read(&self, scope: Scope) -> Result<Tx, StoreError> {
-        let mut tx = self.api.connections.begin().await?;
+        let mut tx = self.api.begin().await?;
         sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
         if let Scope::Customer(id) = scope {
             sqlx::query!("SELECT set_config('waybill.customer_id', $1, true)", id.to_string())
@@ -267,7 +312,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn ping_ingest(&self) -> Result<(), StoreError> {
-        let mut tx = self.ingest.connections.begin().await?;
+        let mut tx = self.ingest.begin().await?;
         // A read-only standby answers queries and refuses this.
         sqlx::query!("SELECT pg_current_xact_id()::text AS id").fetch_one(&mut *tx).await?;
         commit(tx).await
@@ -287,7 +332,7 @@ impl Database {
 /// [`StoreError::Database`]; on a lost connection the outcome is unknown and the caller tries the whole again.
 pub async fn commit(mut tx: Tx) -> Result<(), StoreError> {
     sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
-    tx.commit().await?;
+    tx.transaction.commit().await?;
     Ok(())
 }
 
@@ -312,7 +357,8 @@ async fn pool(
 ) -> Result<Pool, StoreError> {
     let returned = Returned::default();
     let counted = returned.clone();
-    let options = options.clone().application_name(name).options([
+    let name = format!("{name} {:08x}", rand::random::<u32>());
+    let options = options.clone().application_name(&name).options([
         ("statement_timeout", statement_timeout),
         ("lock_timeout", "10s"),
         ("idle_in_transaction_session_timeout", "15s"),
@@ -332,7 +378,7 @@ async fn pool(
         })
         .connect_with(options)
         .await?;
-    Ok(Pool { connections, returned })
+    Ok(Pool { name, connections, returned, transactions: Transactions::default() })
 }
 
 /// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would

@@ -54,7 +54,7 @@ const PARTIAL: &[(&str, &str, &[&str])] = &[
 const EXTERNAL: &[(&str, &[&str])] = &[
     ("async_nats", &["ingest", "dev", "app"]),
     ("axum", &["http", "ui", "forward", "app"]),
-    ("reqwest", &["forward"]),
+    ("reqwest", &["forward", "ingest"]),
     ("utoipa_axum", &["http", "ui", "app"]),
     ("clap", &["config", "main"]),
 ];

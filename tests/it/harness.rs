@@ -92,7 +92,7 @@ pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
 }
 
 /// The address of a server.
-fn address(variable: &str) -> String {
+pub fn address(variable: &str) -> String {
     let value = std::env::var_os(variable).and_then(|value| value.into_string().ok());
     value.unwrap_or_else(|| {
         panic!("{variable} is not set: run `make test`, or `cargo run -- dev exec -- cargo test`")

@@ -60,7 +60,9 @@ impl Attacked {
     /// Whatever was tried: what was in the stream is there, nothing new but on the gateway's own subject, settings are as they
     /// were, and the consumer has every message still before it.
     async fn unharmed(&self) {
-        self.stream.check(limits()).await.unwrap();
+        let now = ingest::stream::open(&self.context, &self.stream.names, limits()).await.unwrap();
+        assert_eq!(now.incarnation, self.stream.incarnation, "the same life of the stream");
+        self.stream.consumer(limits()).await.unwrap();
         let state = self.stream.stream.get_info().await.unwrap().state;
         assert_eq!((state.first_sequence, state.messages), (1, state.last_sequence), "nothing is gone");
         for sequence in 1..=state.last_sequence {

@@ -40,6 +40,11 @@ impl PrivateNats {
         self.servers = Some(Servers::start(options).await.unwrap());
     }
 
+    /// Where its store lies.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// As Waybill itself reaches it.
     pub fn url(&self) -> String {
         self.servers.as_ref().unwrap().nats_url().to_owned()

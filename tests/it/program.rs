@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use waybill::store::{PoolWatch, Scope, gauges};
 
 use crate::harness::{TestBed, wait_until};
-use crate::world::{World, usage_event};
+use crate::world::{World, limits, usage_event};
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -35,7 +35,8 @@ pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
     tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
 }
 
-fn serve(world: &World, http: SocketAddr, metrics: SocketAddr) -> Command {
+/// The program on a world's database and stream.
+pub fn serve(world: &World, http: SocketAddr, metrics: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
     command
         .arg("serve")
@@ -44,6 +45,7 @@ fn serve(world: &World, http: SocketAddr, metrics: SocketAddr) -> Command {
         .env("WAYBILL_STREAM", &world.names.stream)
         .env("WAYBILL_SUBJECT_PREFIX", &world.names.prefix)
         .env("WAYBILL_STREAM_MAX_BYTES", (128_i64 << 20).to_string())
+        .env("WAYBILL_ACK_WAIT_SECONDS", limits().ack_wait.as_secs().to_string())
         .env("WAYBILL_HTTP_ADDR", http.to_string())
         .env("WAYBILL_METRICS_ADDR", metrics.to_string())
         .stdout(Stdio::null())

@@ -466,6 +466,7 @@ impl World {
             .env("WAYBILL_STREAM", &self.names.stream)
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
             .env("WAYBILL_STREAM_MAX_BYTES", STREAM_BYTES_MAX.to_string())
+            .env("WAYBILL_ACK_WAIT_SECONDS", ACK_WAIT.as_secs().to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

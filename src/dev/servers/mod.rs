@@ -128,6 +128,11 @@ impl Servers {
         self.nats.as_ref().map(|_| self.state.nats_gateway_url())
     }
 
+    /// Where the private NATS server tells about itself, without a password; `None` where the server is not ours.
+    pub fn nats_monitor_url(&self) -> Option<String> {
+        self.nats.as_ref().map(|_| self.state.nats_monitor_url())
+    }
+
     /// Resolves, with the reason, when a private server ends by itself.
     pub async fn exited(&mut self) -> DevError {
         match (&mut self.postgres, &mut self.nats) {
@@ -237,6 +242,10 @@ impl State {
     fn nats_url(&self) -> String {
         let Self { nats_password: password, nats_port: port, .. } = self;
         format!("nats://waybill:{password}@{}:{port}", process::LOOPBACK)
+    }
+
+    fn nats_monitor_url(&self) -> String {
+        format!("http://{}:{}", process::LOOPBACK, self.nats_monitor_port)
     }
 
     fn nats_gateway_url(&self) -> String {

@@ -247,6 +247,7 @@ impl Pass {
         let row = BatchRow {
             origin: Origin::Rerate,
             sequences: Vec::new(),
+            last_published_at: None,
             outcome: Recorded::default(),
             rows,
             booked_on,

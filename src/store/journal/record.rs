@@ -65,6 +65,8 @@ pub struct BatchRow {
     pub origin: Origin,
     /// Stream sequences of its messages, sorted, without repeats.
     pub sequences: Vec<i64>,
+    /// When the stream took the last of them.
+    pub last_published_at: Option<DateTime<Utc>>,
     /// How its events ended.
     pub outcome: Recorded,
     /// Rows it adds to the journal, reversals of estimates aside.
@@ -81,8 +83,9 @@ pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Re
     let Recorded { recorded, duplicates, rejected } = batch.outcome;
     let id = sqlx::query_scalar!(
         r#"INSERT INTO ingest_batches
-               (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
-           SELECT $1, $2, COALESCE(range_agg(int8range(sequence, sequence, '[]')), '{}'), $4, $5, $6, $7, $8, $9, $10
+               (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on,
+                last_published_at)
+           SELECT $1, $2, COALESCE(range_agg(int8range(sequence, sequence, '[]')), '{}'), $4, $5, $6, $7, $8, $9, $10, $11
            FROM unnest($3::bigint[]) AS sequence
            RETURNING id AS "id: BatchId""#,
         batch.origin.as_str(),
@@ -95,6 +98,7 @@ pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Re
         rejected,
         batch.rows,
         batch.booked_on,
+        batch.last_published_at,
     )
     .fetch_one(connection)
     .await?;

@@ -1,0 +1,492 @@
+//! Keeps recording going: looks at everything that recording depends on, pauses it while a setting is wrong, and starts
+//! it again, on another life of the stream or another connection where that is needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Context;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::consumer::{self, Ended, INGEST, STREAM};
+use super::life::{self, Life};
+use super::posting::Nudge;
+use super::record::Recorder;
+use super::settings::{self, WrongSetting};
+use super::stream::{self, StreamLimits, StreamNames, UsageStream};
+use super::{IngestError, meters, monitor};
+use crate::health::Health;
+use crate::store::{self, Database, Scope};
+
+/// How often everything is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a look waits for the database before it goes on without its answer.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a stream that was there may be missing before it is made anew: time to restore it from a backup.
+const MISSING_PATIENCE: Duration = Duration::from_secs(20);
+/// How long every look must find the stream rolled back: a leader that has just been elected may not have all of it yet.
+const CONFIRM_AFTER: Duration = Duration::from_secs(2);
+/// How long the server may not answer before another connection is tried.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a transaction that records may take before it counts as stuck; it is waited for all the same.
+const RECORDING_PATIENCE: Duration = Duration::from_secs(15);
+/// Pause after recording ended with an error.
+const SESSION_RETRY: Duration = Duration::from_secs(1);
+/// The part of the program's health that names wrong settings.
+pub const SETTINGS: &str = "settings";
+
+/// What recording needs, and from where.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The NATS server.
+    pub nats_url: String,
+    /// The stream's names.
+    pub names: StreamNames,
+    /// How the stream is stored and delivered.
+    pub limits: StreamLimits,
+    /// What is demanded of the servers.
+    pub demands: Demands,
+    /// Whether this process records; one that does not looks all the same.
+    pub consume: bool,
+}
+
+/// What is demanded of the servers.
+#[derive(Debug, Clone, Default)]
+pub struct Demands {
+    /// Where the NATS servers tell about themselves.
+    pub monitor_urls: Vec<String>,
+    /// Whether NATS must force each message to disk.
+    pub nats_synced: bool,
+    /// Whether PostgreSQL must force each commit to disk.
+    pub postgres_durable: bool,
+}
+
+/// The stream in its present life; empty until it was found good once.
+pub type Current = watch::Receiver<Option<UsageStream>>;
+
+/// Supervises until a stop is asked for; `current` follows the stream.
+pub async fn run(
+    plan: Plan,
+    context: Context,
+    recorder: Recorder,
+    health: Health,
+    nudge: Nudge,
+    current: watch::Sender<Option<UsageStream>>,
+) {
+    if plan.demands.nats_synced && plan.demands.monitor_urls.is_empty() {
+        tracing::warn!(
+            "WAYBILL_NATS_MONITOR_URL is not set: whether a power failure of NATS takes confirmed events was not looked at"
+        );
+    }
+    meters::expect_lives();
+    let (told, postgres) = watch::channel(None);
+    // Not waited for at the end: it only reads.
+    tokio::spawn(watch_postgres(recorder.database().clone(), plan.demands.postgres_durable, told));
+    let shutdown = recorder.shutdown().clone();
+    let mut supervisor = Supervisor {
+        plan,
+        context,
+        recorder,
+        health,
+        nudge,
+        current,
+        postgres,
+        monitors: BTreeMap::new(),
+        told: BTreeSet::new(),
+        doubts: BTreeSet::new(),
+        session: None,
+        life_look: None,
+        announced: None,
+        seen: false,
+        missing_since: None,
+        unreachable_since: None,
+        rolled_back_since: None,
+        starved: 0,
+    };
+    loop {
+        // Nothing in a turn writes to the database: it may be left where it is.
+        let pause = tokio::select! {
+            () = shutdown.stopped() => break,
+            pause = Box::pin(supervisor.turn()) => pause,
+        };
+        tokio::select! {
+            () = shutdown.stopped() => break,
+            () = supervisor.session_ended() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    // It stops by itself, with what it has in hand recorded.
+    if let Some(session) = supervisor.session.take() {
+        supervisor.ended(session.task.await);
+    }
+}
+
+/// Recording from one life of the stream over one connection.
+struct Session {
+    incarnation: Uuid,
+    pause: CancellationToken,
+    task: JoinHandle<Result<Ended, IngestError>>,
+}
+
+struct Supervisor {
+    plan: Plan,
+    context: Context,
+    recorder: Recorder,
+    health: Health,
+    nudge: Nudge,
+    current: watch::Sender<Option<UsageStream>>,
+    /// The last answer of the database about itself.
+    postgres: watch::Receiver<Option<PostgresLook>>,
+    /// The last answer of each NATS server about itself.
+    monitors: BTreeMap<String, Vec<WrongSetting>>,
+    /// What is known to be wrong.
+    told: BTreeSet<WrongSetting>,
+    /// What was said once.
+    doubts: BTreeSet<String>,
+    session: Option<Session>,
+    life_look: Option<JoinHandle<Result<(Uuid, Life), IngestError>>>,
+    /// The life that was last found to be new.
+    announced: Option<Uuid>,
+    /// Whether there was a stream once.
+    seen: bool,
+    missing_since: Option<Instant>,
+    unreachable_since: Option<Instant>,
+    /// Since when every look found the stream shorter than the ledger, or other than it.
+    rolled_back_since: Option<Instant>,
+    /// Sessions in a row that got nothing although messages waited.
+    starved: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+struct PostgresLook {
+    wrong: Vec<WrongSetting>,
+    doubt: Option<&'static str>,
+}
+
+/// Looks at the database until nobody listens.
+async fn watch_postgres(database: Database, durable: bool, told: watch::Sender<Option<PostgresLook>>) {
+    while !told.is_closed() {
+        match look_at_postgres(&database, durable).await {
+            Ok(look) => drop(told.send(Some(look))),
+            Err(error) => tracing::warn!(%error, "the settings of PostgreSQL could not be looked at"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look_at_postgres(database: &Database, durable: bool) -> Result<PostgresLook, IngestError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let look = store::settings::look(&mut tx, durable).await?;
+    let wrong = look.wrong.into_iter().map(WrongSetting::from).collect();
+    Ok(PostgresLook { wrong, doubt: look.doubt })
+}
+
+impl Supervisor {
+    /// Looks at everything once and does what follows from it; returns when to look again.
+    async fn turn(&mut self) -> Duration {
+        if self.recorder.oldest_attempt().is_some_and(|underway| underway >= RECORDING_PATIENCE) {
+            self.health.down(INGEST, "the database does not answer");
+        }
+        let found = match self.look_at_stream().await {
+            Ok(found) => found,
+            Err(error) => return self.unreachable(&error).await,
+        };
+        self.unreachable_since = None;
+        let Found { stream, mut wrong } = found;
+        wrong.extend(self.look_at_monitors().await);
+        let postgres = self.look_at_postgres().await;
+        wrong.extend(postgres.iter().flat_map(|look| look.wrong.clone()));
+        self.tell(&wrong);
+        if wrong.is_empty() && postgres.is_none() {
+            self.health.down(SETTINGS, "the settings of PostgreSQL could not be looked at yet");
+        }
+        let Some(stream) = stream.filter(|_| wrong.is_empty() && postgres.is_some()) else {
+            self.pause();
+            return LOOK_EVERY;
+        };
+        match self.life(&stream).await {
+            Some(Life::RolledBack { recorded, last }) => {
+                self.pause();
+                if self.rolled_back_since.get_or_insert_with(Instant::now).elapsed() < CONFIRM_AFTER {
+                    return CONFIRM_AFTER;
+                }
+                self.roll_on(&stream, recorded, last).await
+            }
+            Some(life) => {
+                self.rolled_back_since = None;
+                self.announce(&stream, life);
+                self.go_on(stream);
+                LOOK_EVERY
+            }
+            // The database does not answer. What runs may go on; nothing new starts.
+            None => LOOK_EVERY,
+        }
+    }
+
+    /// The stream and its consumer, made where they are missing.
+    async fn look_at_stream(&mut self) -> Result<Found, IngestError> {
+        let (names, limits) = (self.plan.names.clone(), self.plan.limits);
+        let mut info = stream::info(&self.context, &names).await?;
+        if info.is_none() {
+            if let Some(missing) = self.missing() {
+                return Ok(Found { stream: None, wrong: vec![missing] });
+            }
+            stream::create(&self.context, &names, limits).await?;
+            info = stream::info(&self.context, &names).await?;
+        }
+        (self.missing_since, self.seen) = (None, true);
+        let info = info.unwrap_or_default();
+        let mut wrong = settings::stream(&info["config"], &names, limits);
+        let incarnation = settings::incarnation(&info["config"]).filter(|_| wrong.is_empty());
+        let Some(incarnation) = incarnation else { return Ok(Found { stream: None, wrong }) };
+        let known = self.current.borrow().clone().filter(|known| known.incarnation == incarnation);
+        let stream = match known {
+            Some(known) => known,
+            None => stream::handle(&self.context, &names, incarnation).await?,
+        };
+        if self.plan.consume {
+            wrong = settings::consumer(&stream.consumer_info(limits).await?, limits);
+        }
+        Ok(Found { stream: Some(stream), wrong })
+    }
+
+    /// What to say of a stream that is gone; `None` where it is to be made.
+    fn missing(&mut self) -> Option<WrongSetting> {
+        if !self.seen {
+            return None;
+        }
+        let name = &self.plan.names.stream;
+        let since = self.missing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= MISSING_PATIENCE {
+            tracing::error!(stream = name, "the stream was deleted; making it anew");
+            return None;
+        }
+        Some(WrongSetting {
+            object: "stream",
+            setting: "name".to_owned(),
+            detail: format!("{name} does not exist any more; restore it now, or it is made anew"),
+        })
+    }
+
+    /// What the NATS servers tell about themselves; one that does not answer is taken as it was.
+    async fn look_at_monitors(&mut self) -> Vec<WrongSetting> {
+        for url in self.plan.demands.monitor_urls.clone() {
+            match monitor::varz(&url).await {
+                Ok(varz) => {
+                    let look = settings::server(&varz, self.plan.demands.nats_synced);
+                    look.doubt.into_iter().for_each(|doubt| self.doubt(doubt));
+                    self.monitors.insert(url, look.wrong);
+                }
+                Err(error) if self.monitors.contains_key(&url) => {
+                    tracing::debug!(url, %error, "the monitoring of NATS does not answer");
+                }
+                Err(error) => {
+                    let never = WrongSetting {
+                        object: "nats",
+                        setting: "monitor".to_owned(),
+                        detail: format!("of {url} does not answer, must: {error}"),
+                    };
+                    return vec![never];
+                }
+            }
+        }
+        self.monitors.values().flatten().cloned().collect()
+    }
+
+    /// What the database tells about itself; `None` where it never did.
+    async fn look_at_postgres(&mut self) -> Option<PostgresLook> {
+        let known = self.postgres.wait_for(Option::is_some);
+        let look = tokio::time::timeout(DATABASE_PATIENCE, known).await.ok()?.ok()?.clone();
+        if let Some(doubt) = look.as_ref().and_then(|look| look.doubt) {
+            self.doubt(doubt.to_owned());
+        }
+        look
+    }
+
+    fn doubt(&mut self, doubt: String) {
+        if !self.doubts.contains(&doubt) {
+            tracing::warn!("{doubt}");
+            self.doubts.insert(doubt);
+        }
+    }
+
+    /// Says in log, metrics and health what is wrong, and what is so no more.
+    fn tell(&mut self, wrong: &[WrongSetting]) {
+        let wrong: BTreeSet<WrongSetting> = wrong.iter().cloned().collect();
+        for healed in self.told.difference(&wrong) {
+            tracing::info!(object = healed.object, setting = healed.setting, "a setting is right again");
+            meters::setting(healed, false);
+        }
+        for new in wrong.difference(&self.told) {
+            tracing::error!(object = new.object, setting = new.setting, "usage is not recorded: {new}");
+        }
+        for wrong in &wrong {
+            meters::setting(wrong, true);
+        }
+        if wrong.is_empty() {
+            self.health.up(SETTINGS);
+        } else {
+            let sentences: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+            self.health.down(SETTINGS, sentences.join("; "));
+        }
+        self.told = wrong;
+    }
+
+    /// What the stream is to the ledger; `None` where the database or the stream does not say in time.
+    async fn life(&mut self, stream: &UsageStream) -> Option<Life> {
+        let (looked_at, database) = (stream.clone(), self.recorder.database().clone());
+        // A task of its own: what waits for the database is left to wait, never cancelled.
+        let mut look = self.life_look.take().unwrap_or_else(|| {
+            tokio::spawn(async move { Ok((looked_at.incarnation, life::look(&looked_at, &database).await?)) })
+        });
+        match tokio::time::timeout(DATABASE_PATIENCE, &mut look).await {
+            Ok(Ok(Ok((incarnation, life)))) => (incarnation == stream.incarnation).then_some(life),
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(%error, "the stream could not be compared with the ledger");
+                None
+            }
+            Ok(Err(_)) => None,
+            Err(_) => {
+                self.life_look = Some(look);
+                None
+            }
+        }
+    }
+
+    /// The stream counts again: what it holds now is another life of it.
+    async fn roll_on(&mut self, stream: &UsageStream, recorded: i64, last: i64) -> Duration {
+        tracing::error!(
+            stream = self.plan.names.stream,
+            recorded,
+            last,
+            "the stream was restored to an older state, or lost its end: it gives sequences again that the ledger has recorded; reading it from its first message as a new life. Have the gateways publish again what is not settled"
+        );
+        self.rolled_back_since = None;
+        match stream::begin_new_life(&self.context, &self.plan.names, stream.incarnation).await {
+            Ok(()) => Duration::ZERO,
+            Err(error) => {
+                tracing::warn!(%error, "the stream's new life could not be marked; trying again");
+                LOOK_EVERY
+            }
+        }
+    }
+
+    fn announce(&mut self, stream: &UsageStream, life: Life) {
+        if let Life::New { others: true } = life
+            && self.announced != Some(stream.incarnation)
+        {
+            self.announced = Some(stream.incarnation);
+            meters::new_life();
+            tracing::error!(
+                stream = self.plan.names.stream,
+                incarnation = %stream.incarnation,
+                "the stream is another than before: its sequences count from the start, all of it is read"
+            );
+        }
+    }
+
+    /// Records from this stream, if that is not what runs already.
+    fn go_on(&mut self, stream: UsageStream) {
+        self.current.send_if_modified(|current| {
+            let other = current.as_ref().is_none_or(|current| current.incarnation != stream.incarnation);
+            if other {
+                *current = Some(stream.clone());
+            }
+            other
+        });
+        if !self.plan.consume {
+            return;
+        }
+        if let Some(session) = &self.session {
+            if session.incarnation != stream.incarnation {
+                self.pause();
+            }
+            return;
+        }
+        let pause = CancellationToken::new();
+        let incarnation = stream.incarnation;
+        let run = consumer::run_until(
+            stream,
+            self.plan.limits,
+            self.recorder.clone(),
+            self.health.clone(),
+            self.nudge.clone(),
+            pause.clone(),
+        );
+        let task = self.recorder.shutdown().spawn(run);
+        self.session = Some(Session { incarnation, pause, task });
+    }
+
+    /// Takes nothing new; what was taken is recorded.
+    fn pause(&self) {
+        if let Some(session) = &self.session {
+            session.pause.cancel();
+        }
+    }
+
+    /// Resolves when the session that runs has ended, and takes note of how.
+    async fn session_ended(&mut self) {
+        let Some(session) = &mut self.session else { return std::future::pending().await };
+        let ended = (&mut session.task).await;
+        self.session = None;
+        let failed = !matches!(ended, Ok(Ok(_)));
+        self.ended(ended);
+        if failed {
+            tokio::time::sleep(SESSION_RETRY).await;
+        }
+        if self.starved > 1 {
+            self.connect_anew().await;
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Result<Ended, IngestError>, tokio::task::JoinError>) {
+        match ended {
+            Ok(Ok(Ended::Starved { received })) => {
+                self.starved = if received { 1 } else { self.starved + 1 };
+                meters::rebuilt("subscription");
+                tracing::error!("messages wait, but none is delivered; subscribing anew");
+            }
+            Ok(Ok(Ended::Stopped | Ended::Paused | Ended::OtherLife)) => self.starved = 0,
+            Ok(Err(error)) => tracing::warn!(%error, "recording could not go on; trying again"),
+            Err(error) => tracing::error!(%error, "recording ended unexpectedly; starting it again"),
+        }
+    }
+
+    /// The server does not answer: its settings stay as they were known.
+    async fn unreachable(&mut self, error: &IngestError) -> Duration {
+        tracing::warn!(%error, "the stream could not be looked at");
+        if self.session.is_none() && self.plan.consume {
+            self.health.down(STREAM, "the stream does not answer");
+        }
+        let since = self.unreachable_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= CONNECTION_PATIENCE {
+            self.unreachable_since = None;
+            self.connect_anew().await;
+        }
+        LOOK_EVERY
+    }
+
+    /// Tries another connection; the old one is kept where there is none.
+    async fn connect_anew(&mut self) {
+        self.starved = 0;
+        match stream::jetstream(&self.plan.nats_url, "waybill-consumer").await {
+            Ok(context) => {
+                tracing::warn!("using another connection to NATS");
+                meters::rebuilt("connection");
+                self.pause();
+                self.context = context;
+                self.current.send_replace(None);
+            }
+            Err(error) => tracing::warn!(%error, "no other connection to NATS can be made"),
+        }
+    }
+}
+
+/// What a look found.
+struct Found {
+    /// The stream, where its settings are right.
+    stream: Option<UsageStream>,
+    wrong: Vec<WrongSetting>,
+}

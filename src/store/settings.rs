@@ -1,0 +1,185 @@
+//! Which settings of the PostgreSQL server would lose recorded usage, or keep the program from working.
+
+use sqlx::PgConnection;
+
+use super::{CONNECTIONS_API, CONNECTIONS_INGEST, StoreError};
+
+/// The oldest server that the schema works with.
+const VERSION_LEAST: i32 = 150_000;
+/// Connections that one process needs: its pools, and one for its watchdog.
+const CONNECTIONS_LEAST: i64 = CONNECTIONS_INGEST as i64 + CONNECTIONS_API as i64 + 1;
+
+/// A setting of the server that must not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongServer {
+    /// Its name.
+    pub setting: &'static str,
+    /// What it is and what it must be.
+    pub detail: String,
+}
+
+/// What the server says about itself.
+#[derive(Debug, Default)]
+pub struct ServerSettings {
+    /// What is wrong.
+    pub wrong: Vec<WrongServer>,
+    /// What should be better: a sentence for the log.
+    pub doubt: Option<&'static str>,
+}
+
+/// As this session has them, with what its role and database set.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
+struct Settings {
+    version: i32,
+    fsync: bool,
+    full_page_writes: bool,
+    synchronous_commit: String,
+    zero_damaged_pages: bool,
+    ignore_checksum_failure: bool,
+    data_checksums: bool,
+    encoding: String,
+    standby: bool,
+    read_only: bool,
+    connections: i64,
+}
+
+/// Looks at the settings of the server; `durable` asks that a power failure takes no committed transaction.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn look(connection: &mut PgConnection, durable: bool) -> Result<ServerSettings, StoreError> {
+    let settings = sqlx::query_as!(
+        Settings,
+        r#"SELECT current_setting('server_version_num')::integer AS "version!",
+                  current_setting('fsync')::boolean AS "fsync!",
+                  current_setting('full_page_writes')::boolean AS "full_page_writes!",
+                  current_setting('synchronous_commit') AS "synchronous_commit!",
+                  current_setting('zero_damaged_pages')::boolean AS "zero_damaged_pages!",
+                  current_setting('ignore_checksum_failure')::boolean AS "ignore_checksum_failure!",
+                  current_setting('data_checksums')::boolean AS "data_checksums!",
+                  current_setting('server_encoding') AS "encoding!",
+                  pg_is_in_recovery() AS "standby!",
+                  current_setting('default_transaction_read_only')::boolean AS "read_only!",
+                  -- What the server, the database and the role allow, whichever is least.
+                  LEAST(current_setting('max_connections')::bigint
+                            - current_setting('superuser_reserved_connections')::bigint
+                            - COALESCE(current_setting('reserved_connections', true), '0')::bigint,
+                        (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
+                        (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user)) AS "connections!""#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(settings.judged(durable))
+}
+
+impl Settings {
+    fn judged(&self, durable: bool) -> ServerSettings {
+        let mut wrong = Vec::new();
+        let mut refuse = |setting, is_wrong: bool, detail: String| {
+            if is_wrong {
+                wrong.push(WrongServer { setting, detail });
+            }
+        };
+        let version = format!("is {}, must be {VERSION_LEAST} or more", self.version);
+        refuse("server_version_num", self.version < VERSION_LEAST, version);
+        let accepted = "(WAYBILL_POSTGRES_DURABILITY=any accepts that)";
+        let off =
+            format!("is off, must be on: a power failure would take recorded usage or damage it {accepted}");
+        refuse("fsync", durable && !self.fsync, off.clone());
+        refuse("full_page_writes", durable && !self.full_page_writes, off);
+        refuse(
+            "synchronous_commit",
+            durable && ["off", "local"].contains(&self.synchronous_commit.as_str()),
+            format!(
+                "is {}, must be on: a failure would take usage whose messages are acknowledged {accepted}",
+                self.synchronous_commit
+            ),
+        );
+        let hides = "is on, must be off: it turns damaged pages into missing usage";
+        refuse("zero_damaged_pages", self.zero_damaged_pages, hides.to_owned());
+        refuse("ignore_checksum_failure", self.ignore_checksum_failure, hides.to_owned());
+        let encoding = format!("is {}, must be UTF8: make the database anew with it", self.encoding);
+        refuse("server_encoding", self.encoding != "UTF8", encoding);
+        let standby = "is on: this is a standby, which takes no usage; waiting until it is promoted or the address leads to the primary";
+        refuse("in_recovery", self.standby, standby.to_owned());
+        let read_only = "is on, must be off for the role and the database of Waybill";
+        refuse("default_transaction_read_only", self.read_only, read_only.to_owned());
+        refuse(
+            "max_connections",
+            self.connections < CONNECTIONS_LEAST,
+            format!(
+                "leaves {} connections, must leave {CONNECTIONS_LEAST} for each process of Waybill",
+                self.connections
+            ),
+        );
+        let doubt = (durable && !self.data_checksums).then_some(
+            "PostgreSQL has no data checksums: a damaged disk would not be noticed; make it with initdb --data-checksums, or run pg_checksums --enable",
+        );
+        ServerSettings { wrong, doubt }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Settings {
+        Settings {
+            version: 170_002,
+            fsync: true,
+            full_page_writes: true,
+            synchronous_commit: "on".to_owned(),
+            zero_damaged_pages: false,
+            ignore_checksum_failure: false,
+            data_checksums: true,
+            encoding: "UTF8".to_owned(),
+            standby: false,
+            read_only: false,
+            connections: 97,
+        }
+    }
+
+    fn named(settings: &Settings, durable: bool) -> Vec<&'static str> {
+        settings.judged(durable).wrong.into_iter().map(|wrong| wrong.setting).collect()
+    }
+
+    #[test]
+    fn every_wrong_setting_is_named() {
+        let none: [&str; 0] = [];
+        assert_eq!(named(&good(), true), none);
+        assert!(good().judged(true).doubt.is_none());
+        let lossy = Settings {
+            fsync: false,
+            full_page_writes: false,
+            synchronous_commit: "local".to_owned(),
+            data_checksums: false,
+            ..good()
+        };
+        assert_eq!(named(&lossy, true), ["fsync", "full_page_writes", "synchronous_commit"]);
+        assert_eq!(named(&lossy, false), none, "nobody asked for more");
+        assert!(lossy.judged(true).doubt.is_some());
+        let broken = Settings {
+            version: 140_011,
+            zero_damaged_pages: true,
+            ignore_checksum_failure: true,
+            encoding: "SQL_ASCII".to_owned(),
+            standby: true,
+            read_only: true,
+            connections: 10,
+            ..good()
+        };
+        assert_eq!(
+            named(&broken, false),
+            [
+                "server_version_num",
+                "zero_damaged_pages",
+                "ignore_checksum_failure",
+                "server_encoding",
+                "in_recovery",
+                "default_transaction_read_only",
+                "max_connections"
+            ]
+        );
+    }
+}
