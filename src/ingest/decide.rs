@@ -90,8 +90,9 @@ pub struct Decided {
 impl Decided {
     /// Takes a message apart and decides each of its events.
     pub fn new(catalog: &Catalog, prefix: &str, message: Incoming) -> Self {
-        let split =
-            catch_unwind(AssertUnwindSafe(|| metering::split(&message.payload, message.encoding.as_deref())));
+        let split = catch_unwind(AssertUnwindSafe(|| {
+            metering::split_shared(&message.payload, message.encoding.as_deref())
+        }));
         let body = match split.unwrap_or_else(|_| Err(panicked())) {
             Ok(body) => body,
             Err(rejected) => {

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::reason::{Reason, Rejected};
 
 /// Largest message body after decompression, in bytes.
@@ -19,7 +21,7 @@ const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 /// A message taken apart: the bytes of its body, decompressed, and where its events are in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    body: Vec<u8>,
+    body: Bytes,
     events: Vec<Range<usize>>,
 }
 
@@ -47,16 +49,24 @@ impl Message {
 /// # Errors
 /// [`Rejected`] where the message as a whole cannot be used: `empty`, `encoding`, `too_large`, `too_many`, `json`.
 pub fn split(body: &[u8], content_encoding: Option<&str>) -> Result<Message, Rejected> {
+    split_shared(&Bytes::copy_from_slice(body), content_encoding)
+}
+
+/// As [`split`], of a body that is kept anyway: what came plain is not copied.
+///
+/// # Errors
+/// As [`split`].
+pub fn split_shared(body: &Bytes, content_encoding: Option<&str>) -> Result<Message, Rejected> {
     let body = decoded(body, content_encoding)?;
     let events = Scanner { body: &body, at: 0 }.message()?;
     Ok(Message { body, events })
 }
 
 /// The body without its compression, bounded.
-fn decoded(body: &[u8], content_encoding: Option<&str>) -> Result<Vec<u8>, Rejected> {
+fn decoded(body: &Bytes, content_encoding: Option<&str>) -> Result<Bytes, Rejected> {
     let encoding = content_encoding.map_or("identity", str::trim);
     if encoding.eq_ignore_ascii_case("zstd") {
-        return decompressed(body);
+        return decompressed(body).map(Bytes::from);
     }
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
         return Err(Rejected::new(
@@ -73,7 +83,7 @@ fn decoded(body: &[u8], content_encoding: Option<&str>) -> Result<Vec<u8>, Rejec
     if body.len() > MESSAGE_MAX_BYTES {
         return Err(too_large());
     }
-    Ok(body.to_vec())
+    Ok(body.clone())
 }
 
 /// A zstd body, decompressed up to the bound and no further.

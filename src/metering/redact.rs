@@ -5,6 +5,7 @@
 //! nobody thought of.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use memchr::memmem;
 use serde::de::IgnoredAny;
@@ -14,6 +15,8 @@ use super::message::Message;
 
 /// Found in every event that has something to cut.
 const MARK: &[u8] = b"\"provider_usage\"";
+/// Made once: that takes as long as a search.
+static MARKS: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(MARK));
 /// Keys whose texts, lists and objects are cut; plain numbers under them are counts and stay.
 const CUT: [&str; 31] = [
     "arguments",
@@ -70,22 +73,36 @@ const COUNTS: &str = "metadata.usage_object";
 
 /// The event without texts of prompts and answers; as it is where it has none, or is not a valid JSON object.
 pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
-    let suspect = event.first() == Some(&b'{') && memmem::find(event, MARK).is_some();
+    let suspect = event.first() == Some(&b'{') && MARKS.find(event).is_some();
     if !suspect || too_deep(event) || serde_json::from_slice::<IgnoredAny>(event).is_err() {
         return Cow::Borrowed(event);
     }
-    cut(event)
+    cut(event, (0, Zone::Event))
 }
 
-/// The same of a valid JSON object that does not nest too deep.
-fn cut(event: &[u8]) -> Cow<'_, [u8]> {
-    let mut cutter = Cutter { text: event, at: 0, out: Vec::new(), copied: 0 };
-    cutter.run();
+/// The same of a valid JSON object that does not nest too deep, from a value of it on.
+fn cut(event: &[u8], (at, zone): (usize, Zone)) -> Cow<'_, [u8]> {
+    let mut cutter = Cutter { text: event, at, out: Vec::new(), copied: 0 };
+    cutter.run(zone);
     if cutter.copied == 0 {
         return Cow::Borrowed(event);
     }
     cutter.out.extend_from_slice(&event[cutter.copied..]);
     Cow::Owned(cutter.out)
+}
+
+/// Where in an event that was read there is something to cut: in the object under the one key of that name, or, where
+/// that takes more than a glance (several of them, a key written with escapes), anywhere.
+fn start(event: &[u8]) -> (usize, Zone) {
+    let Some(mark) = MARKS.find(event) else { return (0, Zone::Event) };
+    let after = mark + MARK.len();
+    if memchr::memchr(b'\\', event).is_some() || MARKS.find(&event[after..]).is_some() {
+        return (0, Zone::Event);
+    }
+    match event.get(after..after + 2) {
+        Some(b":{") => (after + 1, Zone::ProviderUsage),
+        _ => (0, Zone::Event),
+    }
 }
 
 /// The body of a message, each of its events redacted; `read` says of which [`parse_event`](super::parse_event) made an
@@ -96,9 +113,9 @@ pub fn redact_message(message: &Message, read: impl Fn(usize) -> bool) -> Cow<'_
     let mut copied = 0;
     for (index, range) in message.ranges().iter().enumerate() {
         let event = &body[range.clone()];
-        let event = match memmem::find(event, MARK) {
+        let event = match MARKS.find(event) {
             None => continue,
-            Some(_) if read(index) => cut(event),
+            Some(_) if read(index) => cut(event, start(event)),
             Some(_) => redact(event),
         };
         if let Cow::Owned(event) = event {
@@ -146,7 +163,8 @@ struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    fn run(&mut self) {
+    /// Goes through the value ahead, in this zone.
+    fn run(&mut self, whole: Zone) {
         // The containers that are open: whether each is an object, and its zone.
         let mut open: Vec<(bool, Zone)> = Vec::new();
         loop {
@@ -160,7 +178,7 @@ impl<'a> Cutter<'a> {
                 }
                 continue;
             }
-            let (mut zone, mut cut, mut counts) = (Some(Zone::Event), false, false);
+            let (mut zone, mut cut, mut counts) = (Some(whole), false, false);
             if let Some((is_object, around)) = open.last().copied() {
                 zone = Some(around);
                 if is_object {
@@ -216,7 +234,9 @@ impl<'a> Cutter<'a> {
         let quoted = &self.text[start..self.at];
         self.skip_separators();
         match quoted {
-            [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => String::from_utf8_lossy(plain),
+            [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => {
+                str::from_utf8(plain).map_or_else(|_| String::from_utf8_lossy(plain), Cow::Borrowed)
+            }
             _ => Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default()),
         }
     }
@@ -323,6 +343,21 @@ mod tests {
             String::new(),
         ] {
             assert!(matches!(redact(text.as_bytes()), Cow::Borrowed(_)), "{text}");
+        }
+    }
+
+    #[test]
+    fn events_that_were_read_are_cut_alike() {
+        for event in [
+            event(r#"{"messages":["SECRET"],"n":1}"#),
+            event(r#"{"m\u0065ssages":["SECRET"],"n":1}"#),
+            event(r#"{"usage":{"prompt_tokens":5}}"#),
+            event(r#"{"messages":["SECRET"]}"#).replace(r#"{"format""#, r#" {"format""#),
+            event(r#"{"prompt":"SECRET"}"#).replace(r#""id":"1""#, r#""id":"provider_usage""#),
+            event(r#"{"prompt":"SECRET"}"#).replace("provider_usage", r"provider\u005fusage"),
+        ] {
+            let message = super::super::split(event.as_bytes(), None).unwrap();
+            assert_eq!(redact_message(&message, |_| true), redact(event.as_bytes()), "{event}");
         }
     }
 
