@@ -236,11 +236,11 @@ impl Batch {
         // Old events may have been recorded long ago: their look-up covers every partition.
         let old_too = self.candidates().any(|candidate| candidate.backfill) || !self.replayed().is_empty();
         let horizon = if old_too { NaiveDate::default() } else { horizon };
-        let keys: Vec<Uuid> = self.candidates().map(|candidate| candidate.event.key.0).collect();
+        let mut keys: Vec<Uuid> = self.candidates().map(|candidate| candidate.event.key.0).collect();
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows = journal::existing(tx, &keys, horizon).await?;
+        let rows = journal::existing(tx, &mut keys, horizon).await?;
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
     }
 

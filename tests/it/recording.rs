@@ -1,5 +1,7 @@
 //! What recording does with copies, corrections, gaps in the catalog and concurrent writers.
 
+use std::ops::Range;
+
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use waybill::clock::Clock;
@@ -164,6 +166,28 @@ async fn batches_are_found_by_their_index_before_any_automatic_analysis() {
         plan.iter().any(|line| line.contains("_batch_id_idx")).then_some(())
     })
     .await;
+}
+
+/// Ids with a time in front, a millisecond apart.
+fn timed_events(numbers: Range<u32>) -> Value {
+    numbers.map(|number| usage_event(&format!("0198c3a2-{number:04x}-7000-8000-{number:012x}"))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_among_many_events_of_one_time_are_found_be_they_few_or_many() {
+    let world = World::start().await;
+    world.publish("gw-1", &timed_events(0..100)).await;
+    world.settled().await;
+    let few = world.publish("gw-1", &timed_events(90..290)).await;
+    world.settled().await;
+    let outcomes = world.outcomes(few, 200).await;
+    assert_eq!(outcomes[..10], [Outcome::Duplicate; 10]);
+    assert_eq!(outcomes[10..], [Outcome::Recorded; 190]);
+    let all = world.publish("gw-1", &timed_events(0..200)).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(all, 200).await, [Outcome::Duplicate; 200]);
+    assert_eq!(world.recorded_events().await, 290);
+    world.verified().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ pub use record::{
 };
 pub use row::{JournalEvent, JournalPart};
 
+use std::ops::Range;
+
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -29,6 +31,13 @@ use crate::domain::ids::CustomerId;
 
 /// Advisory lock of the booking date: shared by writers, exclusive for the switch.
 pub const JOURNAL_LOCK: i64 = 0x77_61_79_01;
+
+/// Milliseconds that keys lie apart at most to be looked for as a range.
+const RANGE_MILLIS: u64 = 60_000;
+/// A range that holds more than this part of as many rows as there are keys costs more than to look up each.
+const IN_RANGE_SHARE: usize = 8;
+/// Fewest keys worth a range.
+const RANGE_KEYS_MIN: usize = 64;
 
 /// How far back the look-up of identities goes: longer than the acceptance window of 35 days plus the life of a message in
 /// the stream, so that no copy that is still acceptable can lie before it.
@@ -103,13 +112,72 @@ pub struct Existing {
 
 /// Which of the keys exist already, in every partition from `horizon` on.
 ///
+/// Keys with a time in front that lie near each other are looked for as a range: of new events it holds little else, so one
+/// descent of each index serves them all. Where it holds more, and for all other keys, each is looked up by itself.
+///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn existing(
     connection: &mut PgConnection,
+    keys: &mut [Uuid],
+    horizon: NaiveDate,
+) -> Result<Vec<Existing>, StoreError> {
+    keys.sort_unstable();
+    let near = near(keys);
+    if let [first, .., last] = keys[near.clone()] {
+        let most = near.len() / IN_RANGE_SHARE;
+        let mut found = between(connection, first, last, horizon, most + 1).await?;
+        if found.len() <= most {
+            let apart = [&keys[..near.start], &keys[near.end..]].concat();
+            found.extend(each_of(connection, &apart, horizon).await?);
+            return Ok(found);
+        }
+    }
+    each_of(connection, keys, horizon).await
+}
+
+/// Where the keys, which are sorted, lie near the one in the middle; empty where few of them do.
+fn near(keys: &[Uuid]) -> Range<usize> {
+    let millis = |key: &Uuid| u64::try_from(key.as_u128() >> 80).unwrap_or_default();
+    let Some(middle) = keys.get(keys.len() / 2).map(millis) else { return 0..0 };
+    let start = keys.partition_point(|key| millis(key) + RANGE_MILLIS < middle);
+    let end = keys.partition_point(|key| millis(key) <= middle + RANGE_MILLIS);
+    if end - start < RANGE_KEYS_MIN.max(keys.len() / 2) { 0..0 } else { start..end }
+}
+
+async fn between(
+    connection: &mut PgConnection,
+    first: Uuid,
+    last: Uuid,
+    horizon: NaiveDate,
+    most: usize,
+) -> Result<Vec<Existing>, StoreError> {
+    let rows = sqlx::query_as!(
+        Existing,
+        // Ordered, so that however many rows the planner expects it uses the indexes.
+        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, customer_id AS "customer: CustomerId",
+                  estimated, occurred_at
+           FROM usage_events
+           WHERE event_key BETWEEN $1 AND $2 AND part = 0 AND booked_on >= $3
+           ORDER BY event_key LIMIT $4"#,
+        first,
+        last,
+        horizon,
+        i64::try_from(most).unwrap_or(i64::MAX)
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+async fn each_of(
+    connection: &mut PgConnection,
     keys: &[Uuid],
     horizon: NaiveDate,
 ) -> Result<Vec<Existing>, StoreError> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query_as!(
         Existing,
         r#"SELECT event_key AS "key: EventKey", source, id, content_hash, customer_id AS "customer: CustomerId",
@@ -122,4 +190,30 @@ pub async fn existing(
     .fetch_all(connection)
     .await?;
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(millis: u64, random: u64) -> Uuid {
+        Uuid::from_u128((u128::from(millis) << 80) | u128::from(random))
+    }
+
+    #[test]
+    fn keys_of_about_one_time_are_near() {
+        let mut keys: Vec<Uuid> = (0..200).map(|number| key(1_000_000 + number * 100, number)).collect();
+        assert_eq!(near(&keys), 0..200);
+        keys.insert(0, key(0, 1));
+        keys.push(key(u64::from(u32::MAX), 1));
+        assert_eq!(near(&keys), 1..201, "one clock that is wrong does not spoil it");
+    }
+
+    #[test]
+    fn few_keys_and_random_ones_are_not() {
+        assert_eq!(near(&[]), 0..0);
+        assert_eq!(near(&[key(5, 1)]), 0..0);
+        let random: Vec<Uuid> = (0..1000).map(|number| key(number * 1_000_000_000, number)).collect();
+        assert_eq!(near(&random), 0..0);
+    }
 }
