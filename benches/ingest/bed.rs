@@ -87,12 +87,31 @@ impl Bed {
         let options: PgConnectOptions = database_url.parse().unwrap();
         let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
         let nats_url = self.servers.nats_url().to_owned();
-        let context = ingest::jetstream(&nats_url, "waybill-bench").await.unwrap();
+        let (stream, publisher) = self.stream().await;
+        Run { database_url, pool, stream, publisher, nats_url }
+    }
+
+    /// An empty stream for a run whose own another run has replaced since.
+    pub async fn renew_stream(&self, run: &mut Run) {
+        (run.stream, run.publisher) = self.stream().await;
+    }
+
+    async fn stream(&self) -> (UsageStream, Publisher) {
+        let context = ingest::jetstream(self.servers.nats_url(), "waybill-bench").await.unwrap();
         let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
         context.delete_stream(&names.stream).await.ok();
         let stream = ingest::stream::open(&context, &names, limits()).await.unwrap();
-        let publisher = Publisher::new(context, &names.prefix);
-        Run { database_url, pool, stream, publisher, nats_url }
+        (stream, Publisher::new(context, &names.prefix))
+    }
+
+    /// Forces a checkpoint, which only a superuser may ask for by name: dropping a database waits for one.
+    pub async fn checkpoint(&self) {
+        let (server, _) = self.servers.database_url().rsplit_once('/').unwrap();
+        let admin = PgPool::connect(&format!("{server}/postgres")).await.unwrap();
+        for statement in ["CREATE DATABASE checkpoint", "DROP DATABASE checkpoint"] {
+            sqlx::raw_sql(statement).execute(&admin).await.unwrap();
+        }
+        admin.close().await;
     }
 
     /// Removes a run's database.
@@ -100,7 +119,8 @@ impl Bed {
         run.pool.close().await;
         let (server, name) = run.database_url.rsplit_once('/').unwrap();
         let admin = PgPool::connect(&format!("{server}/postgres")).await.unwrap();
-        let drop = format!("DROP DATABASE {name} WITH (FORCE)");
+        // Waits for what the service has left, and ends an automatic vacuum, which FORCE may not.
+        let drop = format!("DROP DATABASE {name}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&admin).await.unwrap();
         admin.close().await;
     }

@@ -4,7 +4,7 @@
 //! its default for single ones. Everything is rated on both sides and posted before a clock stops, and every run ends
 //! with a verification of its ledger. The machine may be busy: ratios are of neighbouring runs, and medians count.
 //! Size and repeats: `WAYBILL_BENCH_EVENTS`, `WAYBILL_BENCH_REPEATS`; parts: `WAYBILL_BENCH_ONLY=packed,single,drain,live,
-//! paced`, or `large` with `WAYBILL_BENCH_ROWS`; another build to measure: `WAYBILL_BENCH_PROGRAM`.
+//! paced`, or `large` (of `v7` or `random` ids alone) with `WAYBILL_BENCH_ROWS`; another build to measure: `WAYBILL_BENCH_PROGRAM`.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 #![expect(
@@ -22,7 +22,7 @@ mod workload;
 
 use report::Report;
 use scenarios::Measured;
-use workload::PACKED;
+use workload::{Ids, PACKED};
 
 use crate::bed::Bed;
 
@@ -72,8 +72,11 @@ impl Plan {
 async fn main() {
     let plan = Plan::from_environment();
     let mut report = Report::default();
-    if plan.only.as_deref() == Some("large") {
-        large::measure(plan.rows, plan.events, &mut report).await;
+    if plan.named("large") {
+        let kinds = [("v7", Ids::Ordered), ("random", Ids::Random)];
+        let kinds: Vec<_> =
+            kinds.into_iter().filter(|(name, _)| plan.wants_one_of(name, ["v7", "random"])).collect();
+        Box::pin(large::measure(plan.rows, plan.events, &kinds, &mut report)).await;
         report.print();
         return;
     }

@@ -89,16 +89,15 @@ impl Report {
         self.add(run, "disk_evidence_bytes", per_event(evidence));
     }
 
-    /// Throughput into a large journal beside that into an empty one, medians of both.
-    pub fn large(&mut self, run: &'static str, rows: usize, empty: &mut [f64], filled: &mut [f64]) {
-        for rates in [&mut *empty, &mut *filled] {
-            rates.sort_by(f64::total_cmp);
-        }
-        let (empty, filled) = (empty[empty.len() / 2], filled[filled.len() / 2]);
+    /// Throughput into a large journal beside that into an empty one.
+    pub fn large(&mut self, run: &'static str, rows: usize, empty: &Measured, filled: &Measured) {
         self.add(run, "rows", rows as f64);
-        self.add(run, "drain_per_second_empty", empty);
-        self.add(run, "drain_per_second_filled", filled);
-        self.add(run, "filled_vs_empty", filled / empty);
+        self.add(run, "drain_per_second_empty", empty.per_second());
+        self.add(run, "drain_per_second_filled", filled.per_second());
+        self.add(run, "filled_vs_empty", filled.per_second() / empty.per_second());
+        self.add(run, "filled_wal_bytes", filled.wal_bytes as f64 / filled.events as f64);
+        self.spent(run, "empty", empty);
+        self.spent(run, "filled", filled);
     }
 
     fn median(&self, run: &'static str, name: &str) -> Option<f64> {
