@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-peers bench-rating bench-ingest bench-ingest-50m fmt lint sqlx openapi tools
+.PHONY: help run test test-faults soak test-peers bench-rating bench-ingest bench-ingest-50m fmt lint sqlx openapi tools
 
 # The cargo profile of `make run`: `make run PROFILE=release` compiles longer and runs faster.
 PROFILE ?= dev
@@ -37,8 +37,12 @@ test: tools ## Check and test everything, as continuous integration does
 test-faults: tools ## Kill, freeze, cut and fill everything, and let the auditor judge (long; tests/faults/README.md)
 	program=$$(python3 tests/faults/sabotage/build.py . $${CARGO_TARGET_DIR:-target}) && \
 	    WAYBILL_FAULTS=all WAYBILL_FAULTS_SABOTAGED=$$program \
-	    .ci/exec cargo test --locked --test faults -- --include-ignored --nocapture
+	    .ci/exec cargo test --locked --test faults -- --include-ignored --nocapture --skip soak
 	WAYBILL_FAULTS=all .ci/exec cargo test --locked --test it -- nats_billing --nocapture
+
+soak: tools ## Half an hour at half speed with faults, with a report (WAYBILL_SOAK_MINUTES=3: shorter; docs/soak.md)
+	cargo build --release --locked
+	.ci/exec bash -euo pipefail -c 'WAYBILL_SOAK_REPORT=$(abspath docs/soak.md) cargo test --release --locked --test faults -- --ignored --nocapture soak'
 
 test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; tests/peers/README.md)
 	cargo build --quiet

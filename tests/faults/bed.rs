@@ -59,6 +59,18 @@ pub struct Own {
     pub nats_volume: Option<Volume>,
     /// Instead of one NATS server three, reached without proxies.
     pub cluster: bool,
+    /// What is known beside the gateways, customers and models of every bed.
+    pub catalog: Catalog,
+    /// What the stream may hold, where that is not little.
+    pub stream_bytes_max: Option<i64>,
+}
+
+/// Gateways, customers and models of a test's own, each model with its provider.
+#[derive(Default)]
+pub struct Catalog {
+    pub gateways: Vec<String>,
+    pub customers: Vec<String>,
+    pub models: Vec<(String, String)>,
 }
 
 /// The bed; its folder is kept where the test fails.
@@ -81,6 +93,7 @@ pub struct Bed {
     database_url: String,
     nats_url: String,
     gateway_url: String,
+    stream_bytes_max: i64,
     snapshots: Option<JoinHandle<()>>,
     // Removed last.
     _shared: Option<TestBed>,
@@ -127,11 +140,14 @@ impl Bed {
                 (shared.nats_url.clone(), shared.nats_url.clone(), StreamNames { stream, prefix }, gateways)
             }
         };
-        fill_catalog(&database_url).await;
+        fill_catalog(&database_url, &own.catalog).await;
         let client = ingest::connect(&nats_url, ConnectOptions::new()).await.unwrap();
         let context = jetstream::new(client);
         let replicas = if cluster.is_some() { NODES } else { 1 };
-        ingest::stream::open(&context, &names, StreamLimits { replicas, ..limits() }).await.unwrap();
+        let bytes_max = own.stream_bytes_max.unwrap_or(STREAM_BYTES_MAX);
+        ingest::stream::open(&context, &names, StreamLimits { replicas, bytes_max, ..limits() })
+            .await
+            .unwrap();
         let first_nats = nats_url.split(',').next().unwrap();
         let folder = std::env::temp_dir()
             .join(format!("waybill-fault-{name}-{}", &Uuid::new_v4().simple().to_string()[..8]));
@@ -153,6 +169,7 @@ impl Bed {
             database_url,
             nats_url,
             gateway_url,
+            stream_bytes_max: bytes_max,
             snapshots: None,
             _shared: shared,
         }
@@ -177,7 +194,7 @@ impl Bed {
             .env("WAYBILL_STREAM_REPLICAS", &replicas)
             .env("WAYBILL_STREAM", &self.names.stream)
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
-            .env("WAYBILL_STREAM_MAX_BYTES", &STREAM_BYTES_MAX)
+            .env("WAYBILL_STREAM_MAX_BYTES", &self.stream_bytes_max)
             .env("WAYBILL_ACK_WAIT_SECONDS", &ACK_WAIT.as_secs())
             .env("WAYBILL_LOG", &"info,async_nats=warn,sqlx=error")
     }
@@ -207,6 +224,11 @@ impl Bed {
         }
         let client = ingest::connect(&server.url(), ConnectOptions::new()).await.unwrap();
         self.context = jetstream::new(client);
+    }
+
+    /// As one that may publish for every gateway reaches NATS: through the proxy of the gateways.
+    pub fn intake_of_all_url(&self) -> String {
+        self.intake.in_front_of(&self.nats_url)
     }
 
     /// The database, past the proxies.
@@ -400,11 +422,12 @@ pub const fn limits() -> StreamLimits {
 }
 
 /// Gateways, customers, a cost book with a price per model, and a sell book of cost plus a fifth.
-async fn fill_catalog(database_url: &str) {
+async fn fill_catalog(database_url: &str, more: &Catalog) {
     let database = Database::connect(database_url).await.unwrap();
     database.migrate().await.unwrap();
     let mut tx = database.begin().await.unwrap();
-    for gateway in SHARED_GATEWAYS.iter().chain([&SHIPPED_GATEWAY]) {
+    let more_gateways = more.gateways.iter().map(String::as_str);
+    for gateway in SHARED_GATEWAYS.into_iter().chain([SHIPPED_GATEWAY]).chain(more_gateways) {
         gateways::create(&mut tx, gateway, None).await.unwrap();
     }
     let book = |value: Value| serde_json::from_value::<prices::NewBook>(value).unwrap();
@@ -412,8 +435,10 @@ async fn fill_catalog(database_url: &str) {
     let cost_book = prices::create_book(&mut tx, &cost, "test").await.unwrap().info.id;
     let sell = json!({"name": "sell", "kind": "sell", "currency": "USD", "base": "cost", "markup": "1.2"});
     let sell_book = prices::create_book(&mut tx, &book(sell), "test").await.unwrap().info.id;
+    let more_models = more.models.iter().map(|(provider, model)| (provider.as_str(), model.as_str()));
     let new: Vec<Value> = MODELS
-        .iter()
+        .into_iter()
+        .chain(more_models)
         .zip(1..)
         .map(|((provider, model), number)| {
             let rates = json!({"input": format!("{number}.25"), "cache_read": format!("0.12{number}"),
@@ -424,7 +449,7 @@ async fn fill_catalog(database_url: &str) {
         .collect();
     let new: Vec<NewPrice> = serde_json::from_value(new.into()).unwrap();
     prices::publish(&mut tx, "cost", &new, "test").await.unwrap();
-    for external_id in CUSTOMERS {
+    for external_id in CUSTOMERS.into_iter().chain(more.customers.iter().map(String::as_str)) {
         let new = NewCustomer { external_id, name: external_id, time_zone: "Europe/Berlin", anchor_day: 1 };
         let id = customers::create(&mut tx, new).await.unwrap().id;
         let books = NewAssignment {

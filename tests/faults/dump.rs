@@ -30,19 +30,64 @@ const AHEAD: usize = 64;
 
 /// Writes the tables into a folder, all of one snapshot.
 pub async fn ledger(database_url: &str, folder: &Path) -> Result<(), sqlx::Error> {
+    let tables = TABLES.into_iter().chain([ROLLUPS]);
+    let queries: Vec<_> = tables.map(|table| (table, format!("SELECT * FROM {table}"))).collect();
+    copy_out(database_url, folder, &queries).await
+}
+
+/// Writes what queries give into a folder, by name, all of one snapshot.
+async fn copy_out(database_url: &str, folder: &Path, queries: &[(&str, String)]) -> Result<(), sqlx::Error> {
     std::fs::create_dir_all(folder)?;
     let mut connection = PgConnection::connect(database_url).await?;
     let begin = "SET timezone = 'UTC'; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     sqlx::raw_sql(begin).execute(&mut connection).await?;
-    for table in TABLES.iter().chain([&ROLLUPS]) {
-        let copy = format!("COPY (SELECT * FROM {table}) TO STDOUT (FORMAT csv, HEADER)");
+    for (name, query) in queries {
+        let copy = format!("COPY ({query}) TO STDOUT (FORMAT csv, HEADER)");
         let mut rows = connection.copy_out_raw(&copy).await?;
-        let mut file = std::fs::File::create(folder.join(format!("{table}.csv")))?;
+        let mut file = std::fs::File::create(folder.join(format!("{name}.csv")))?;
         while let Some(bytes) = rows.try_next().await? {
             std::io::Write::write_all(&mut file, &bytes)?;
         }
     }
     connection.close().await
+}
+
+/// Sums of the ledger, for more events than can be looked at one by one: names and queries.
+const SUMS: [(&str, &str); 5] = [
+    (
+        "journal_sums",
+        "SELECT c.external_id AS customer, e.model, e.cost_price_id, e.sell_price_id, count(*) AS calls,
+                sum(e.input) AS input, sum(e.cache_read) AS cache_read, sum(e.output) AS output,
+                sum(e.reasoning) AS reasoning, sum(e.cost) AS cost, sum(e.charge) AS charge
+         FROM usage_events e JOIN customers c ON c.id = e.customer_id GROUP BY 1, 2, 3, 4",
+    ),
+    (
+        "rollup_sums",
+        "SELECT c.external_id AS customer, r.cost_price_id, r.sell_price_id, sum(r.events) AS calls,
+                sum(r.input) AS input, sum(r.cache_read) AS cache_read, sum(r.output) AS output,
+                sum(r.reasoning) AS reasoning, sum(r.cost) AS cost, sum(r.charge) AS charge
+         FROM usage_rollups r JOIN customers c ON c.id = r.customer_id GROUP BY 1, 2, 3",
+    ),
+    (
+        "task_sums",
+        "SELECT c.external_id AS customer, sum(t.calls) AS calls, sum(t.input) AS input,
+                sum(t.cache_read) AS cache_read, sum(t.output) AS output, sum(t.reasoning) AS reasoning,
+                sum(t.cost) AS cost, sum(t.charge) AS charge
+         FROM tasks t JOIN customers c ON c.id = t.customer_id GROUP BY 1",
+    ),
+    ("price_rates", "SELECT price_id, class, rate FROM price_rates"),
+    (
+        "batch_sums",
+        "SELECT count(*) AS batches, range_agg(sequences) AS sequences, sum(events) AS events, sum(recorded) AS recorded,
+                sum(duplicates) AS duplicates, sum(rejected) AS rejected
+         FROM ingest_batches WHERE incarnation IS NOT NULL",
+    ),
+];
+
+/// Writes sums of the ledger into a folder, all of one snapshot.
+pub async fn sums(database_url: &str, folder: &Path) -> Result<(), sqlx::Error> {
+    let queries = SUMS.map(|(name, query)| (name, query.to_owned()));
+    copy_out(database_url, folder, &queries).await
 }
 
 /// Writes every message of the stream as a line: its life of the stream, sequence, subject, and its body decompressed.

@@ -31,6 +31,7 @@ mod publisher;
 mod rounds;
 mod servers;
 mod service;
+mod soak;
 mod stream_life;
 mod transactions;
 mod watching;

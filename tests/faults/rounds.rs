@@ -19,7 +19,8 @@ pub fn seed(test: &str) -> u64 {
     seed
 }
 
-fn number<T: std::str::FromStr>(variable: &str) -> Option<T> {
+/// A number from the environment.
+pub fn number<T: std::str::FromStr>(variable: &str) -> Option<T> {
     let text = std::env::var_os(variable)?.into_string().ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number")))
 }

@@ -1,0 +1,145 @@
+//! What the soak came to, as a page for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::samples::Sample;
+use super::trouble::Happened;
+
+/// Samples of a minute: one of each is printed.
+const SAMPLES_PER_ROW: usize = 12;
+/// Of the beginning and of the end so many parts of the samples are compared: a third.
+const PARTS: usize = 3;
+/// What memory may grow from the first third to the last: caches fill, and a restart starts small.
+const MEMORY_GROWTH: f64 = 1.25;
+const MEMORY_SLACK_MIB: u64 = 32;
+/// File handles and connections that may come and go with reconnects.
+const HANDLES_SLACK: u64 = 12;
+const CONNECTIONS_SLACK: i64 = 6;
+
+pub struct Report {
+    pub seed: u64,
+    pub most: f64,
+    pub rate: u64,
+    pub took: Duration,
+    pub caught_up: Duration,
+    pub faults: Vec<Happened>,
+    pub samples: Vec<Sample>,
+    pub verdict: (bool, String),
+    pub verified: (bool, String),
+}
+
+/// The middle of the values.
+fn median<T: Copy + Ord + Default>(values: impl Iterator<Item = T>) -> T {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+impl Report {
+    /// The first and the last third of the samples.
+    fn ends(&self) -> (&[Sample], &[Sample]) {
+        let part = self.samples.len() / PARTS;
+        (&self.samples[..part], &self.samples[self.samples.len() - part..])
+    }
+
+    fn compare<T: Copy + Ord + Default>(&self, figure: impl Fn(&Sample) -> T) -> (T, T) {
+        let (first, last) = self.ends();
+        (median(first.iter().map(&figure)), median(last.iter().map(&figure)))
+    }
+
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let events = self.samples.last().map_or(0, |sample| sample.made);
+        let Self { seed, most, rate, .. } = self;
+        let minutes = self.took.as_secs_f64() / 60.0;
+        writeln!(
+            text,
+            "# A soak: half the speed of one machine, with a fault every half a minute\n\n\
+             `make soak` on two cores: PostgreSQL and NATS (`sync_interval: always`) with all they store on disk, two\n\
+             `waybill serve` beside each other, everything reached through a proxy, one gateway that packs a hundred events\n\
+             into a message, and sends one of fifty messages twice. Seed {seed}.\n\n\
+             | | |\n|---|---|\n\
+             | most events per second, everything posted, measured first | {most:.0} |\n\
+             | events per second of the soak | {rate} |\n\
+             | minutes | {minutes:.1} |\n\
+             | events | {events} |\n\
+             | seconds until all was recorded and posted after the last one | {:.1} |\n\
+             | faults | {} |",
+            self.caught_up.as_secs_f64(),
+            self.faults.len()
+        )
+        .unwrap();
+        for (what, (first, last)) in [
+            ("MiB of memory of both programs", self.compare(|sample| sample.memory_mib)),
+            ("file handles of both programs", self.compare(|sample| sample.handles)),
+            ("connections to PostgreSQL", self.compare(|sample| sample.connections.unsigned_abs())),
+            ("MiB of memory of NATS", self.compare(|sample| sample.nats_mib)),
+        ] {
+            writeln!(text, "| {what}, median of the first and of the last third | {first}, {last} |")
+                .unwrap();
+        }
+        self.write_faults(&mut text);
+        self.write_samples(&mut text);
+        let (_, audited) = &self.verdict;
+        let (_, verified) = &self.verified;
+        write!(
+            text,
+            "\nThe auditor:\n\n```text\n{audited}```\n\n`waybill verify`:\n\n```text\n{verified}```\n"
+        )
+        .unwrap();
+        text
+    }
+
+    fn write_faults(&self, text: &mut String) {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for fault in &self.faults {
+            *counts.entry(fault.what.as_str()).or_default() += 1;
+        }
+        writeln!(text, "\n| Fault | times |\n|---|---|").unwrap();
+        for (fault, times) in counts {
+            writeln!(text, "| {fault} | {times} |").unwrap();
+        }
+    }
+
+    fn write_samples(&self, text: &mut String) {
+        writeln!(
+            text,
+            "\n| s | memory MiB | handles | connections | NATS MiB | made | not confirmed | not recorded | not posted |\n\
+             |---|---|---|---|---|---|---|---|---|"
+        )
+        .unwrap();
+        let first = self.samples.first().copied().unwrap_or_default();
+        for sample in self.samples.iter().step_by(SAMPLES_PER_ROW) {
+            let made = i64::try_from(sample.made).unwrap_or_default();
+            writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                sample.seconds,
+                sample.memory_mib,
+                sample.handles,
+                sample.connections,
+                sample.nats_mib,
+                sample.made - first.made,
+                sample.made.saturating_sub(sample.confirmed),
+                made - sample.recorded,
+                sample.recorded - sample.posted,
+            )
+            .unwrap();
+        }
+    }
+
+    /// What must hold.
+    pub fn check(&self) {
+        assert!(self.verdict.0, "the auditor found something: {}", self.verdict.1);
+        assert!(self.verified.0, "the ledger does not verify: {}", self.verified.1);
+        let (first, last) = self.compare(|sample| sample.memory_mib);
+        let bound = (first as f64 * MEMORY_GROWTH) as u64 + MEMORY_SLACK_MIB;
+        assert!(last <= bound, "memory grows from {first} to {last} MiB");
+        let (first, last) = self.compare(|sample| sample.handles);
+        assert!(last <= first + HANDLES_SLACK, "file handles grow from {first} to {last}");
+        let (first, last) = self.compare(|sample| sample.connections);
+        assert!(last <= first + CONNECTIONS_SLACK, "connections grow from {first} to {last}");
+    }
+}
