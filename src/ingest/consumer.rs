@@ -37,6 +37,8 @@ const BATCH_EVENTS_MAX: usize = 10_000;
 const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
+/// The server ends a request that finds nothing when it expires; where it has not by then, it does not answer.
+const FETCH_SILENT: Duration = Duration::from_secs(5);
 /// How often a batch that is being recorded is looked at: whether it can be.
 const RECORDING_LOOK: Duration = Duration::from_millis(500);
 /// How long nothing may come in before it is asked whether something should have.
@@ -281,14 +283,20 @@ impl Fetching {
 /// The next messages: waits for a first one, then takes what is there with it.
 async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
     const FETCH: &str = "cannot fetch messages";
-    let mut messages = Vec::new();
+    let (mut messages, asked) = (Vec::new(), Instant::now());
     let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
     let mut first = stream::within(FETCH, first).await?;
     while let Some(message) = first.next().await {
         messages.push(message.map_err(IngestError::stream(FETCH))?);
     }
     if messages.is_empty() {
-        return Ok(messages);
+        // The client itself ends a request that nobody has ended, and calls that no error.
+        let silent = asked.elapsed() >= FETCH_SILENT;
+        return if silent {
+            Err(IngestError::stream(FETCH)("the server is silent".into()))
+        } else {
+            Ok(messages)
+        };
     }
     let rest =
         consumer.fetch().max_messages(BATCH_MESSAGES_MAX).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);

@@ -457,7 +457,8 @@ impl Supervisor {
     /// The server does not answer: its settings stay as they were known.
     async fn unreachable(&mut self, error: &IngestError) -> Duration {
         tracing::warn!(%error, "the stream could not be looked at");
-        if self.session.is_none() && self.plan.consume {
+        // A session that runs says so itself once it hears of the stream again.
+        if self.plan.consume {
             self.health.down(STREAM, "the stream does not answer");
         }
         let since = self.unreachable_since.get_or_insert_with(Instant::now);

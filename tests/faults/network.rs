@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::bed::Bed;
 use crate::harness::wait_until;
 use crate::protocol::{Kind, Way};
-use crate::proxy::{End, Losing, Proxy};
+use crate::proxy::{End, Losing, Mode, Proxy};
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
 
@@ -118,6 +118,39 @@ async fn f24_a_lost_confirmation_brings_a_copy_that_is_not_billed() {
     bed.audit().await.clean();
 }
 
+/// F28: the program is cut off from one of its servers while the other works.
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_readiness_tells_which_side_is_cut_off() {
+    let mut bed = Bed::new("f28").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    // Slowly: what collects while nobody records is not the point.
+    let load = Load { pause: Duration::from_millis(200), ..Load::endless(seed("f28")) }.start(&bed).await;
+    for silent in if thorough() { &[false, true][..] } else { &[false][..] } {
+        load.goes_on(10).await;
+        cut(&bed.nats, *silent);
+        let said = service.refuses(&["\"stream\":\"the stream does not answer\""]).await;
+        assert!(said.contains("\"database\":\"ok\"") && said.contains("\"ingest\":\"ok\""), "{said}");
+        // It stays so for as long as it is true.
+        sleep(Duration::from_secs(if thorough() { 30 } else { 2 })).await;
+        service.refuses(&["\"stream\":\"the stream does not answer\"", "\"database\":\"ok\""]).await;
+        mend(&bed.nats);
+        service.ready().await;
+
+        load.goes_on(10).await;
+        cut(&bed.postgres, *silent);
+        let said = service.refuses(&["\"database\":\"does not answer\""]).await;
+        assert!(said.contains("\"stream\":\"ok\""), "{said}");
+        mend(&bed.postgres);
+        service.ready().await;
+    }
+    load.goes_on(10).await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
 async fn wait_until_lost(losing: &Losing, wanted: u64) {
     let mut lost = 0;
     while lost < wanted {
@@ -126,4 +159,18 @@ async fn wait_until_lost(losing: &Losing, wanted: u64) {
         })
         .await;
     }
+}
+
+fn cut(proxy: &Proxy, silently: bool) {
+    if silently {
+        proxy.set_both(Mode::Blackhole);
+    } else {
+        proxy.refuse(true);
+        proxy.end_all(End::Reset);
+    }
+}
+
+fn mend(proxy: &Proxy) {
+    proxy.refuse(false);
+    proxy.set_both(Mode::Pass);
 }
