@@ -115,6 +115,8 @@ fn describe_safety() {
     ] {
         describe_gauge!(name, Unit::Count, what);
     }
+    describe_gauge!("waybill_stream_bytes", Unit::Bytes, "What the stream holds");
+    describe_gauge!("waybill_stream_bytes_max", Unit::Bytes, "What it may hold before it refuses");
     for (name, what) in [
         ("waybill_stream_lives_total", "Streams that counted their sequences from the start again"),
         (

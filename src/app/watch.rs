@@ -51,6 +51,9 @@ pub async fn sample(database: Database, current: Current, health: Health, shutdo
 
 #[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
 async fn sample_stream(stream: &UsageStream) -> Result<(), IngestError> {
+    let (bytes, most) = stream.filling().await?;
+    metrics::gauge!("waybill_stream_bytes").set(bytes as f64);
+    metrics::gauge!("waybill_stream_bytes_max").set(most as f64);
     let info = stream.progress().await?;
     metrics::gauge!("waybill_stream_lag_messages").set(info.num_pending as f64);
     metrics::gauge!("waybill_stream_unacked_messages").set(info.num_ack_pending as f64);

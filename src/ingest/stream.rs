@@ -260,6 +260,15 @@ impl UsageStream {
         Ok(info["ack_floor"]["stream_seq"].as_i64().unwrap_or_default())
     }
 
+    /// What the stream holds and what it may hold, in bytes.
+    ///
+    /// # Errors
+    /// [`IngestError::Stream`].
+    pub async fn filling(&self) -> Result<(u64, i64), IngestError> {
+        let info = within("cannot look at the stream", self.stream.get_info()).await?;
+        Ok((info.state.bytes, info.config.max_bytes))
+    }
+
     /// How far the consumer is.
     ///
     /// # Errors

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::bed::{Bed, Own};
 use crate::harness::wait_until;
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
 use crate::servers::Volume;
+use crate::service::metric;
 
 /// How long recording may trail once the server is back.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -55,6 +56,56 @@ async fn f01_a_server_that_is_killed_again_and_again_loses_nothing_it_has_confir
     bed.audit().await.clean();
 }
 
+/// F03: the server stands still while gateways publish.
+#[tokio::test(flavor = "multi_thread")]
+async fn f03_a_server_that_stands_still_confirms_nothing_and_goes_on_where_it_was() {
+    let mut bed = with_nats("f03").await;
+    let service = bed.serve().env("WAYBILL_LOG", &"info,waybill=debug,async_nats=debug").start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f03")).start(&bed).await;
+    // Shorter than what is noticed; and longer, but for gateways, which wait five seconds for an answer.
+    let spans: &[u64] = if thorough() { &[40, 180] } else { &[] };
+    let short = std::iter::repeat_n(&5, usize::try_from(rounds(10)).unwrap());
+    for span in short.chain(spans).map(|span| Duration::from_secs(*span)) {
+        load.goes_on(30).await;
+        let (unconfirmed, began) = (load.unconfirmed(), Instant::now());
+        bed.own_nats.as_ref().unwrap().freeze();
+        // What the server had sent already arrives.
+        sleep(Duration::from_secs(1)).await;
+        let confirmed = load.confirmed();
+        if span >= Duration::from_secs(40) {
+            service.refuses(&["\"stream\":\"the stream does not answer\""]).await;
+            let noticed = began.elapsed();
+            assert!(noticed <= Duration::from_secs(20), "noticed after {noticed:?}");
+        }
+        wait_until("every gateway has waited in vain", async || {
+            (load.unconfirmed() >= unconfirmed + 3).then_some(())
+        })
+        .await;
+        sleep(span.saturating_sub(began.elapsed())).await;
+        assert_eq!(load.confirmed(), confirmed, "nothing counts as sent while the server stands still");
+        bed.own_nats.as_ref().unwrap().thaw();
+        let thawed = Instant::now();
+        load.goes_on(30).await;
+        service.ready().await;
+        let back = thawed.elapsed();
+        let (last, _) = bed.stream_state().await.unwrap();
+        bed.recorded(last).await;
+        let recorded = thawed.elapsed();
+        println!(
+            "f03: still for {} s, back after {} ms, recording after {} ms",
+            span.as_secs(),
+            back.as_millis(),
+            recorded.as_millis()
+        );
+        assert!(back <= Duration::from_secs(20), "back after {back:?}");
+    }
+    load.stop().await;
+    bed.settled_within(BACK_WITHIN).await;
+    bed.audit().await.clean();
+}
+
 /// F10: the disk of the server is full while gateways publish.
 #[tokio::test(flavor = "multi_thread")]
 async fn f10_a_server_whose_disk_is_full_confirms_nothing_that_it_cannot_keep() {
@@ -89,6 +140,50 @@ async fn f10_a_server_whose_disk_is_full_confirms_nothing_that_it_cannot_keep() 
         bed.own_nats.as_mut().unwrap().stop().await;
         bed.start_nats_again().await;
     }
+    load.goes_on(30).await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F11: the stream has reached its limit while nobody records.
+#[tokio::test(flavor = "multi_thread")]
+async fn f11_a_stream_at_its_limit_refuses_and_what_it_refused_is_delivered_later() {
+    const ROOM_BYTES: f64 = 300_000.0;
+    const FULL_BYTES: f64 = 280_000.0;
+    let mut bed = Bed::new("f11").await;
+    let mut service = bed.serve().start();
+    service.ready().await;
+    service.kill();
+    let watching = bed.serve().roles(&["--api", "--jobs"]).start();
+    watching.ready().await;
+    let stream = bed.context.get_stream(&bed.names.stream).await.unwrap();
+    let wide = stream.cached_info().config.clone();
+    let mut narrow = wide.clone();
+    narrow.max_bytes = 300_000;
+    bed.context.update_stream(narrow).await.unwrap();
+    bed.take_snapshots();
+    let load = Load { pause: Duration::from_millis(5), ..Load::endless(seed("f11")) }.start(&bed).await;
+    wait_until("every gateway is told that the stream is full", async || {
+        (load.refused() >= 30).then_some(())
+    })
+    .await;
+    wait_until("metrics show that it is full, and that nobody records", async || {
+        let bytes = metric(watching.metrics, "waybill_stream_bytes").await?;
+        let most = metric(watching.metrics, "waybill_stream_bytes_max").await?;
+        let lag = metric(watching.metrics, "waybill_stream_lag_messages").await?;
+        (bytes > FULL_BYTES && most <= ROOM_BYTES && lag > 10.0).then_some(())
+    })
+    .await;
+    assert_eq!(bed.number("SELECT count(*) FROM ingest_batches").await, 0, "nobody records yet");
+    let service = bed.serve().start();
+    service.ready().await;
+    // Smaller messages may still fit.
+    wait_until("what the stream has is recorded", async || {
+        (bed.consumer_info().await?.num_pending == 0).then_some(())
+    })
+    .await;
+    bed.context.update_stream(wide).await.unwrap();
     load.goes_on(30).await;
     load.stop().await;
     bed.settled().await;
