@@ -1,19 +1,220 @@
 //! Somebody changes, deletes, restores or repeats what is in NATS: settings, the consumer, the stream itself.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Config;
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use waybill::ingest;
+use waybill::ingest::stream::CONSUMER;
 
-use crate::bed::{Bed, CUSTOMERS};
-use crate::publisher::Load;
-use crate::rounds::seed;
+use crate::bed::{Bed, CUSTOMERS, Own, limits};
+use crate::harness::wait_until;
+use crate::publisher::{Load, send_again};
+use crate::rounds::{rounds, seed, thorough};
+use crate::service::metric;
+
+/// What the server must not refuse.
+async fn ask(bed: &Bed, subject: String, request: &Value) {
+    let answer: Value = bed.context.request(subject, request).await.unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
+}
 
 async fn stream_config(bed: &Bed) -> Config {
     bed.context.get_stream(&bed.names.stream).await.unwrap().cached_info().config.clone()
+}
+
+async fn delete_stream(bed: &Bed) {
+    bed.context.delete_stream(&bed.names.stream).await.unwrap();
+}
+
+/// Makes the stream as an operator does who has the right settings.
+async fn make_stream(bed: &Bed) {
+    ingest::stream::open(&bed.context, &bed.names, limits()).await.unwrap();
+}
+
+/// F12: a stream with every setting that could lose usage, as far as the server lets them be set together.
+#[tokio::test(flavor = "multi_thread")]
+async fn f12_every_wrong_setting_is_named_and_nothing_is_recorded_until_it_is_right() {
+    let mut bed = Bed::new("f12").await;
+    let subjects = json!([format!("{}.*", bed.names.prefix)]);
+    let wrong = json!({"name": bed.names.stream, "subjects": subjects, "storage": "memory", "num_replicas": 1,
+        "retention": "workqueue", "discard": "old", "max_msgs": 1_000_000, "max_msgs_per_subject": 500_000,
+        "max_age": 3_600_000_000_000_i64, "max_msg_size": 1_000_000, "duplicate_window": 0,
+        "allow_rollup_hdrs": true, "allow_msg_ttl": true, "allow_msg_schedules": true});
+    // What cannot be set together with these.
+    let others = json!({"name": bed.names.stream, "subjects": subjects, "storage": "file", "num_replicas": 1,
+        "retention": "interest", "discard": "new", "max_bytes": 1 << 26, "no_ack": true, "persist_mode": "async",
+        "metadata": {"waybill_incarnation": "not a UUID"}});
+    delete_stream(&bed).await;
+    ask(&bed, format!("STREAM.CREATE.{}", bed.names.stream), &wrong).await;
+    // The servers of the tests force nothing to disk.
+    let monitor = std::env::var_os("WAYBILL_TEST_NATS_MONITOR_URL").unwrap().into_string().unwrap();
+    let serve = bed.serve().env("WAYBILL_NATS_MONITOR_URL", &monitor).env("WAYBILL_STREAM_REPLICAS", &3);
+    let refusing = serve.env("WAYBILL_NATS_DURABILITY", &"always").start();
+    let load = Load::endless(seed("f12")).start(&bed).await;
+    load.goes_on(30).await;
+    refusing
+        .refuses(&[
+            "stream storage is",
+            "stream retention is",
+            "stream discard is",
+            "stream num_replicas is",
+            "stream max_msgs is",
+            "stream max_msgs_per_subject is",
+            "stream max_msg_size is",
+            "stream max_bytes is",
+            "stream max_age is",
+            "stream allow_rollup_hdrs is",
+            "stream allow_msg_ttl is",
+            "stream allow_msg_schedules is",
+            "stream deny_delete is",
+            "stream deny_purge is",
+            "stream allow_direct is",
+            "stream metadata lacks",
+            "nats sync_interval is",
+        ])
+        .await;
+    delete_stream(&bed).await;
+    ask(&bed, format!("STREAM.CREATE.{}", bed.names.stream), &others).await;
+    let said = refusing
+        .refuses(&[
+            "stream retention is",
+            "stream no_ack is",
+            "stream persist_mode is",
+            "stream metadata lacks",
+            "nats sync_interval is",
+        ])
+        .await;
+    assert!(!said.contains("stream discard"), "what is right is not named: {said}");
+    assert_eq!(bed.number("SELECT count(*) FROM ingest_batches").await, 0, "nothing is recorded");
+    drop(refusing);
+
+    // Put right: the same program on the same servers records.
+    delete_stream(&bed).await;
+    make_stream(&bed).await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    load.goes_on(30).await;
+    load.stop().await;
+    // What the other streams had is gone with them.
+    send_again(&bed).await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F13: the stream is deleted and made anew under load; its sequences count from the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn f13_a_stream_made_anew_is_read_from_its_first_message_by_itself() {
+    let mut bed = Bed::new("f13").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f13")).start(&bed).await;
+    let again = rounds(5);
+    for round in 0..again {
+        load.goes_on(60).await;
+        let (_, before) = bed.stream_state().await.unwrap();
+        delete_stream(&bed).await;
+        // Every other time nobody makes it: the program does, after it has waited for somebody to restore it.
+        if round.is_multiple_of(2) {
+            make_stream(&bed).await;
+        }
+        let life = wait_until("the new life is recorded", async || {
+            let (_, life) = bed.stream_state().await?;
+            let recorded: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM ingest_batches WHERE incarnation = $1")
+                    .bind(life)
+                    .fetch_one(&bed.pool)
+                    .await
+                    .unwrap();
+            (recorded > 0).then_some(life)
+        })
+        .await;
+        assert_ne!(life, before);
+    }
+    service.ready().await;
+    let lives = metric(service.metrics, "waybill_stream_lives_total").await.unwrap();
+    assert!(lives >= f64::from(again), "{lives} changes of life are counted, there were {again}");
+    load.stop().await;
+    // What was deleted with the stream is published again by the gateways: it is not settled.
+    send_again(&bed).await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F14: an operator changes, pauses, deletes and replaces the consumer.
+#[tokio::test(flavor = "multi_thread")]
+async fn f14_a_consumer_in_foreign_hands_is_named_or_made_again_and_loses_nothing() {
+    let mut bed = Bed::new("f14").await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f14")).start(&bed).await;
+    load.goes_on(60).await;
+    let stream = bed.names.stream.clone();
+    let subject = |what: &str| format!("CONSUMER.{what}.{stream}.{CONSUMER}");
+    let good = bed.consumer_info().await.unwrap().config;
+    let mut edited = serde_json::to_value(&good).unwrap();
+    for (setting, value) in [
+        ("max_deliver", json!(3)),
+        ("ack_wait", json!(1_000_000_000)),
+        ("filter_subject", json!(format!("{}.gw-1", bed.names.prefix))),
+        ("max_ack_pending", json!(10)),
+    ] {
+        edited[setting] = value;
+    }
+    let update = |config: &Value| json!({"stream_name": stream, "config": config, "action": "update"});
+    ask(&bed, subject("CREATE"), &update(&edited)).await;
+    ask(&bed, subject("PAUSE"), &json!({"pause_until": "2099-01-01T00:00:00Z"})).await;
+    service
+        .refuses(&[
+            "consumer max_deliver is 3, must be -1",
+            "consumer ack_wait is",
+            "consumer filter_subject is",
+            "consumer max_ack_pending is 10",
+            "consumer pause_until is",
+        ])
+        .await;
+    ask(&bed, subject("CREATE"), &update(&serde_json::to_value(&good).unwrap())).await;
+    ask(&bed, subject("PAUSE"), &json!({})).await;
+    service.ready().await;
+
+    // Deleted: made again, and everything is delivered once more.
+    let copies = "SELECT COALESCE(sum(duplicates), 0)::bigint FROM ingest_batches";
+    let before = bed.number(copies).await;
+    ask(&bed, subject("DELETE"), &json!({})).await;
+    wait_until("the consumer is there again, and everything was delivered again", async || {
+        let all = bed.consumer_info().await?.num_pending == 0 && bed.number(copies).await > before;
+        all.then_some(())
+    })
+    .await;
+
+    if thorough() {
+        ask(&bed, subject("DELETE"), &json!({})).await;
+        let foreign = json!({"durable_name": CONSUMER, "ack_policy": "none", "deliver_policy": "new",
+            "headers_only": true, "inactive_threshold": 60_000_000_000_i64});
+        ask(&bed, subject("CREATE"), &json!({"stream_name": stream, "config": foreign})).await;
+        service
+            .refuses(&[
+                "consumer ack_policy is",
+                "consumer deliver_policy is",
+                "consumer headers_only is",
+                "consumer inactive_threshold is",
+            ])
+            .await;
+        ask(&bed, subject("DELETE"), &json!({})).await;
+        service.ready().await;
+    }
+    load.goes_on(30).await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
 }
 
 /// F17: a message is published again with its id, within the stream's window for copies and after it.
@@ -61,4 +262,54 @@ fn event(gateway: &str, number: usize) -> Value {
         "type": "llm.usage.v1", "subject": CUSTOMERS[0], "time": now, "sequence": number, "epoch": "f17",
         "data": {"provider": "openai", "model": "gpt-5", "status": "ok",
                  "usage": {"input": 100 + number, "output": 10}}})
+}
+
+/// F20: the stream is put back to what a backup has, while the program runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn f20_a_stream_restored_from_a_backup_is_read_again_and_billed_once() {
+    let mut bed = Bed::with("f20", Own { nats: true, ..Own::default() }).await;
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    let seed = seed("f20");
+    Load::seeded(seed).sent(&bed).await;
+    bed.settled().await;
+    let store = bed.own_nats.as_ref().unwrap().home().join("nats");
+    let backup = bed.folder.join("backup");
+    let (kept, before) = bed.stream_state().await.unwrap();
+    bed.own_nats.as_mut().unwrap().stop().await;
+    copy(&store, &backup);
+    bed.start_nats_again().await;
+
+    // Of these the backup knows nothing.
+    Load::seeded(seed + 1).sent(&bed).await;
+    bed.settled().await;
+    let copies = "SELECT sum(duplicates)::bigint FROM ingest_batches";
+    let known = bed.number(copies).await;
+    bed.own_nats.as_mut().unwrap().stop().await;
+    std::fs::remove_dir_all(&store).unwrap();
+    copy(&backup, &store);
+    bed.start_nats_again().await;
+
+    // The restored stream gives sequences again that the ledger has already seen.
+    let load = Load::seeded(seed + 2).start(&bed).await;
+    load.finished().await;
+    let life = wait_until("the stream has another life", async || {
+        let (_, life) = bed.stream_state().await?;
+        (life != before).then_some(life)
+    })
+    .await;
+    bed.settled().await;
+    service.ready().await;
+    let again = bed.number(copies).await - known;
+    println!("f20: {kept} messages restored as {life}, {again} copies");
+    assert!(again >= kept / 2, "{again} copies of {kept} messages");
+    let lives = metric(service.metrics, "waybill_stream_lives_total").await;
+    assert!(lives.is_some_and(|lives| lives >= 1.0), "the alarm counts it: {lives:?}");
+    bed.audit().await.clean();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
 }
