@@ -13,7 +13,7 @@ use waybill::dev::servers::nats_program;
 use waybill::ingest;
 
 use crate::harness::wait_until;
-use crate::service::{free_address, get};
+use crate::service::{free_addresses, get};
 
 /// Servers of a cluster.
 pub const NODES: usize = 3;
@@ -42,12 +42,9 @@ impl Cluster {
     /// Starts it and waits until it has a leader for its streams.
     pub async fn start() -> Self {
         let home = std::env::temp_dir().join(format!("waybill-cluster-{}", Uuid::new_v4().simple()));
-        let node = || Node {
-            child: None,
-            client: free_address(),
-            monitor: free_address(),
-            route: free_address(),
-            frozen: false,
+        let node = || {
+            let [client, monitor, route] = free_addresses();
+            Node { child: None, client, monitor, route, frozen: false }
         };
         let nodes = std::iter::repeat_with(node).take(NODES).collect();
         let mut cluster = Self { home, program: nats_program().await.unwrap(), nodes };

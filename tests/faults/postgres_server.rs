@@ -77,7 +77,7 @@ async fn f29_a_killed_backend_costs_a_retry_and_nothing_else() {
             bed.postgres.hold(Way::ToServer, recording).reached("a recording transaction is under way").await;
         let backend: i32 = sqlx::query_scalar(
             "SELECT pid FROM pg_stat_activity
-             WHERE application_name = 'waybill-ingest' AND state = 'idle in transaction' AND query LIKE 'SELECT 1%'",
+             WHERE application_name LIKE 'waybill-ingest%' AND state = 'idle in transaction' AND query LIKE 'SELECT 1%'",
         )
         .fetch_one(&bed.pool)
         .await

@@ -21,7 +21,7 @@ use crate::protocol::{Kind, Message, Way};
 use crate::proxy::End;
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
-use crate::service::{Service, free_address, get};
+use crate::service::{Service, free_addresses, get};
 use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mib, redelivered_per_mille};
 
 /// How long the program may take to stop.
@@ -30,6 +30,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const MEMORY_MAX_MIB: u64 = 256;
 /// The acknowledgement wait of production.
 const LONG_ACK_WAIT_SECONDS: u64 = 60;
+/// Longer than a full batch takes to be fetched, decided and written.
+const FULL_BATCH_SECONDS: u64 = 10;
 
 /// The COMMIT of a transaction that records, on its way.
 fn recording(message: &Message) -> bool {
@@ -75,7 +77,7 @@ struct Forwarder {
 
 impl Forwarder {
     async fn start(bed: &Bed, api: SocketAddr, key: &str) -> Self {
-        let (events, metrics) = (free_address(), free_address());
+        let [events, metrics] = free_addresses();
         let log =
             std::fs::File::options().create(true).append(true).open(bed.folder.join("forward.log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_waybill"))
@@ -164,7 +166,7 @@ async fn f54_full_batches_stay_within_the_memory_limit() {
     let load = Load { messages, events_max: 90, pause: Duration::ZERO, ..Load::seeded(seed("f54")) };
     load.sent(&bed).await;
     let (last, _) = bed.stream_state().await.unwrap();
-    let serve = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS);
+    let serve = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS);
     // Killed where it is largest: before its first commit.
     let stopping = bed.postgres.hold(Way::ToServer, recording);
     let mut first = serve.start();
@@ -172,7 +174,7 @@ async fn f54_full_batches_stay_within_the_memory_limit() {
     first.kill();
     held.end(End::Reset);
     // What it had in hand is delivered again once the server knows that it will not be acknowledged.
-    let service = bed.serve().start();
+    let service = serve.start();
     service.ready().await;
     let (mut exports, mut peak) = (tokio::task::JoinSet::new(), 0);
     while accounted(&bed).await.unwrap() < last {

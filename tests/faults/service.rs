@@ -43,7 +43,7 @@ impl Serve {
 
     /// Starts it.
     pub fn start(&self) -> Service {
-        let (http, metrics) = (free_address(), free_address());
+        let [http, metrics] = free_addresses();
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new(&self.program)
             .arg("serve")
@@ -196,9 +196,10 @@ impl Drop for Supervised {
     }
 }
 
-/// An address that was free a moment ago.
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Addresses that were free a moment ago, no two of them the same.
+pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap())
 }
 
 /// Whether `/readyz` answers 200; `None` where nothing answers.

@@ -87,7 +87,7 @@ impl Looker {
             self.services.iter().map(|service| service.now(|service| service.pid())).collect();
         let ledger = sqlx::query_as(
             "SELECT (SELECT count(*) FROM pg_stat_activity
-                     WHERE datname = current_database() AND application_name IN ('waybill-ingest', 'waybill-api')),
+                     WHERE datname = current_database() AND application_name ~ '^waybill-(ingest|api)'),
                     COALESCE(sum(recorded), 0)::bigint,
                     COALESCE(sum(recorded) FILTER (WHERE posted_at IS NOT NULL), 0)::bigint FROM ingest_batches",
         )

@@ -105,7 +105,7 @@ async fn strike(bed: &mut Bed, victim: &Supervised, fault: Fault) {
         Fault::PostgresFar => during(bed, |bed, mode| bed.postgres.set_both(mode), Mode::Delay(DELAY)).await,
         Fault::BackendEnded => {
             let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                         WHERE datname = current_database() AND application_name = 'waybill-ingest' LIMIT 1";
+                         WHERE datname = current_database() AND application_name LIKE 'waybill-ingest%' LIMIT 1";
             sqlx::query(ended).execute(&bed.pool).await.ok();
         }
         Fault::PostgresKilled => {
