@@ -42,7 +42,7 @@ const FETCH_SILENT: Duration = Duration::from_secs(5);
 /// How often a batch that is being recorded is looked at: whether it can be.
 const RECORDING_LOOK: Duration = Duration::from_millis(500);
 /// How long nothing may come in before it is asked whether something should have.
-const STARVED_AFTER: Duration = Duration::from_secs(15);
+const STARVED_AFTER: Duration = Duration::from_secs(12);
 /// Looks in a row, a fetch apart, that must find messages waiting before another subscription is tried.
 const STARVED_LOOKS: u32 = 2;
 /// How long the database may take to show that it could take a commit.

@@ -18,7 +18,7 @@ use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{catalog, commit, gateways};
 
 use crate::harness::wait_until;
-use crate::program::{free_address, get};
+use crate::program::{free_address, free_addresses, get};
 use crate::world::{World, usage_event};
 
 /// The gateway that the shipped configuration of NATS knows.
@@ -119,7 +119,7 @@ impl Setting {
     pub async fn start_wrapped(&self, wrap: &[&str]) -> Forwarder {
         let program = env!("CARGO_BIN_EXE_waybill");
         let words: Vec<&str> = wrap.iter().copied().chain([program, "forward"]).collect();
-        let (events, metrics) = (free_address(), free_address());
+        let [events, metrics] = free_addresses();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         self.environment(&mut command, &events.to_string(), metrics);

@@ -19,7 +19,14 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    let [address] = free_addresses();
+    address
+}
+
+/// Some of them, no two the same.
+pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap())
 }
 
 /// The whole answer to a plain GET; `None` where nobody answers.
@@ -63,7 +70,7 @@ fn terminate(child: Child) -> Output {
 async fn it_gets_ready_records_counts_and_stops_when_told() {
     let world = World::idle().await;
     world.publish_prices(crate::world::gpt5_prices()).await;
-    let (http, metrics) = (free_address(), free_address());
+    let [http, metrics] = free_addresses();
     let child = serve(&world, http, metrics).spawn().unwrap();
     wait_until("it is ready", async || get(http, "/readyz").await.filter(|answer| answer.contains(" 200 ")))
         .await;
@@ -100,7 +107,7 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
 async fn it_is_not_ready_while_nothing_can_be_recorded() {
     let world = World::idle().await;
     world.publish_prices(crate::world::gpt5_prices()).await;
-    let (http, metrics) = (free_address(), free_address());
+    let [http, metrics] = free_addresses();
     let child = serve(&world, http, metrics).stderr(Stdio::null()).spawn().unwrap();
     wait_until("it is ready", async || get(http, "/readyz").await.filter(|answer| answer.contains(" 200 ")))
         .await;

@@ -16,7 +16,7 @@ use waybill::ingest::stream::{self, CONSUMER};
 
 use crate::harness::{address, wait_until};
 use crate::private_nats::PrivateNats;
-use crate::program::{free_address, get, serve};
+use crate::program::{free_addresses, get, serve};
 use crate::world::{World, gpt5_prices, limits, now, usage_event};
 
 /// The program beside a world; killed when dropped.
@@ -32,7 +32,7 @@ impl Service {
     }
 
     fn start_with(world: &World, set: impl FnOnce(&mut Command)) -> Self {
-        let (http, metrics) = (free_address(), free_address());
+        let [http, metrics] = free_addresses();
         let mut command = serve(world, http, metrics);
         set(&mut command);
         Self { child: command.stderr(Stdio::null()).spawn().unwrap(), http, metrics }
@@ -376,8 +376,8 @@ async fn a_consumer_that_gets_nothing_although_messages_wait_is_rebuilt() {
     let service = Service::start_with(&world, |command| {
         command.env("WAYBILL_NATS_URL", url);
     });
-    service.ready().await;
     world.publish("gw-1", &usage_event("e-1")).await;
+    service.refuses(&["the stream does not answer"]).await;
     service.shows("waybill_consumer_rebuilds_total{what=\"subscription\"}").await;
     assert!(lost.load(Ordering::Relaxed) > 0, "requests were lost");
     assert_eq!(world.recorded_events().await, 0);

@@ -19,6 +19,10 @@ use crate::dev::DevError;
 
 /// Where private servers listen.
 pub(super) const LOOPBACK: &str = "127.0.0.1";
+/// Where free ports are looked for, and how often: below those that systems give to outgoing connections, so that a
+/// server that is started again finds its port as it left it.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+const PORT_TRIES: usize = 100;
 /// How long a server may take to answer after its start; recovery after a crash is part of it.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a server that ends at once is started again.
@@ -274,9 +278,14 @@ pub(super) fn exited(server: &'static str, log: &Path) -> DevError {
     DevError::Exited { server, log: log.to_owned(), tail: tail(log) }
 }
 
-/// A free TCP port of the loopback interface: the wished one if it is free.
+/// A free TCP port of the loopback interface: the wished one if it is free, 0 wishing none.
 pub(super) fn free_port(wish: u16) -> Result<u16, DevError> {
-    let bound = TcpListener::bind((LOOPBACK, wish)).or_else(|_| TcpListener::bind((LOOPBACK, 0)));
+    let others = std::iter::repeat_with(|| rand::random_range(PORTS)).take(PORT_TRIES);
+    let mut candidates = (wish != 0).then_some(wish).into_iter().chain(others);
+    if let Some(port) = candidates.find(|port| TcpListener::bind((LOOPBACK, *port)).is_ok()) {
+        return Ok(port);
+    }
+    let bound = TcpListener::bind((LOOPBACK, 0));
     let address = bound.and_then(|listener| listener.local_addr());
     Ok(address.map_err(DevError::io("cannot listen on", Path::new(LOOPBACK)))?.port())
 }
