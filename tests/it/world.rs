@@ -40,6 +40,8 @@ pub const SELL_BOOK: &str = "at-cost";
 const STREAM_BYTES_MAX: i64 = 128 << 20;
 /// What a killed consumer had in hand is delivered again after this.
 const ACK_WAIT: Duration = Duration::from_secs(3);
+/// Pause before a consumer that has ended by itself is started again.
+const CONSUME_AGAIN: Duration = Duration::from_millis(100);
 /// How many messages a killed consumer has recorded at least before each kill.
 const KILL_AFTER_MESSAGES: i64 = 20;
 
@@ -224,8 +226,18 @@ impl World {
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            let recorder = Recorder::new(bed, clock, &names.prefix, stop).await?;
-            ingest::consumer::run(stream, limits(), recorder, Health::default(), Nudge::default()).await
+            let recorder = Recorder::new(bed, clock, &names.prefix, stop.clone()).await?;
+            loop {
+                let (stream, recorder) = (stream.clone(), recorder.clone());
+                let (health, nudge) = (Health::default(), Nudge::default());
+                let ended = ingest::consumer::run(stream, limits(), recorder, health, nudge).await;
+                let over = matches!(&ended, Err(error) if !error.retryable());
+                if stop.stopping() || over {
+                    return ended;
+                }
+                // As in the program: a server that is away, or a watchdog, is no reason to give up.
+                tokio::time::sleep(CONSUME_AGAIN).await;
+            }
         });
         *self.consumer.lock().unwrap() = Some((shutdown, task));
     }
