@@ -348,7 +348,7 @@ pub struct VerifyArgs {
 /// Months of the journal to be dropped.
 #[derive(Debug, Clone, Args)]
 pub struct DropArgs {
-    /// The database; its role must own the tables.
+    /// The database; its login must own the tables.
     #[command(flatten)]
     pub database: DatabaseArgs,
     /// Months before this one, as 2026-08: the calendar months in which usage was recorded

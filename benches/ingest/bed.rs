@@ -13,7 +13,7 @@ use waybill::domain::price::quotation::NewPrice;
 use waybill::ingest::{self, Publisher, StreamLimits, StreamNames, UsageStream};
 use waybill::reports::verify;
 use waybill::store::customers::{NewAssignment, NewCustomer};
-use waybill::store::{Database, catalog, commit, customers, gateways, prices};
+use waybill::store::{self, Database, catalog, commit, customers, gateways, prices};
 
 use crate::workload::{CUSTOMERS, GATEWAY, MODELS, customer, model};
 
@@ -62,8 +62,8 @@ impl Bed {
         let keep = Keep::Measured { synced };
         let servers =
             Servers::start(Options { home, keep, database_url: None, nats_url: None }).await.unwrap();
+        store::migrate(servers.database_url()).await.unwrap();
         let database = Database::connect(servers.database_url()).await.unwrap();
-        database.migrate().await.unwrap();
         fill_catalog(&database).await;
         database.close().await;
         Self { servers, runs: 0 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use chrono::TimeDelta;
 
+use super::{ledger, migrated};
 use crate::clock::Clock;
 use crate::config::{
     CloseArgs, DatabaseArgs, KeyArgs, ListInvoicesArgs, NatsArgs, RerateArgs, RevokeArgs, SimulateArgs,
@@ -24,7 +25,7 @@ use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
 use crate::store::completeness::Sequences;
 use crate::store::invoices::{self, InvoiceFilter};
-use crate::store::{Database, Scope, audit, commit, customers, gateways};
+use crate::store::{Database, Rights, Scope, audit, commit, customers, gateways};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
@@ -35,9 +36,7 @@ const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Connects to the ledger of a one-off command.
 async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
-    Database::connect(&args.database_url)
-        .await
-        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")
+    ledger(&args.database_url, Rights::Service).await
 }
 
 /// Brings the schema up to date.
@@ -45,7 +44,7 @@ async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
 /// # Errors
 /// Where a migration fails.
 pub async fn migrate(args: &DatabaseArgs) -> anyhow::Result<()> {
-    database(args).await?.migrate().await?;
+    migrated(&args.database_url).await?;
     println!("The schema is up to date.");
     Ok(())
 }
@@ -99,7 +98,9 @@ pub async fn revoke_key(args: &RevokeArgs) -> anyhow::Result<()> {
 /// # Errors
 /// Where the database does not answer.
 pub async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let database = database(&args.database).await?;
+    // Sums are put right by the owner alone: the service adds to tasks and never deletes one.
+    let rights = if args.apply { Rights::Owner } else { Rights::Auditor };
+    let database = ledger(&args.database.database_url, rights).await?;
     if args.apply && !put_right(&database).await? {
         return Ok(ExitCode::FAILURE);
     }

@@ -20,7 +20,7 @@ use crate::domain::tokens::TokenClass;
 use crate::invoicing::{Draft, preview};
 use crate::reports::{self, CostPerTask};
 use crate::store::reports::TaskScope;
-use crate::store::{Database, Scope, customers};
+use crate::store::{self, Database, Scope, customers};
 
 /// Lines of the invoice preview that are shown.
 const LINES_SHOWN: usize = 20;
@@ -55,8 +55,8 @@ pub async fn run(args: &DevArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::Result<ExitCode> {
     step.begin("migrating, publishing the starter prices");
+    store::migrate(servers.database_url()).await?;
     let database = Database::connect(servers.database_url()).await?;
-    database.migrate().await?;
     demo::starter_book(&database).await?;
     let fresh = if args.demo == 1 { demo::set_up(&database).await? } else { false };
     database.close().await;

@@ -31,11 +31,17 @@ use crate::http::{self, AppState};
 use crate::ingest::supervisor::{self, Current, Demands, Plan, SETTINGS};
 use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames};
 use crate::shutdown::Shutdown;
-use crate::store::Database;
+use crate::store::{self, Database, Rights, StoreError};
 use crate::telemetry;
 
 /// What the process exits with when a connection pool is dead: a supervisor starts it again, an operator can tell it from other failures.
 pub const EXIT_DEAD_POOL: u8 = 70;
+
+/// What to look at where the ledger cannot be reached.
+const UNREACHABLE: &str = "cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL";
+/// What to look at where the server refuses a role: SQLSTATE of one that is not the login's, and of one that does not exist.
+const ROLE_REFUSED: [&str; 2] = ["42501", "22023"];
+const NO_ROLE: &str = "PostgreSQL refuses the roles of Waybill; run `waybill migrate` as the owner, which makes them, and make the login a member of them (docs/postgresql.md)";
 
 /// How long the settings of the servers may take to be right at the start of `waybill dev`.
 const SETTLED_TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,12 +84,10 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     let ServeArgs { database, nats, demands, listen, api: _, consumer: _, jobs: _, migrate } = args;
     let roles = args.roles();
     let metrics = telemetry::init_metrics().context("metrics cannot be collected")?;
-    let database = Database::connect(&database.database_url)
-        .await
-        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")?;
     if *migrate {
-        database.migrate().await?;
+        migrated(&database.database_url).await?;
     }
+    let database = ledger(&database.database_url, Rights::Service).await?;
     let check = "check WAYBILL_NATS_URL";
     let context = ingest::jetstream(&nats.nats_url, "waybill").await.context(check)?;
     // A connection of its own: what is published never waits for what is consumed, nor the reverse.
@@ -123,6 +127,22 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
         current,
         health,
         failures,
+    })
+}
+
+/// Connects to the ledger.
+async fn ledger(url: &str, rights: Rights) -> anyhow::Result<Database> {
+    Database::connect_as(url, rights).await.map_err(|error| {
+        let refused = error.sqlstate().is_some_and(|state| ROLE_REFUSED.contains(&state.as_str()));
+        anyhow::Error::new(error).context(if refused { NO_ROLE } else { UNREACHABLE })
+    })
+}
+
+/// Brings the schema up to date.
+async fn migrated(url: &str) -> anyhow::Result<()> {
+    store::migrate(url).await.map_err(|error| match error {
+        StoreError::Migrate(_) => error.into(),
+        _ => anyhow::Error::new(error).context(UNREACHABLE),
     })
 }
 

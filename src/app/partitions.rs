@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-
+use super::ledger;
 use crate::config::{DatabaseArgs, DropArgs};
 use crate::ingest::partitions::{self, Outcome, Request};
-use crate::store::Database;
+use crate::store::Rights;
 use crate::store::partitions::{Month, Obstacle};
 
 /// Who acts, for the audit log.
@@ -19,7 +18,7 @@ const MEBIBYTE: i64 = 1 << 20;
 /// # Errors
 /// Where the database does not answer.
 pub async fn list(args: &DatabaseArgs) -> anyhow::Result<()> {
-    for (month, obstacles) in partitions::list(&database(args).await?).await? {
+    for (month, obstacles) in partitions::list(&ledger(&args.database_url, Rights::Auditor).await?).await? {
         let verdict = if obstacles.is_empty() { "may be dropped".to_owned() } else { reasons(&obstacles) };
         println!("{}  {verdict}", shown(&month));
     }
@@ -32,7 +31,8 @@ pub async fn list(args: &DatabaseArgs) -> anyhow::Result<()> {
 /// Where the database does not answer.
 pub async fn drop_before(args: &DropArgs) -> anyhow::Result<ExitCode> {
     let request = Request { before: args.before, estimates_stand: args.estimates_stand, apply: args.apply };
-    let done = partitions::drop_before(&database(&args.database).await?, request, ACTOR).await?;
+    let database = ledger(&args.database.database_url, Rights::Owner).await?;
+    let done = partitions::drop_before(&database, request, ACTOR).await?;
     let mut complete = true;
     for (month, outcome) in &done {
         let verdict = match outcome {
@@ -57,12 +57,6 @@ pub async fn drop_before(args: &DropArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn database(args: &DatabaseArgs) -> anyhow::Result<Database> {
-    Database::connect(&args.database_url)
-        .await
-        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")
 }
 
 fn shown(month: &Month) -> String {

@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::ledger;
 use super::prices::published;
 use crate::clock::Clock;
 use crate::config::{PriceCheckArgs, PriceListArgs, PriceSource, Shown};
@@ -18,7 +19,7 @@ use crate::http::v1::price_list;
 use crate::rating::import::{self, Defaults};
 use crate::rating::{Comparison, PriceBook, PriceDifference, Sides, compare, starter};
 use crate::store::prices::{self, PriceFilter, StoredPrice};
-use crate::store::{Database, Scope, Tx};
+use crate::store::{Rights, Scope, Tx};
 
 /// Prices read from the database together.
 const PAGE: i64 = 1000;
@@ -69,9 +70,7 @@ fn written(prices: Vec<StoredPrice>, format: Format) -> anyhow::Result<Vec<u8>> 
 async fn snapshot(url: Option<&str>) -> anyhow::Result<Tx> {
     let url =
         url.context("a price book is in the database: set WAYBILL_DATABASE_URL, or use --database-url")?;
-    let database =
-        Database::connect(url).await.context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")?;
-    Ok(database.read(Scope::Everything).await?)
+    Ok(ledger(url, Rights::Service).await?.read(Scope::Everything).await?)
 }
 
 /// Whether a price's model, or another name of it, is the one that is asked for.

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::ledger;
 use crate::clock::Clock;
 use crate::config::{PriceFileArgs, PriceImportArgs};
 use crate::domain::ids::{BookId, PriceId};
@@ -18,7 +19,7 @@ use crate::metering;
 use crate::rating::PriceBook;
 use crate::rating::import::{self, Defaults, Import};
 use crate::store::prices::{self, PublishedPrice, Status};
-use crate::store::{Database, commit};
+use crate::store::{Rights, commit};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
@@ -37,9 +38,7 @@ fn read(args: &PriceFileArgs) -> anyhow::Result<Import> {
 /// Where the file cannot be read, the book does not exist, or the database does not answer.
 pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
     let Import { prices: new, ignored, cleaned } = read(&args.file)?;
-    let database = Database::connect(&args.database.database_url)
-        .await
-        .context("cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL")?;
+    let database = ledger(&args.database.database_url, Rights::Service).await?;
     let mut tx = database.begin().await?;
     let (publication, faults) = prices::publish_fitting(&mut tx, &args.book, &new, ACTOR).await?;
     for price in publication.prices.iter().filter(|price| price.status != Status::Unchanged) {

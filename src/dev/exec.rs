@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::DevError;
 use super::servers::{Keep, Options, Servers};
-use crate::store::{Database, StoreError};
+use crate::store::{self, StoreError};
 
 /// The migrated, unused database that each test copies.
 const TEMPLATE: &str = "waybill_template";
@@ -50,10 +50,7 @@ async fn run(
     let template = format!("{server}/{TEMPLATE}");
     Postgres::create_database(&template).await.map_err(StoreError::from)?;
     for url in [servers.database_url(), &template] {
-        let database = Database::connect(url).await?;
-        let migrated = database.migrate().await;
-        database.close().await;
-        migrated?;
+        store::migrate(url).await?;
     }
     let mut command = Command::new(&program);
     command.args(arguments).kill_on_drop(true);

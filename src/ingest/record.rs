@@ -287,7 +287,8 @@ fn lost_a_race(error: &StoreError) -> bool {
 
 /// Whether the booking date has no partition: none was made, or somebody has detached it.
 fn lacks_partition(error: &StoreError) -> bool {
-    error.sqlstate().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none()
+    matches!(error, StoreError::NoPartition(_))
+        || error.sqlstate().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none()
 }
 
 /// Whether the database refuses the data itself.

@@ -1,6 +1,6 @@
 //! All SQL of Waybill, one file per aggregate.
 //!
-//! Owns: the connection pools, transactions, every statement, and the mapping of rows to `domain` types.
+//! Owns: the connection pools and as whom they work, transactions, every statement, and the mapping of rows to `domain` types.
 //! Does not own: deciding anything about money or prices; it stores and sums what it is given.
 //! Invariants: statements are checked against the schema at build time (the journal's binary COPY is the one
 //! exception); nothing is written outside an explicit transaction; a transaction is retried as a whole by its caller,
@@ -34,6 +34,7 @@ pub mod rejections;
 pub mod replay;
 pub mod reports;
 pub mod rerate;
+mod roles;
 pub mod settings;
 pub mod settlement;
 pub mod tasks;
@@ -42,31 +43,25 @@ pub mod verify;
 pub mod watermark;
 
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use chrono::NaiveDate;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::domain::ids::CustomerId;
 
 use pools::Returned;
 pub use pools::{PoolWatch, Transactions, Underway};
+use roles::Side;
+pub use roles::{Rights, migrate};
 
 /// The migrations, embedded; shared with the tests.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// How long a caller waits for a connection before it is told that the database is busy.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection is replaced after this age, so that a failover is noticed everywhere.
-const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
-/// Longest statement of a recording or posting transaction.
-const INGEST_STATEMENT_TIMEOUT: &str = "30s";
-/// Connections of the recording side.
-const CONNECTIONS_INGEST: u32 = 6;
-/// Connections of the API side.
-const CONNECTIONS_API: u32 = 12;
-/// Longest statement of an API request.
-const API_STATEMENT_TIMEOUT: &str = "15s";
+/// Longest statement of a customer's request, and its longest wait for a lock: less than those of finance, so that no customer
+/// keeps the connections from everybody else.
+const CUSTOMER_STATEMENT_TIMEOUT: &str = "10s";
+const CUSTOMER_LOCK_TIMEOUT: &str = "1s";
 
 /// Why the database did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +89,9 @@ pub enum StoreError {
         /// Rows it did change.
         actual: u64,
     },
+    /// The journal has no partition for what is booked now; it may be made, or attached again.
+    #[error("the journal has no partition for {0}")]
+    NoPartition(NaiveDate),
     /// The schema could not be brought up to date.
     #[error("the schema could not be migrated: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -135,7 +133,8 @@ impl StoreError {
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
-            ) => true,
+            )
+            | Self::NoPartition(_) => true,
             Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
                 false
             }
@@ -245,24 +244,24 @@ impl Tx {
 }
 
 impl Database {
-    /// Connects both pools.
+    /// Connects both pools with the rights of the service.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the URL is malformed or the server does not answer.
+    /// [`StoreError::Database`] where the URL is malformed, the server does not answer, or its roles are not there or not
+    /// the login's.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        let options: PgConnectOptions = url.parse()?;
-        let ingest = pool(&options, "waybill-ingest", INGEST_STATEMENT_TIMEOUT, CONNECTIONS_INGEST).await?;
-        let api = pool(&options, "waybill-api", API_STATEMENT_TIMEOUT, CONNECTIONS_API).await?;
-        Ok(Self { ingest, api })
+        Self::connect_as(url, Rights::Service).await
     }
 
-    /// Brings the schema up to date.
+    /// The same with other rights.
     ///
     /// # Errors
-    /// [`StoreError::Migrate`] where a migration fails or an applied one differs from the embedded one.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATOR.run(&self.ingest.connections).await?;
-        Ok(())
+    /// As [`Self::connect`].
+    pub async fn connect_as(url: &str, rights: Rights) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse()?;
+        let ingest = Side::Ingest.connect(&options, rights).await?;
+        let api = Side::Api.connect(&options, rights).await?;
+        Ok(Self { ingest, api })
     }
 
     /// Begins a transaction of the recording side.
@@ -290,9 +289,16 @@ impl Database {
         let mut tx = self.api.begin().await?;
         sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
         if let Scope::Customer(id) = scope {
-            sqlx::query!("SELECT set_config('waybill.customer_id', $1, true)", id.to_string())
-                .fetch_one(&mut *tx)
-                .await?;
+            sqlx::query!(
+                "SELECT set_config('waybill.customer_id', $1, true) AS customer,
+                        set_config('statement_timeout', $2, true) AS statement_timeout,
+                        set_config('lock_timeout', $3, true) AS lock_timeout",
+                id.to_string(),
+                CUSTOMER_STATEMENT_TIMEOUT,
+                CUSTOMER_LOCK_TIMEOUT
+            )
+            .fetch_one(&mut *tx)
+            .await?;
             sqlx::query!("SET LOCAL ROLE waybill_customer").execute(&mut *tx).await?;
         }
         Ok(tx)
@@ -347,42 +353,4 @@ pub fn ensure_affected(
 ) -> Result<(), StoreError> {
     let actual = result.rows_affected();
     if actual == expected { Ok(()) } else { Err(StoreError::RowsAffected { what, expected, actual }) }
-}
-
-async fn pool(
-    options: &PgConnectOptions,
-    name: &str,
-    statement_timeout: &str,
-    most: u32,
-) -> Result<Pool, StoreError> {
-    let returned = Returned::default();
-    let counted = returned.clone();
-    let name = format!("{name} {:08x}", rand::random::<u32>());
-    let options = options.clone().application_name(&name).options([
-        ("statement_timeout", statement_timeout),
-        ("lock_timeout", "10s"),
-        ("idle_in_transaction_session_timeout", "15s"),
-        ("timezone", "UTC"),
-        // The ROLLBACK after every release warns where there is nothing to roll back, which is the usual case.
-        ("client_min_messages", "error"),
-    ]);
-    let connections = PgPoolOptions::new()
-        .max_connections(most)
-        .min_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .max_lifetime(CONNECTION_LIFETIME)
-        .before_acquire(|_, idle| Box::pin(std::future::ready(Ok(pools::plans_hold(idle.age)))))
-        .after_release(move |connection, _| {
-            counted.count();
-            Box::pin(async move { Ok(rolled_back(connection).await) })
-        })
-        .connect_with(options)
-        .await?;
-    Ok(Pool { name, connections, returned, transactions: Transactions::default() })
-}
-
-/// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would
-/// write into it and lose everything. A plain ROLLBACK ends it; where that fails the connection is closed.
-async fn rolled_back(connection: &mut PgConnection) -> bool {
-    sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::Database;
+use super::roles::as_login;
 
 /// How long a new connection may take before the server counts as out of reach.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -176,7 +177,7 @@ impl Watched {
 
     /// A connection of its own: a server that is down or full is no fault of the pool.
     async fn connect(&self) -> Option<PgConnection> {
-        let options = self.pool.connect_options().as_ref().clone().application_name("waybill-watch");
+        let options = as_login(self.pool.connect_options().as_ref(), "waybill-watch");
         tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await.ok()?.ok()
     }
 }

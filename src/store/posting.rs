@@ -31,12 +31,7 @@ pub struct Slice {
 pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> {
     // A longer wait would make an automatic vacuum give way, again and again.
     sqlx::query!("SET LOCAL lock_timeout = '1ms'").execute(&mut *connection).await?;
-    sqlx::query!(
-        "SELECT SUM(brin_summarize_new_values(inhrelid)) FROM pg_inherits
-         WHERE inhparent = 'usage_events_batch'::regclass"
-    )
-    .fetch_one(&mut *connection)
-    .await?;
+    sqlx::query!("SELECT summarize_journal_batches()").fetch_one(&mut *connection).await?;
     sqlx::query!("SELECT refresh_journal_statistics()").fetch_one(connection).await?;
     Ok(())
 }

@@ -2,12 +2,13 @@
 
 use sqlx::PgConnection;
 
-use super::{CONNECTIONS_API, CONNECTIONS_INGEST, StoreError};
+use super::StoreError;
+use super::roles::Side;
 
 /// The oldest server that the schema works with.
 const VERSION_LEAST: i32 = 150_000;
 /// Connections that one process needs: its pools, and one for its watchdog.
-const CONNECTIONS_LEAST: i64 = CONNECTIONS_INGEST as i64 + CONNECTIONS_API as i64 + 1;
+const CONNECTIONS_LEAST: i64 = Side::Ingest.connections() as i64 + Side::Api.connections() as i64 + 1;
 
 /// A setting of the server that must not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,9 @@ struct Settings {
     encoding: String,
     standby: bool,
     read_only: bool,
+    row_security: bool,
+    /// Roles of the service that row-level security does not hold for.
+    unbound_roles: Option<String>,
     connections: i64,
 }
 
@@ -61,6 +65,10 @@ pub async fn look(connection: &mut PgConnection, durable: bool) -> Result<Server
                   current_setting('server_encoding') AS "encoding!",
                   pg_is_in_recovery() AS "standby!",
                   current_setting('default_transaction_read_only')::boolean AS "read_only!",
+                  current_setting('row_security')::boolean AS "row_security!",
+                  (SELECT string_agg(rolname::text, ', ' ORDER BY rolname) FROM pg_roles
+                   WHERE rolname IN ('waybill_customer', 'waybill_ingest', 'waybill_finance')
+                     AND (rolsuper OR rolbypassrls)) AS unbound_roles,
                   -- What the server, the database and the role allow, whichever is least.
                   LEAST(current_setting('max_connections')::bigint
                             - current_setting('superuser_reserved_connections')::bigint
@@ -105,6 +113,16 @@ impl Settings {
         refuse("in_recovery", self.standby, standby.to_owned());
         let read_only = "is on, must be off for the role and the database of Waybill";
         refuse("default_transaction_read_only", self.read_only, read_only.to_owned());
+        let row_security = "is off, must be on for the role and the database of Waybill";
+        refuse("row_security", !self.row_security, row_security.to_owned());
+        refuse(
+            "roles",
+            self.unbound_roles.is_some(),
+            format!(
+                "{} may see every customer's rows, must not: ALTER ROLE ... NOSUPERUSER NOBYPASSRLS",
+                self.unbound_roles.as_deref().unwrap_or_default()
+            ),
+        );
         refuse(
             "max_connections",
             self.connections < CONNECTIONS_LEAST,
@@ -136,6 +154,8 @@ mod tests {
             encoding: "UTF8".to_owned(),
             standby: false,
             read_only: false,
+            row_security: true,
+            unbound_roles: None,
             connections: 97,
         }
     }
@@ -166,6 +186,8 @@ mod tests {
             encoding: "SQL_ASCII".to_owned(),
             standby: true,
             read_only: true,
+            row_security: false,
+            unbound_roles: Some("waybill_customer".to_owned()),
             connections: 10,
             ..good()
         };
@@ -178,6 +200,8 @@ mod tests {
                 "server_encoding",
                 "in_recovery",
                 "default_transaction_read_only",
+                "row_security",
+                "roles",
                 "max_connections"
             ]
         );

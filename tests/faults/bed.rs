@@ -17,7 +17,7 @@ use uuid::Uuid;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::ingest::{self, StreamLimits, StreamNames};
 use waybill::store::customers::{NewAssignment, NewCustomer};
-use waybill::store::{Database, catalog, commit, customers, gateways, prices};
+use waybill::store::{self, Database, catalog, commit, customers, gateways, prices};
 
 use crate::cluster_bed::{Cluster, NODES};
 use crate::dump;
@@ -423,8 +423,8 @@ pub const fn limits() -> StreamLimits {
 
 /// Gateways, customers, a cost book with a price per model, and a sell book of cost plus a fifth.
 async fn fill_catalog(database_url: &str, more: &Catalog) {
+    store::migrate(database_url).await.unwrap();
     let database = Database::connect(database_url).await.unwrap();
-    database.migrate().await.unwrap();
     let mut tx = database.begin().await.unwrap();
     let more_gateways = more.gateways.iter().map(String::as_str);
     for gateway in SHARED_GATEWAYS.into_iter().chain([SHIPPED_GATEWAY]).chain(more_gateways) {

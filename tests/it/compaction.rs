@@ -265,14 +265,17 @@ async fn damaged_days_are_found_and_put_right() {
         let right = figures(&ledger, &[acme]).await;
         ledger.run(damage).await;
         assert_eq!(differing(&ledger).await, expected, "{damage}");
-        assert!(matches!(apply(&ledger.database, "test").await.unwrap(), Refolded::Replaced(_)), "{damage}");
+        assert!(
+            matches!(apply(&ledger.owner().await, "test").await.unwrap(), Refolded::Replaced(_)),
+            "{damage}"
+        );
         assert_eq!(differing(&ledger).await, [], "{damage}");
         assert_eq!(figures(&ledger, &[acme]).await, right, "{damage}");
     }
     compacted(&ledger, LATER).await;
     close(&ledger, acme, "2026-10-15T00:00:00Z").await;
     ledger.run("UPDATE usage_rollups SET events = events + 1 WHERE whole_day").await;
-    let refused = apply(&ledger.database, "test").await.unwrap();
+    let refused = apply(&ledger.owner().await, "test").await.unwrap();
     assert!(matches!(refused, Refolded::Refused(_)), "what was billed is final: {refused:?}");
 }
 

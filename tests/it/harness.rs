@@ -53,6 +53,11 @@ impl TestBed {
             database_name,
         }
     }
+
+    /// Runs statements in the test's own database, as its owner.
+    pub async fn run(&self, statements: &str) {
+        administer(&self.database_url, statements.to_owned()).await;
+    }
 }
 
 impl Drop for TestBed {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use waybill::domain::ids::CustomerId;
 use waybill::domain::period::BillingCalendar;
 use waybill::ingest::posting::post_all;
-use waybill::store::Database;
+use waybill::store::{Database, Rights};
 
 use crate::harness::TestBed;
 
@@ -18,8 +18,9 @@ pub const INCARNATION: Uuid = Uuid::from_u128(0x5742);
 pub struct Ledger {
     /// Its database.
     pub database: Database,
-    /// To write and look at rows directly.
+    /// To write and look at rows directly, as the owner.
     pub pool: PgPool,
+    database_url: String,
     next_sequence: i64,
     /// Removes the database at the end, where it is the ledger's own.
     _bed: Option<TestBed>,
@@ -91,7 +92,13 @@ impl Ledger {
     /// As [`Self::new`], in a database of somebody else.
     pub async fn beside(bed: &TestBed) -> Self {
         let pool = PgPool::connect(&bed.database_url).await.expect("the test's database answers");
-        let ledger = Self { database: bed.database.clone(), pool, next_sequence: 1, _bed: None };
+        let ledger = Self {
+            database: bed.database.clone(),
+            pool,
+            database_url: bed.database_url.clone(),
+            next_sequence: 1,
+            _bed: None,
+        };
         ledger
             .run(
                 "INSERT INTO price_books (name, kind, currency) VALUES ('provider-cost', 'cost', 'USD'), ('standard', 'sell', 'USD');
@@ -111,6 +118,11 @@ impl Ledger {
             )
             .await;
         ledger
+    }
+
+    /// With the rights of the owner, who drops months and puts sums right.
+    pub async fn owner(&self) -> Database {
+        Database::connect_as(&self.database_url, Rights::Owner).await.expect("the owner gets in")
     }
 
     /// Runs statements.

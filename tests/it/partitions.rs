@@ -14,7 +14,7 @@ use waybill::invoicing::{DEFAULT_GRACE, Request, close_and_finalize, preview};
 use waybill::reports::verify::{self, Check};
 use waybill::shutdown::Shutdown;
 use waybill::store::partitions::Obstacle;
-use waybill::store::{Scope, catalog, commit, tasks};
+use waybill::store::{Scope, commit, tasks};
 
 use crate::harness::wait_until;
 use crate::http_bed::Api;
@@ -46,7 +46,7 @@ async fn sums(ledger: &Ledger) -> Vec<String> {
 
 async fn dropped(ledger: &Ledger, before: &str, apply: bool) -> Vec<(String, Outcome)> {
     let request = Dropping { before: day(before), estimates_stand: false, apply };
-    let done = drop_before(&ledger.database, request, "test").await.unwrap();
+    let done = drop_before(&ledger.owner().await, request, "test").await.unwrap();
     done.into_iter().map(|(month, outcome)| (month.first_day.to_string(), outcome)).collect()
 }
 
@@ -164,7 +164,10 @@ async fn what_is_dropped_stays_in_every_sum_and_is_proven() {
     ] {
         ledger.run(damage).await;
         assert_eq!(differing(&ledger).await, expected, "{damage}");
-        assert!(matches!(apply(&ledger.database, "test").await.unwrap(), Refolded::Replaced(_)), "{damage}");
+        assert!(
+            matches!(apply(&ledger.owner().await, "test").await.unwrap(), Refolded::Replaced(_)),
+            "{damage}"
+        );
         assert_eq!(differing(&ledger).await, [], "{damage}");
     }
     for (damage, expected) in [
@@ -269,7 +272,7 @@ async fn a_month_that_is_needed_is_not_dropped() {
         .await;
     assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenEstimates(1)]);
     let request = Dropping { before: day("2026-08-01"), estimates_stand: true, apply: true };
-    let done = drop_before(&ledger.database, request, "test").await.unwrap();
+    let done = drop_before(&ledger.owner().await, request, "test").await.unwrap();
     assert_eq!(done[0].1, Outcome::Dropped);
     assert_eq!(differing(&ledger).await, []);
 }
@@ -279,9 +282,9 @@ async fn a_reader_is_waited_for_and_recording_goes_on() {
     let (mut ledger, acme) = half_a_year().await;
     let mut reader = ledger.pool.begin().await.unwrap();
     sqlx::query("SELECT count(*) FROM usage_events").fetch_one(&mut *reader).await.unwrap();
-    let database = ledger.database.clone();
+    let owner = ledger.owner().await;
     let request = Dropping { before: day("2026-08-01"), estimates_stand: false, apply: true };
-    let drop = tokio::spawn(async move { drop_before(&database, request, "test").await.unwrap() });
+    let drop = tokio::spawn(async move { drop_before(&owner, request, "test").await.unwrap() });
     for call_number in 0..5 {
         wait_until("the drop waits for its lock", async || {
             let waiting = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE c.relname LIKE 'usage_events%' AND NOT l.granted
@@ -345,13 +348,13 @@ async fn an_event_of_an_archived_month_is_never_taken_again() {
     let before = world.publish("gw-1", &event("before", "2026-07-15T00:00:00Z")).await;
     world.settled().await;
     // The consumer has read the catalog; dropping makes it read it again.
-    let mut tx = world.bed.database.begin().await.unwrap();
-    sqlx::raw_sql("INSERT INTO archived_months (month, batches, rows) VALUES ('2026-07-01', 0, 0)")
-        .execute(&mut *tx)
-        .await
-        .unwrap();
-    catalog::bump(&mut tx).await.unwrap();
-    commit(tx).await.unwrap();
+    world
+        .bed
+        .run(
+            "INSERT INTO archived_months (month, batches, rows) VALUES ('2026-07-01', 0, 0);
+             UPDATE catalog_version SET version = version + 1",
+        )
+        .await;
     let old = world.publish("gw-1", &event("old", "2026-08-01T00:04:59Z")).await;
     let kept = world.publish("gw-1", &event("kept", "2026-08-01T00:05:00Z")).await;
     world.settled().await;

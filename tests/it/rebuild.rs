@@ -74,9 +74,8 @@ async fn every_differing_column_of_an_open_period_is_found_and_put_right() {
     let ledger = two_months().await;
     assert_eq!(differing(&ledger).await, []);
     let right = sums(&ledger).await;
-    let Refolded::Replaced(nothing) = apply(&ledger.database, "test").await.unwrap() else {
-        panic!("replaced")
-    };
+    let owner = ledger.owner().await;
+    let Refolded::Replaced(nothing) = apply(&owner, "test").await.unwrap() else { panic!("replaced") };
     assert!(nothing.nothing());
     let open = "booked_period = '2026-10-31T18:15:00Z'";
     for (damage, expected) in [
@@ -105,7 +104,7 @@ async fn every_differing_column_of_an_open_period_is_found_and_put_right() {
     ] {
         ledger.run(&damage).await;
         assert_eq!(differing(&ledger).await, expected, "{damage}");
-        let Refolded::Replaced(replaced) = apply(&ledger.database, "test").await.unwrap() else { panic!("{damage}") };
+        let Refolded::Replaced(replaced) = apply(&owner, "test").await.unwrap() else { panic!("{damage}") };
         assert!(!replaced.nothing(), "{damage}");
         assert_eq!(differing(&ledger).await, [], "{damage}");
         assert_eq!(sums(&ledger).await, right, "{damage}");
@@ -145,7 +144,7 @@ async fn what_a_closed_period_was_billed_by_is_never_replaced() {
         let mut found = differing(&ledger).await;
         found.retain(|check| expected.contains(check));
         assert_eq!(found, expected, "{damage}");
-        let Refolded::Refused(rows) = apply(&ledger.database, "test").await.unwrap() else {
+        let Refolded::Refused(rows) = apply(&ledger.owner().await, "test").await.unwrap() else {
             panic!("{damage}")
         };
         assert!(!rows.is_empty(), "{damage}");
@@ -153,7 +152,7 @@ async fn what_a_closed_period_was_billed_by_is_never_replaced() {
     }
     // A closed period does not keep an open one from being put right.
     ledger.run("UPDATE tasks SET calls = 99").await;
-    assert!(matches!(apply(&ledger.database, "test").await.unwrap(), Refolded::Replaced(_)));
+    assert!(matches!(apply(&ledger.owner().await, "test").await.unwrap(), Refolded::Replaced(_)));
     assert_eq!(differing(&ledger).await, []);
 }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use waybill::dev::DevError;
 use waybill::dev::servers::{Keep, Options, Servers};
 use waybill::domain::ids::CustomerId;
-use waybill::store::{Database, Scope};
+use waybill::store::{Database, Scope, migrate};
 
 use crate::harness::{TestBed, wait_until};
 
@@ -49,8 +49,9 @@ async fn a_home_keeps_its_data_and_addresses() {
     let folder = Folder::new();
     let servers = Servers::start(folder.options()).await.expect("starts in an empty folder");
     let (database_url, nats_url) = (servers.database_url().to_owned(), servers.nats_url().to_owned());
-    let database = Database::connect(&database_url).await.expect("lets the owner in");
-    database.migrate().await.expect("the owner, who is no superuser, can migrate");
+    migrate(&database_url).await.expect("the owner, who is no superuser, can migrate");
+    let database =
+        Database::connect(&database_url).await.expect("lets the owner in, as the roles of the service");
     database.close().await;
     let client = waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("lets us in");
     let config =

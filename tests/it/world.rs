@@ -195,6 +195,12 @@ impl World {
         Self { bed, pool, stream, names, recorder, context, consumer: Mutex::new(None), jobs }
     }
 
+    /// Leaves posting and replay to others.
+    pub async fn stop_jobs(&self) {
+        self.jobs.stop();
+        assert!(self.jobs.drained().await);
+    }
+
     /// The stream's server.
     pub const fn context(&self) -> &Context {
         &self.context

@@ -16,11 +16,11 @@ use crate::domain::ids::BatchId;
 use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
 
 /// The columns, in the order in which [`Encoder::row`] writes them.
-const COPY: &str = "COPY usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id, \
+const COLUMNS: &str = "(booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id, \
      gateway_id, occurred_at, source, id, content_hash, corrects_key, provider, model, platform, region, service_tier, \
      processing, speed, task_id, task_type, task_parent, outcome, project, attributes, status, estimated, latency_ms, \
      tier_input, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost_price_id, \
-     sell_price_id, cost, charge, stated_cost, stated_currency) FROM STDIN (FORMAT binary)";
+     sell_price_id, cost, charge, stated_cost, stated_currency)";
 /// How many columns that is.
 const COLUMN_COUNT: i16 = 44;
 /// Signature, flags and extension length of the binary COPY format.
@@ -36,10 +36,12 @@ const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// Version byte of jsonb on the wire.
 const JSONB_VERSION: u8 = 1;
 
-/// Appends events to the journal; returns the number of rows.
+/// Appends events to the journal; returns the number of rows. They go into the partition of the booking date directly:
+/// PostgreSQL refuses COPY into a table with row-level security.
 ///
 /// # Errors
-/// [`StoreError::Database`]; a unique violation means that another writer recorded one of the events in the meantime.
+/// [`StoreError::NoPartition`]; [`StoreError::Database`], where a unique violation means that another writer recorded one of
+/// the events in the meantime.
 pub async fn copy_events(
     connection: &mut PgConnection,
     batch: BatchId,
@@ -51,7 +53,9 @@ pub async fn copy_events(
         encoder.event(event);
     }
     let body = encoder.finish();
-    let mut copy = connection.copy_in_raw(COPY).await?;
+    let partition = partition(connection, booked_on).await?;
+    let statement = format!("COPY {partition} {COLUMNS} FROM STDIN (FORMAT binary)");
+    let mut copy = connection.copy_in_raw(&statement).await?;
     for chunk in body.chunks(CHUNK_BYTES) {
         if let Err(error) = copy.send(chunk).await {
             // Leave copy mode, or the connection is of no further use; the first error is the one that matters.
@@ -60,6 +64,21 @@ pub async fn copy_events(
         }
     }
     Ok(copy.finish().await?)
+}
+
+/// The name of the partition that a booking date is in, as part of a statement. It stays part of the journal until the
+/// transaction ends: what is written to one that was detached is in no sum and on no invoice.
+async fn partition(connection: &mut PgConnection, booked_on: NaiveDate) -> Result<String, StoreError> {
+    sqlx::query!("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").execute(&mut *connection).await?;
+    sqlx::query_scalar!(
+        r#"SELECT c.oid::regclass::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = 'usage_events'::regclass AND NOT i.inhdetachpending
+             AND c.relname = 'usage_events_' || to_char($1::date, 'YYYY_MM')"#,
+        booked_on
+    )
+    .fetch_optional(connection)
+    .await?
+    .ok_or(StoreError::NoPartition(booked_on))
 }
 
 struct Encoder {

@@ -86,7 +86,7 @@ EDITS = [
         sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
     }"""),
     # Gives connections back to the pool with their transactions.
-    ("no_rollback", "src/store/mod.rs",
+    ("no_rollback", "src/store/roles.rs",
      "    sqlx::raw_sql(\"ROLLBACK\").execute(connection).await.is_ok()",
      "    crate::sabotage::on(\"no_rollback\") || sqlx::raw_sql(\"ROLLBACK\").execute(connection).await.is_ok()"),
 ]

@@ -1,0 +1,136 @@
+//! As whom sessions work, and what bounds them: the one place where either is set.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection};
+
+use super::pools::{self, Returned, Transactions};
+use super::{MIGRATOR, Pool, StoreError};
+
+/// How long a caller waits for a connection before it is told that the database is busy.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection is replaced after this age, so that a failover is noticed everywhere.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
+/// Longest wait for a lock.
+const LOCK_TIMEOUT: &str = "10s";
+/// A transaction whose program says nothing for so long is ended: it was left behind, and its locks keep others waiting.
+const IDLE_TIMEOUT: &str = "15s";
+/// Takes no role, whatever the session took before.
+const NO_ROLE: &str = "none";
+
+/// With whose rights a program works on the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Of the service: recording as `waybill_ingest`, everything else as `waybill_finance`.
+    Service,
+    /// Of `waybill_auditor`, which reads everything and changes nothing.
+    Auditor,
+    /// Of the login itself, which owns the tables.
+    Owner,
+}
+
+/// A side of the program, with connections of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Recording, posting and what goes with them.
+    Ingest,
+    /// Requests, invoices, and reads of the program itself.
+    Api,
+}
+
+impl Side {
+    /// What its sessions are called on the server.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "waybill-ingest",
+            Self::Api => "waybill-api",
+        }
+    }
+
+    /// How many connections it has at most.
+    pub(super) const fn connections(self) -> u32 {
+        match self {
+            Self::Ingest => 6,
+            Self::Api => 12,
+        }
+    }
+
+    /// Longest statement: of recording, less than a message is waited for; of the API, less than a request is.
+    const fn statement_timeout(self) -> &'static str {
+        match self {
+            Self::Ingest => "30s",
+            Self::Api => "15s",
+        }
+    }
+
+    const fn role(self, rights: Rights) -> &'static str {
+        match (rights, self) {
+            (Rights::Service, Self::Ingest) => "waybill_ingest",
+            (Rights::Service, Self::Api) => "waybill_finance",
+            (Rights::Auditor, _) => "waybill_auditor",
+            (Rights::Owner, _) => NO_ROLE,
+        }
+    }
+
+    /// Connects it. The role comes with the session, so whatever is reset in it goes back to the role.
+    pub(super) async fn connect(
+        self,
+        options: &PgConnectOptions,
+        rights: Rights,
+    ) -> Result<Pool, StoreError> {
+        let returned = Returned::default();
+        let counted = returned.clone();
+        let name = format!("{} {:08x}", self.name(), rand::random::<u32>());
+        let options = bounded(options, &name)
+            .options([("statement_timeout", self.statement_timeout()), ("role", self.role(rights))]);
+        let connections = PgPoolOptions::new()
+            .max_connections(self.connections())
+            .min_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .max_lifetime(CONNECTION_LIFETIME)
+            .before_acquire(|_, idle| Box::pin(std::future::ready(Ok(pools::plans_hold(idle.age)))))
+            .after_release(move |connection, _| {
+                counted.count();
+                Box::pin(async move { Ok(rolled_back(connection).await) })
+            })
+            .connect_with(options)
+            .await?;
+        Ok(Pool { name, connections, returned, transactions: Transactions::default() })
+    }
+}
+
+/// A session as the login, beside those of a pool: the server shows what a session is at to its own login, not to its role.
+pub(super) fn as_login(options: &PgConnectOptions, name: &str) -> PgConnectOptions {
+    options.clone().application_name(name).options([("role", NO_ROLE)])
+}
+
+/// Brings the schema up to date as the login, which must own it. A migration may take as long as it needs once it has its
+/// locks; it waits for them as briefly as anybody.
+///
+/// # Errors
+/// [`StoreError::Migrate`] where a migration fails or an applied one differs from the embedded one;
+/// [`StoreError::Database`] where the URL is malformed or the server does not answer.
+pub async fn migrate(url: &str) -> Result<(), StoreError> {
+    let options: PgConnectOptions = url.parse()?;
+    let mut connection = bounded(&options, "waybill-migrate").connect().await?;
+    MIGRATOR.run(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
+}
+
+fn bounded(options: &PgConnectOptions, name: &str) -> PgConnectOptions {
+    options.clone().application_name(name).options([
+        ("lock_timeout", LOCK_TIMEOUT),
+        ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        ("timezone", "UTC"),
+        // The ROLLBACK after every release warns where there is nothing to roll back, which is the usual case.
+        ("client_min_messages", "error"),
+    ])
+}
+
+/// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would
+/// write into it and lose everything. A plain ROLLBACK ends it; where that fails the connection is closed.
+async fn rolled_back(connection: &mut PgConnection) -> bool {
+    sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()
+}
