@@ -9,22 +9,27 @@ use tokio::sync::Notify;
 use super::IngestError;
 use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
-use crate::store::posting::{self, Slice};
+use crate::store::posting::{self, Slice, Waiting};
 use crate::store::{Database, commit, periods};
 
 /// Rows folded in one transaction: enough that each key is touched once for many events, short enough that closing a
 /// period never waits long.
-const SLICE_ROWS_MAX: i64 = 200_000;
+const SLICE_ROWS_MAX: i64 = 300_000;
 /// SQLSTATE of a row that lacks what it must have.
 const NOT_NULL_VIOLATION: &str = "23502";
+/// Pause after posting failed.
+const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the index that finds the rows of a batch is brought up to date.
 const SUMMARIZE_EVERY: Duration = Duration::from_secs(2);
-/// Least time between two slices, so that each folds many batches: figures trail recording by about this.
-const GATHER: Duration = Duration::from_millis(400);
-/// From this many rows on the next slice follows at once: there is a backlog, and waiting would make none cheaper.
-const BACKLOG_ROWS: i64 = SLICE_ROWS_MAX / 2;
+/// How long batches gather before they are posted together: figures trail recording by about this ...
+const GATHER_MS: i64 = 400;
+/// ... and by up to this while what is recorded has waited in the stream for longer than that anyway: the more rows a slice
+/// has, the fewer sums are written for each.
+const GATHER_LONGEST_MS: i64 = 4_000;
+/// How often it is looked whether enough has gathered.
+const GATHER_LOOK: Duration = Duration::from_millis(100);
 
 /// Wakes the posting loop.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +144,7 @@ async fn others_left(database: &Database) -> Result<bool, IngestError> {
 /// Posts until a stop is asked for.
 pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
     let mut summarized = Instant::now();
+    let mut last_took = Duration::ZERO;
     while !shutdown.stopping() {
         if summarized.elapsed() >= SUMMARIZE_EVERY {
             summarized = Instant::now();
@@ -147,23 +153,71 @@ pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
             }
         }
         let started = Instant::now();
-        let mut pause = GATHER;
-        match post_slice(&database).await {
-            Ok(slice) if slice.batches.is_empty() => {
-                tokio::select! {
-                    () = shutdown.stopped() => return,
-                    () = nudge.wait() => {}
-                    () = tokio::time::sleep(TICK) => {}
-                }
+        match post_gathered(&database, last_took).await {
+            Ok(Next::Posted) => last_took = started.elapsed(),
+            Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
+            Ok(Next::Idle) => tokio::select! {
+                () = shutdown.stopped() => return,
+                () = nudge.wait() => {}
+                () = tokio::time::sleep(TICK) => {}
+            },
+            Err(error) => {
+                tracing::warn!(%error, "posting failed; trying again");
+                pause(&shutdown, RETRY).await;
             }
-            Ok(slice) if slice.rows >= BACKLOG_ROWS => pause = Duration::ZERO,
-            // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
-            Ok(_) => pause = GATHER.max(started.elapsed()),
-            Err(error) => tracing::warn!(%error, "posting failed; trying again"),
         }
-        tokio::select! {
-            () = shutdown.stopped() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
+    }
+}
+
+async fn pause(shutdown: &Shutdown, pause: Duration) {
+    tokio::select! {
+        () = shutdown.stopped() => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+}
+
+/// What one look at the unposted batches came to.
+enum Next {
+    Posted,
+    Gather,
+    Idle,
+}
+
+/// Posts a slice where enough has gathered.
+async fn post_gathered(database: &Database, last_took: Duration) -> Result<Next, IngestError> {
+    let mut tx = database.begin_ingest().await?;
+    let waiting = posting::waiting(&mut tx).await?;
+    commit(tx).await?;
+    if waiting.rows > 0 && !due(waiting, last_took) {
+        return Ok(Next::Gather);
+    }
+    let slice = post_slice(database).await?;
+    Ok(if slice.batches.is_empty() { Next::Idle } else { Next::Posted })
+}
+
+/// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
+fn due(waiting: Waiting, last_took: Duration) -> bool {
+    // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
+    let last_took = i64::try_from(last_took.as_millis()).unwrap_or(i64::MAX);
+    let patience = (waiting.behind_ms / 2).max(last_took).clamp(GATHER_MS, GATHER_LONGEST_MS);
+    waiting.rows >= SLICE_ROWS_MAX || waiting.oldest_ms >= patience || waiting.newest_ms >= GATHER_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
+        let waiting =
+            |rows, oldest_ms, newest_ms, behind_ms| Waiting { rows, oldest_ms, newest_ms, behind_ms };
+        let quick = Duration::from_millis(50);
+        assert!(!due(waiting(100, 399, 10, 20), quick));
+        assert!(due(waiting(100, 400, 10, 20), quick));
+        assert!(due(waiting(SLICE_ROWS_MAX, 0, 0, 20), quick), "a full slice waits for nothing");
+        assert!(!due(waiting(100, 2_000, 10, 60_000), quick), "recording is a minute behind");
+        assert!(due(waiting(100, 4_000, 10, 60_000), quick), "but nothing waits for longer than this");
+        assert!(due(waiting(100, 2_000, 400, 60_000), quick), "nothing more comes");
+        assert!(!due(waiting(100, 900, 10, 20), Duration::from_secs(1)), "the last slice took longer");
     }
 }

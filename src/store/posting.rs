@@ -36,6 +36,46 @@ pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// What is recorded and not posted yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Rows of the journal, as far as they are counted.
+    pub rows: i64,
+    /// Age of the oldest batch in milliseconds.
+    pub oldest_ms: i64,
+    /// Age of the newest one.
+    pub newest_ms: i64,
+    /// How long what the newest one holds had waited in the stream.
+    pub behind_ms: i64,
+}
+
+/// Counts what waits to be posted.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn waiting(connection: &mut PgConnection) -> Result<Waiting, StoreError> {
+    let waiting = sqlx::query_as!(
+        Waiting,
+        r#"WITH next AS (
+               SELECT id, rows, recorded_at, last_published_at FROM ingest_batches
+               WHERE posted_at IS NULL ORDER BY id LIMIT 2000
+           ), ages AS (
+               SELECT sum(rows)::bigint AS rows, min(recorded_at) AS oldest, max(recorded_at) AS newest,
+                      -- Of a replay or a re-rate there is no publishing, and nothing waits behind it.
+                      (SELECT recorded_at - last_published_at FROM next ORDER BY id DESC LIMIT 1) AS behind
+               FROM next
+           )
+           SELECT COALESCE(rows, 0) AS "rows!",
+                  COALESCE(extract(epoch FROM clock_timestamp() - oldest) * 1000, 0)::bigint AS "oldest_ms!",
+                  COALESCE(extract(epoch FROM clock_timestamp() - newest) * 1000, 0)::bigint AS "newest_ms!",
+                  COALESCE(extract(epoch FROM behind) * 1000, 0)::bigint AS "behind_ms!"
+           FROM ages"#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(waiting)
+}
+
 /// Waits for whoever holds the first batch that is not posted; returns whether it is still not posted then.
 ///
 /// # Errors
@@ -56,8 +96,8 @@ pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreErr
 /// [`StoreError::Database`].
 pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Slice, StoreError> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
-    // A slice is sorted and hashed in memory: some 50 MB for 200,000 rows.
-    sqlx::query!("SET LOCAL work_mem = '64MB'").execute(&mut *connection).await?;
+    // A slice is sorted and hashed in memory: some 75 MB for 300,000 rows.
+    sqlx::query!("SET LOCAL work_mem = '96MB'").execute(&mut *connection).await?;
     let rows = sqlx::query!(
         r#"SELECT id AS "id: BatchId", rows, booked_on, origin = 'rerate' AS "rerated!" FROM ingest_batches
            WHERE posted_at IS NULL ORDER BY id LIMIT 2000 FOR UPDATE SKIP LOCKED"#
