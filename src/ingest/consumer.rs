@@ -32,7 +32,7 @@ const BATCH_MESSAGES_MAX: usize = 4_000;
 const BATCH_BYTES_MAX: usize = 6 << 20;
 /// A batch ends with the message that reaches this many events, however small they came: what bounds the memory, and
 /// where a larger transaction gains no more.
-const BATCH_EVENTS_MAX: usize = 10_000;
+const BATCH_EVENTS_MAX: usize = 12_500;
 /// How long one request waits for a first message; one that went to a leader that is gone is given up 5 s after that.
 const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
@@ -298,8 +298,14 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
             Ok(messages)
         };
     }
-    let rest =
-        consumer.fetch().max_messages(BATCH_MESSAGES_MAX).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
+    // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
+    // later.
+    let waiting = messages.last().and_then(|message| message.info().ok()).map_or(0, |info| info.pending);
+    let count = usize::try_from(waiting).unwrap_or(usize::MAX).min(BATCH_MESSAGES_MAX);
+    if count == 0 {
+        return Ok(messages);
+    }
+    let rest = consumer.fetch().max_messages(count).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
     let mut rest = stream::within(FETCH, rest.messages()).await?;
     while let Some(message) = rest.next().await {
         match message {
