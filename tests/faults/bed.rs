@@ -24,6 +24,7 @@ use crate::dump;
 use crate::harness::{TestBed, wait_until};
 use crate::protocol::Protocol;
 use crate::proxy::Proxy;
+use crate::rounds::thorough;
 use crate::servers::{OwnServer, Volume, Which, address_of};
 use crate::service::Serve;
 
@@ -38,8 +39,10 @@ pub const MODELS: [(&str, &str); 4] = [
 /// Gateways on the servers that all tests share, and the one that the shipped configuration of NATS knows.
 const SHARED_GATEWAYS: [&str; 2] = ["gw-1", "gw-2"];
 const SHIPPED_GATEWAY: &str = "gw-eu-1";
-/// Small enough for many streams beside each other.
+/// Small enough for many streams beside each other ...
 const STREAM_BYTES_MAX: i64 = 64 << 20;
+/// ... and large enough for gateways that go on for a quarter of an hour: a full stream would stop them.
+const LONG_STREAM_BYTES_MAX: i64 = 1 << 30;
 /// What a killed consumer had in hand is delivered again after this.
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// How long everything may take to be recorded and posted once the fault is over.
@@ -144,7 +147,8 @@ impl Bed {
         let client = ingest::connect(&nats_url, ConnectOptions::new()).await.unwrap();
         let context = jetstream::new(client);
         let replicas = if cluster.is_some() { NODES } else { 1 };
-        let bytes_max = own.stream_bytes_max.unwrap_or(STREAM_BYTES_MAX);
+        let usual = if thorough() { LONG_STREAM_BYTES_MAX } else { STREAM_BYTES_MAX };
+        let bytes_max = own.stream_bytes_max.unwrap_or(usual);
         ingest::stream::open(&context, &names, StreamLimits { replicas, bytes_max, ..limits() })
             .await
             .unwrap();

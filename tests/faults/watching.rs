@@ -43,15 +43,16 @@ pub async fn accounted(bed: &Bed) -> Option<i64> {
 }
 
 /// Waits until what the stream has now, and at least one message, is accounted for, whatever comes meanwhile; returns how
-/// long that took.
+/// long that took. A backlog may take its time, as long as recording goes on.
 pub async fn caught_up(bed: &Bed) -> Duration {
     let started = Instant::now();
     let (last, _) = bed.stream_state().await.unwrap();
     let last = last.max(1);
-    wait_until("what the stream has is recorded", async || {
-        accounted(bed).await.filter(|accounted| *accounted >= last)
-    })
-    .await;
+    let mut before = accounted(bed).await.unwrap_or_default();
+    while before < last {
+        before =
+            wait_until("recording goes on", async || accounted(bed).await.filter(|now| *now > before)).await;
+    }
     started.elapsed()
 }
 
