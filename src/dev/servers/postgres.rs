@@ -23,7 +23,7 @@ const ELSEWHERE: &str = "/var/tmp";
 /// What the extension of a data directory begins with until it is complete.
 const UNFINISHED: &str = "new-";
 
-/// Settings of every private server: loopback only, no Unix socket (their paths are limited to 107 bytes).
+/// Settings of every private server: loopback only, no Unix socket in its home (paths are limited to 107 bytes).
 const SETTINGS: [&str; 9] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
@@ -48,7 +48,8 @@ const THROWAWAY: [&str; 5] = [
 ];
 
 /// Further settings for measurements: those of production on a machine of this size, and what a measurement reads.
-const MEASURED: [&str; 9] = [
+const MEASURED: [&str; 10] = [
+    "unix_socket_directories=/tmp", // how a program on the same machine connects
     "fsync=on",
     "synchronous_commit=on",
     "full_page_writes=on",
@@ -183,7 +184,7 @@ async fn create(
     process::output(initdb).await?;
 
     let rules = new.join("pg_hba.conf");
-    let rule = "host all all 127.0.0.1/32 scram-sha-256\n";
+    let rule = "host all all 127.0.0.1/32 scram-sha-256\nlocal all all scram-sha-256\n";
     std::fs::write(&rules, rule).map_err(DevError::io("cannot write", &rules))?;
 
     let mut single = account.command(programs.join("postgres"));
