@@ -47,6 +47,8 @@ const LONG_STREAM_BYTES_MAX: i64 = 1 << 30;
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// How long everything may take to be recorded and posted once the fault is over.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often it is looked whether it is.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 /// How often a snapshot is taken while a test runs, how long one may take, and how many are kept.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -291,23 +293,34 @@ impl Bed {
         .await;
     }
 
-    /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took.
+    /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took. A backlog
+    /// may take its time, as long as it shrinks.
     pub async fn settled(&self) -> Duration {
-        self.settled_within(SETTLE_TIMEOUT).await
+        let (started, mut shrank) = (Instant::now(), Instant::now());
+        let mut before = None;
+        while let Some(left) = self.unsettled().await {
+            if before.as_ref() != Some(&left) {
+                shrank = Instant::now();
+            }
+            assert!(shrank.elapsed() < SETTLE_TIMEOUT, "{}", self.not_settled(SETTLE_TIMEOUT, &left));
+            before = Some(left);
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        started.elapsed()
     }
 
+    /// The same, within a limit.
     pub async fn settled_within(&self, limit: Duration) -> Duration {
         let started = Instant::now();
-        loop {
-            let left = self.unsettled().await;
-            match left {
-                None => return started.elapsed(),
-                Some(left) if started.elapsed() >= limit => {
-                    panic!("not settled within {} s: {left}; see {}", limit.as_secs(), self.folder.display())
-                }
-                Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
+        while let Some(left) = self.unsettled().await {
+            assert!(started.elapsed() < limit, "{}", self.not_settled(limit, &left));
+            tokio::time::sleep(SETTLE_POLL).await;
         }
+        started.elapsed()
+    }
+
+    fn not_settled(&self, limit: Duration, left: &str) -> String {
+        format!("not settled within {} s: {left}; see {}", limit.as_secs(), self.folder.display())
     }
 
     /// What is left to do; `None` where nothing is.
