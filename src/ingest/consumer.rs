@@ -299,9 +299,13 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
         };
     }
     // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
-    // later.
-    let waiting = messages.last().and_then(|message| message.info().ok()).map_or(0, |info| info.pending);
-    let count = usize::try_from(waiting).unwrap_or(usize::MAX).min(BATCH_MESSAGES_MAX);
+    // later. Messages that are delivered again count as waiting nowhere: behind one there may be more.
+    let count = match messages.last().and_then(|message| message.info().ok()) {
+        Some(info) if info.delivered <= 1 => {
+            usize::try_from(info.pending).unwrap_or(usize::MAX).min(BATCH_MESSAGES_MAX)
+        }
+        _ => BATCH_MESSAGES_MAX,
+    };
     if count == 0 {
         return Ok(messages);
     }
