@@ -51,10 +51,6 @@ impl Nudge {
 /// # Errors
 /// [`IngestError::Store`]; nothing is folded then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
-    Ok(post_slice(database).await?.batches.len())
-}
-
-async fn post_slice(database: &Database) -> Result<Slice, IngestError> {
     let started = Instant::now();
     let slice = match fold(database, false).await {
         // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
@@ -66,7 +62,7 @@ async fn post_slice(database: &Database) -> Result<Slice, IngestError> {
     if !slice.batches.is_empty() {
         super::meters::posted(slice.rows, started.elapsed());
     }
-    Ok(slice)
+    Ok(slice.batches.len())
 }
 
 /// Folds the next slice in one transaction, after making the billing periods it lacks where that is asked for.
@@ -188,11 +184,12 @@ async fn post_gathered(database: &Database, last_took: Duration) -> Result<Next,
     let mut tx = database.begin_ingest().await?;
     let waiting = posting::waiting(&mut tx).await?;
     commit(tx).await?;
-    if waiting.rows > 0 && !due(waiting, last_took) {
-        return Ok(Next::Gather);
+    match waiting {
+        None => Ok(Next::Idle),
+        Some(waiting) if !due(waiting, last_took) => Ok(Next::Gather),
+        // Where others hold what waits there is nothing to do.
+        Some(_) => Ok(if post_once(database).await? > 0 { Next::Posted } else { Next::Idle }),
     }
-    let slice = post_slice(database).await?;
-    Ok(if slice.batches.is_empty() { Next::Idle } else { Next::Posted })
 }
 
 /// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.

@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
 use super::periods::CLOSE_LOCK;
-use super::{StoreError, ensure_affected};
+use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
 /// Batches that one posting transaction folds together.
@@ -37,7 +37,7 @@ pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> 
 }
 
 /// What is recorded and not posted yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Waiting {
     /// Rows of the journal, as far as they are counted.
     pub rows: i64,
@@ -49,11 +49,11 @@ pub struct Waiting {
     pub behind_ms: i64,
 }
 
-/// Counts what waits to be posted.
+/// Counts what waits to be posted; `None` where nothing does.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn waiting(connection: &mut PgConnection) -> Result<Waiting, StoreError> {
+pub async fn waiting(connection: &mut PgConnection) -> Result<Option<Waiting>, StoreError> {
     let waiting = sqlx::query_as!(
         Waiting,
         r#"WITH next AS (
@@ -65,13 +65,12 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Waiting, StoreErro
                       (SELECT recorded_at - last_published_at FROM next ORDER BY id DESC LIMIT 1) AS behind
                FROM next
            )
-           SELECT COALESCE(rows, 0) AS "rows!",
-                  COALESCE(extract(epoch FROM clock_timestamp() - oldest) * 1000, 0)::bigint AS "oldest_ms!",
-                  COALESCE(extract(epoch FROM clock_timestamp() - newest) * 1000, 0)::bigint AS "newest_ms!",
+           SELECT rows AS "rows!", (extract(epoch FROM clock_timestamp() - oldest) * 1000)::bigint AS "oldest_ms!",
+                  (extract(epoch FROM clock_timestamp() - newest) * 1000)::bigint AS "newest_ms!",
                   COALESCE(extract(epoch FROM behind) * 1000, 0)::bigint AS "behind_ms!"
-           FROM ages"#
+           FROM ages WHERE rows IS NOT NULL"#
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
     Ok(waiting)
 }
@@ -120,8 +119,7 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
 }
 
 /// A booking date of the slice whose partition is not part of the journal: its rows cannot be seen, and folding what can
-/// be would lose them. Asked before and after the fold, under a lock that keeps a detached partition from being attached in
-/// between.
+/// be would lose them. Asked before and after the fold: a concurrent detach may have begun in between.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -129,18 +127,12 @@ pub async fn missing_partition(
     connection: &mut PgConnection,
     slice: &Slice,
 ) -> Result<Option<NaiveDate>, StoreError> {
-    sqlx::query!("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").execute(&mut *connection).await?;
-    let missing = sqlx::query_scalar!(
-        r#"SELECT day AS "day!" FROM unnest($1::date[]) AS day
-           WHERE NOT EXISTS (SELECT 1 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-                             WHERE i.inhparent = 'usage_events'::regclass AND NOT i.inhdetachpending
-                               AND c.relname = 'usage_events_' || to_char(day, 'YYYY_MM'))
-           LIMIT 1"#,
-        &slice.dates
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(missing)
+    for day in &slice.dates {
+        if journal::partition(connection, *day).await?.is_none() {
+            return Ok(Some(*day));
+        }
+    }
+    Ok(None)
 }
 
 /// A customer's day with usage that lies in no billing period yet.

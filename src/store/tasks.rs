@@ -149,8 +149,7 @@ pub async fn list(
              AND ($4::text IS NULL OR task_type = $4)
              AND ($5::text IS NULL OR outcome = $5 OR ($5 = 'open' AND outcome IS NULL))
              AND ($6::text IS NULL OR parent = $6)
-             AND ($7::timestamptz IS NULL OR (last_minute <= date_bin('1 minute', $7, '2000-01-01T00:00:00Z')
-                                              AND (last_event_at, task_id) < ($7, $8)))
+             AND ($7::timestamptz IS NULL OR (last_minute <= $7 AND (last_event_at, task_id) < ($7, $8)))
            -- The minute says nothing that the instant does not: it is what the index has.
            ORDER BY last_minute DESC, last_event_at DESC, task_id DESC LIMIT $9"#,
         customer.0,

@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 
 use super::super::StoreError;
 use super::super::numeric::encode_femtos;
+use super::partition;
 use super::row::{JournalEvent, JournalPart};
 use crate::domain::event::Outcome;
 use crate::domain::ids::BatchId;
@@ -53,7 +54,7 @@ pub async fn copy_events(
         encoder.event(event);
     }
     let body = encoder.finish();
-    let partition = partition(connection, booked_on).await?;
+    let partition = partition(connection, booked_on).await?.ok_or(StoreError::NoPartition(booked_on))?;
     let statement = format!("COPY {partition} {COLUMNS} FROM STDIN (FORMAT binary)");
     let mut copy = connection.copy_in_raw(&statement).await?;
     for chunk in body.chunks(CHUNK_BYTES) {
@@ -64,21 +65,6 @@ pub async fn copy_events(
         }
     }
     Ok(copy.finish().await?)
-}
-
-/// The name of the partition that a booking date is in, as part of a statement. It stays part of the journal until the
-/// transaction ends: what is written to one that was detached is in no sum and on no invoice.
-async fn partition(connection: &mut PgConnection, booked_on: NaiveDate) -> Result<String, StoreError> {
-    sqlx::query!("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").execute(&mut *connection).await?;
-    sqlx::query_scalar!(
-        r#"SELECT c.oid::regclass::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-           WHERE i.inhparent = 'usage_events'::regclass AND NOT i.inhdetachpending
-             AND c.relname = 'usage_events_' || to_char($1::date, 'YYYY_MM')"#,
-        booked_on
-    )
-    .fetch_optional(connection)
-    .await?
-    .ok_or(StoreError::NoPartition(booked_on))
 }
 
 struct Encoder {

@@ -91,6 +91,28 @@ pub async fn switch_date(connection: &mut PgConnection, day: NaiveDate) -> Resul
     Ok(())
 }
 
+/// The name of the partition that a booking date is in, as part of a statement; `None` where the journal has none. It stays
+/// part of the journal until the transaction ends, which a concurrent detach waits for: rows of a detached one are in no sum
+/// and on no invoice.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub(super) async fn partition(
+    connection: &mut PgConnection,
+    booked_on: NaiveDate,
+) -> Result<Option<String>, StoreError> {
+    sqlx::query!("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").execute(&mut *connection).await?;
+    let name = sqlx::query_scalar!(
+        r#"SELECT c.oid::regclass::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = 'usage_events'::regclass AND NOT i.inhdetachpending
+             AND c.relname = 'usage_events_' || to_char($1::date, 'YYYY_MM')"#,
+        booked_on
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(name)
+}
+
 /// What the journal already holds under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Existing {
