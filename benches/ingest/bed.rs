@@ -24,16 +24,9 @@ const ACK_WAIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(25);
 const DEADLINE: Duration = Duration::from_mins(30);
 
-/// The database as a program on the same machine reaches it. Over TCP the end of each COPY waits up to 40 ms for a delayed
-/// acknowledgement, because the client leaves Nagle's algorithm on.
-fn by_socket(url: &str) -> String {
-    url.replace("@127.0.0.1:", "@%2Ftmp:")
-}
-
 /// The servers of some runs.
 pub struct Bed {
     servers: Servers,
-    database_url: String,
     runs: u32,
 }
 
@@ -69,12 +62,11 @@ impl Bed {
         let keep = Keep::Measured { synced };
         let servers =
             Servers::start(Options { home, keep, database_url: None, nats_url: None }).await.unwrap();
-        let database_url = by_socket(servers.database_url());
-        store::migrate(&database_url).await.unwrap();
-        let database = Database::connect(&database_url).await.unwrap();
+        store::migrate(servers.database_url()).await.unwrap();
+        let database = Database::connect(servers.database_url()).await.unwrap();
         fill_catalog(&database).await;
         database.close().await;
-        Self { servers, database_url, runs: 0 }
+        Self { servers, runs: 0 }
     }
 
     pub async fn stop(self) {
@@ -84,7 +76,7 @@ impl Bed {
     /// A fresh database and stream.
     pub async fn run(&mut self) -> Run {
         self.runs += 1;
-        let (server, template) = self.database_url.rsplit_once('/').unwrap();
+        let (server, template) = self.servers.database_url().rsplit_once('/').unwrap();
         let name = format!("run_{}", self.runs);
         let database_url = format!("{server}/{name}");
         let admin = PgPool::connect(&format!("{server}/postgres")).await.unwrap();
@@ -114,7 +106,7 @@ impl Bed {
 
     /// Forces a checkpoint, which only a superuser may ask for by name: dropping a database waits for one.
     pub async fn checkpoint(&self) {
-        let (server, _) = self.database_url.rsplit_once('/').unwrap();
+        let (server, _) = self.servers.database_url().rsplit_once('/').unwrap();
         let admin = PgPool::connect(&format!("{server}/postgres")).await.unwrap();
         for statement in ["CREATE DATABASE checkpoint", "DROP DATABASE checkpoint"] {
             sqlx::raw_sql(statement).execute(&admin).await.unwrap();
