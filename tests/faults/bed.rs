@@ -149,8 +149,7 @@ impl Bed {
         let client = ingest::connect(&nats_url, ConnectOptions::new()).await.unwrap();
         let context = jetstream::new(client);
         let replicas = if cluster.is_some() { NODES } else { 1 };
-        let usual = if thorough() { LONG_STREAM_BYTES_MAX } else { STREAM_BYTES_MAX };
-        let bytes_max = own.stream_bytes_max.unwrap_or(usual);
+        let bytes_max = own.stream_bytes_max.unwrap_or(limits().bytes_max);
         ingest::stream::open(&context, &names, StreamLimits { replicas, bytes_max, ..limits() })
             .await
             .unwrap();
@@ -434,8 +433,9 @@ impl Verdict {
 }
 
 /// How every bed's stream is stored.
-pub const fn limits() -> StreamLimits {
-    StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX, ack_wait: ACK_WAIT }
+pub fn limits() -> StreamLimits {
+    let bytes_max = if thorough() { LONG_STREAM_BYTES_MAX } else { STREAM_BYTES_MAX };
+    StreamLimits { replicas: 1, bytes_max, ack_wait: ACK_WAIT }
 }
 
 /// Gateways, customers, a cost book with a price per model, and a sell book of cost plus a fifth.

@@ -12,8 +12,7 @@ use uuid::Uuid;
 use waybill::dev::servers::nats_program;
 use waybill::ingest;
 
-use crate::harness::wait_until;
-use crate::service::{free_addresses, get};
+use crate::harness::{free_addresses, get, wait_until};
 
 /// Servers of a cluster.
 pub const NODES: usize = 3;

@@ -16,7 +16,7 @@ use crate::protocol::{Message, Way};
 use crate::proxy::{End, Mode};
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
-use crate::servers::{Volume, address_of};
+use crate::servers::{Volume, address_of, copy};
 use crate::service::is_ready;
 use crate::watching::{RETRYING, accounted, caught_up, nothing_unearned, said, says, server_log, unstorable};
 
@@ -230,8 +230,7 @@ async fn f33_a_full_data_volume_stops_recording_and_loses_nothing() {
 }
 
 fn move_wal(data: &Path, elsewhere: &Path) {
-    let moved = Command::new("cp").arg("-a").arg(data.join("pg_wal")).arg(elsewhere).status().unwrap();
-    assert!(moved.success());
+    copy(&data.join("pg_wal"), elsewhere);
     std::fs::remove_dir_all(data.join("pg_wal")).unwrap();
     std::os::unix::fs::symlink(elsewhere, data.join("pg_wal")).unwrap();
 }
@@ -285,10 +284,6 @@ async fn f42_what_a_restore_has_lost_comes_back() {
 
 async fn caught_up_to(bed: &Bed) -> u64 {
     u64::try_from(accounted(bed).await.unwrap()).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
 /// Runs `waybill repair`; what it prints.

@@ -16,12 +16,12 @@ use waybill::ingest::Publisher;
 
 use crate::api::{ask, event, finance_key, gateway_key, write_down};
 use crate::bed::{Bed, CUSTOMERS};
-use crate::harness::wait_until;
+use crate::harness::{free_addresses, get, wait_until};
 use crate::protocol::{Kind, Message, Way};
 use crate::proxy::End;
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
-use crate::service::{Service, free_addresses, get};
+use crate::service::Service;
 use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mib, redelivered_per_mille};
 
 /// How long the program may take to stop.

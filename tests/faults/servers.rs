@@ -16,6 +16,11 @@ pub enum Which {
     Nats,
 }
 
+/// Copies a folder with all that is in it, owners and rights included.
+pub fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
 /// A small file system of its own in memory, so that a full disk is a few megabytes away.
 pub struct Volume(PathBuf);
 

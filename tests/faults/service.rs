@@ -1,6 +1,6 @@
 //! `waybill serve` as a process: started, watched, frozen, killed, started again.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,13 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-use crate::harness::wait_until;
+use crate::harness::{free_addresses, get, wait_until};
 
-/// How long one answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
 /// How often a supervisor looks whether its process has ended.
 const SUPERVISE_EVERY: Duration = Duration::from_millis(20);
 
@@ -196,12 +192,6 @@ impl Drop for Supervised {
     }
 }
 
-/// Addresses that were free a moment ago, no two of them the same.
-pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap())
-}
-
 /// Whether `/readyz` answers 200; `None` where nothing answers.
 pub async fn is_ready(http: SocketAddr) -> Option<bool> {
     Some(get(http, "/readyz").await?.contains(" 200 "))
@@ -212,17 +202,4 @@ pub async fn metric(metrics: SocketAddr, name: &str) -> Option<f64> {
     let text = get(metrics, "/metrics").await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
     line.trim().parse().ok()
-}
-
-/// The whole answer to a plain GET; `None` where nobody answers.
-pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let asked = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
 }

@@ -1,8 +1,6 @@
 //! Somebody changes, deletes, restores or repeats what is in NATS: settings, the consumer, the stream itself.
 
 use std::io::Write;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -16,6 +14,7 @@ use crate::bed::{Bed, CUSTOMERS, Own, limits};
 use crate::harness::wait_until;
 use crate::publisher::{Load, send_again};
 use crate::rounds::{rounds, seed, thorough};
+use crate::servers::copy;
 use crate::service::metric;
 
 /// What the server must not refuse.
@@ -307,9 +306,4 @@ async fn f20_a_stream_restored_from_a_backup_is_read_again_and_billed_once() {
     let lives = metric(service.metrics, "waybill_stream_lives_total").await;
     assert!(lives.is_some_and(|lives| lives >= 1.0), "the alarm counts it: {lives:?}");
     bed.audit().await.clean();
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use crate::bed::Bed;
@@ -88,7 +89,12 @@ pub fn cpu_ticks(service: &Service) -> u64 {
 
 /// The most memory a process has had so far, in MiB.
 pub fn peak_mib(service: &Service) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
+    status_mib(service.pid(), "VmHWM:").unwrap()
+}
+
+/// A line of a process's status in MiB; `None` where it has ended.
+pub fn status_mib(pid: Pid, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1_024)
 }

@@ -13,9 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::forward_bed::{Forwarder, body, event, recorded, recorded_exactly, segments, setting, watermark};
-use crate::harness::wait_until;
+use crate::harness::{get, wait_until};
 use crate::private_nats::PrivateNats;
-use crate::program::{free_address, get};
+use crate::program::free_address;
 use crate::world::{World, gpt5_prices};
 
 /// How often the forwarder is killed.

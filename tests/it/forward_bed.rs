@@ -17,8 +17,8 @@ use waybill::ingest::Publisher;
 use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{catalog, commit, gateways};
 
-use crate::harness::wait_until;
-use crate::program::{free_address, free_addresses, get};
+use crate::harness::{free_addresses, get, wait_until};
+use crate::program::free_address;
 use crate::world::{World, usage_event};
 
 /// The gateway that the shipped configuration of NATS knows.

@@ -1,16 +1,21 @@
 //! What a test over real servers stands on: a database and stream names of its own, and waiting for conditions.
 
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use uuid::Uuid;
 use waybill::store::Database;
 
 /// How long a condition may take to hold.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Pause between two looks at it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -94,6 +99,28 @@ pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Addresses that were free a moment ago, no two of them the same.
+///
+/// # Panics
+/// Where there is none.
+pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("its address"))
+}
+
+/// The whole answer to a plain GET; `None` where nobody answers.
+pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
 }
 
 /// The address of a server.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::harness::{TestBed, wait_until};
-use crate::program::{free_addresses, get, serve};
+use crate::harness::{TestBed, free_addresses, get, wait_until};
+use crate::program::serve;
 use crate::world::{World, gpt5_prices, now, usage_event};
 
 /// What a service is a member of.

@@ -22,10 +22,9 @@ use std::collections::BTreeSet;
 use async_nats::jetstream::{self, Context};
 use waybill::ingest::{self, Publisher, StreamNames, UsageStream};
 
-use crate::harness::wait_until;
+use crate::harness::{get, wait_until};
 use crate::nats_raw::{Raw, SILENCE, published};
 use crate::private_nats::PrivateNats;
-use crate::program::get;
 use crate::world::limits;
 
 const OWN: &str = "usage.v1.gw-eu-1";

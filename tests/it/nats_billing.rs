@@ -15,10 +15,9 @@ use waybill::ingest::{self, Publisher};
 use waybill::store::{catalog, commit, gateways};
 
 use crate::forward_bed::{self, recorded, recorded_exactly};
-use crate::harness::wait_until;
+use crate::harness::{get, wait_until};
 use crate::nats_raw::Raw;
 use crate::private_nats::{PrivateNats, SHIPPED_GATEWAY};
-use crate::program::get;
 use crate::world::{Outcome, World, gpt5_prices, usage_event};
 
 /// The gateway whose credentials the attacker has; the shipped one is the victim.

@@ -6,40 +6,15 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-
 use waybill::store::{PoolWatch, Scope, gauges};
 
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, free_addresses, get, wait_until};
 use crate::world::{World, limits, usage_event};
-
-/// How long one answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
     let [address] = free_addresses();
     address
-}
-
-/// Some of them, no two the same.
-pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap())
-}
-
-/// The whole answer to a plain GET; `None` where nobody answers.
-pub async fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let asked = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    tokio::time::timeout(ANSWER, asked).await.ok()?.ok()
 }
 
 /// The program on a world's database and stream.

@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use waybill::ingest::stream::{self, CONSUMER};
 
-use crate::harness::{address, wait_until};
+use crate::harness::{address, free_addresses, get, wait_until};
 use crate::private_nats::PrivateNats;
-use crate::program::{free_addresses, get, serve};
+use crate::program::serve;
 use crate::world::{World, gpt5_prices, limits, now, usage_event};
 
 /// The program beside a world; killed when dropped.

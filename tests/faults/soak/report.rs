@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::samples::Sample;
-use super::trouble::Happened;
 
 /// Samples of a minute: one of each is printed.
 const SAMPLES_PER_ROW: usize = 12;
@@ -24,7 +23,7 @@ pub struct Report {
     pub rate: u64,
     pub took: Duration,
     pub caught_up: Duration,
-    pub faults: Vec<Happened>,
+    pub faults: Vec<String>,
     pub samples: Vec<Sample>,
     pub verdict: (bool, String),
     pub verified: (bool, String),
@@ -95,7 +94,7 @@ impl Report {
     fn write_faults(&self, text: &mut String) {
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
         for fault in &self.faults {
-            *counts.entry(fault.what.as_str()).or_default() += 1;
+            *counts.entry(fault).or_default() += 1;
         }
         writeln!(text, "\n| Fault | times |\n|---|---|").unwrap();
         for (fault, times) in counts {

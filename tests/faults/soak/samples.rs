@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::sent::Sending;
 use crate::bed::Bed;
 use crate::service::Supervised;
+use crate::watching::status_mib;
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ impl Sampler {
             stop: Arc::clone(&stop),
             pool: bed.pool.clone(),
             services: services.to_vec(),
-            nats_home: bed.own_nats.as_ref().map(|nats| nats.home().join("nats.pid")).unwrap_or_default(),
+            nats_pid: bed.own_nats.as_ref().map(|nats| nats.home().join("nats.pid")).unwrap_or_default(),
             made: Arc::clone(&sending.made),
             confirmed: Arc::clone(&sending.confirmed),
         };
@@ -65,7 +66,7 @@ struct Looker {
     stop: Arc<AtomicBool>,
     pool: PgPool,
     services: Vec<Arc<Supervised>>,
-    nats_home: std::path::PathBuf,
+    nats_pid: std::path::PathBuf,
     made: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,
 }
@@ -95,12 +96,12 @@ impl Looker {
         let ledger = tokio::time::timeout(ANSWER_TIMEOUT, ledger).await;
         let before_ledger = (before.connections, before.recorded, before.posted);
         let (connections, recorded, posted) = ledger.ok().and_then(Result::ok).unwrap_or(before_ledger);
-        let nats = std::fs::read_to_string(&self.nats_home).unwrap_or_default();
+        let nats = std::fs::read_to_string(&self.nats_pid).unwrap_or_default();
         Sample {
             seconds,
-            memory_mib: pids.iter().map(|pid| memory_mib(pid.as_raw())).sum(),
-            handles: pids.iter().map(|pid| handles(pid.as_raw())).sum(),
-            nats_mib: nats.trim().parse().map(memory_mib).unwrap_or_default(),
+            memory_mib: pids.iter().map(|pid| memory_mib(*pid)).sum(),
+            handles: pids.iter().map(|pid| handles(*pid)).sum(),
+            nats_mib: nats.trim().parse().map_or(0, |pid| memory_mib(Pid::from_raw(pid))),
             connections,
             made: self.made.load(Ordering::Relaxed),
             confirmed: self.confirmed.load(Ordering::Relaxed),
@@ -110,12 +111,10 @@ impl Looker {
     }
 }
 
-fn memory_mib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default() / 1024
+fn memory_mib(pid: Pid) -> u64 {
+    status_mib(pid, "VmRSS:").unwrap_or_default()
 }
 
-fn handles(pid: i32) -> u64 {
+fn handles(pid: Pid) -> u64 {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
 }

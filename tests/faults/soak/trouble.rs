@@ -58,20 +58,13 @@ const FAULTS: [Fault; 12] = [
     Fault::GatewaysReset,
 ];
 
-/// What happened, and when.
-#[derive(Debug, Clone)]
-pub struct Happened {
-    pub seconds: u64,
-    pub what: String,
-}
-
 /// No further faults.
 pub fn stop() {
     STOPPED.store(true, Ordering::Relaxed);
 }
 
-/// Makes trouble until it is told to stop; the last fault is over then.
-pub async fn make(bed: &mut Bed, services: &[Arc<Supervised>], seed: u64) -> Vec<Happened> {
+/// Makes trouble until it is told to stop; the last fault is over then. Returns the names of what happened.
+pub async fn make(bed: &mut Bed, services: &[Arc<Supervised>], seed: u64) -> Vec<String> {
     let mut random = StdRng::seed_from_u64(seed);
     let (mut happened, started) = (Vec::new(), Instant::now());
     loop {
@@ -86,7 +79,7 @@ pub async fn make(bed: &mut Bed, services: &[Arc<Supervised>], seed: u64) -> Vec
         let victim = &services[random.random_range(0..services.len())];
         let seconds = started.elapsed().as_secs();
         eprintln!("{seconds:>5} s {fault:?}");
-        happened.push(Happened { seconds, what: format!("{fault:?}") });
+        happened.push(format!("{fault:?}"));
         strike(bed, victim, fault).await;
     }
 }
