@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{Consumer, pull};
 use async_nats::jetstream::{Message, message::Acker};
-use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -18,6 +17,7 @@ use super::IngestError;
 use super::batch::Batch;
 use super::decide::Incoming;
 use super::life::{self, Life};
+use super::message;
 use super::posting::Nudge;
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
@@ -82,25 +82,11 @@ struct Ready {
     ackers: Vec<Acker>,
 }
 
-/// Consumes until a stop is asked for.
-///
-/// # Errors
-/// [`IngestError::Drift`] where the consumer has wrong settings; other errors are waited out.
-pub async fn run(
-    stream: UsageStream,
-    limits: StreamLimits,
-    recorder: Recorder,
-    health: Health,
-    nudge: Nudge,
-) -> Result<(), IngestError> {
-    run_until(stream, limits, recorder, health, nudge, CancellationToken::new()).await.map(drop)
-}
-
 /// Consumes until a stop or a pause is asked for, or a watchdog ends it; what was taken is recorded first.
 ///
 /// # Errors
 /// [`IngestError::Drift`] where the consumer has wrong settings; [`IngestError::Stream`] where it cannot be opened.
-pub(super) async fn run_until(
+pub(super) async fn run(
     stream: UsageStream,
     limits: StreamLimits,
     recorder: Recorder,
@@ -191,7 +177,7 @@ impl Fetching {
                         }
                     }
                     (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
-                    let (messages, ackers) = take_apart(messages);
+                    let Some((messages, ackers)) = self.with_bodies(messages).await else { continue };
                     if sender.send(Fetched { messages, ackers }).await.is_err() {
                         return Ended::Stopped;
                     }
@@ -227,6 +213,27 @@ impl Fetching {
             self.connects = connects;
         }
         Ok(true)
+    }
+
+    /// The messages as they are in the stream; `None` where one of them cannot be read: then all of them come again.
+    async fn with_bodies(&self, messages: Vec<Message>) -> Option<(Vec<Incoming>, Vec<Acker>)> {
+        let mut taken = Vec::with_capacity(messages.len());
+        let mut ackers = Vec::with_capacity(messages.len());
+        for message in messages {
+            let (mut incoming, acker, left_out) = message::delivered(message);
+            if left_out {
+                match message::read(&self.stream, incoming.sequence).await {
+                    Ok(whole) => incoming = whole.unwrap_or(incoming),
+                    Err(error) => {
+                        tracing::warn!(%error, "a message came without its body, which could not be read");
+                        return None;
+                    }
+                }
+            }
+            taken.push(incoming);
+            ackers.push(acker);
+        }
+        Some((taken, ackers))
     }
 
     /// Whether messages wait although none was delivered for a while, and none is held back because too many are out.
@@ -322,53 +329,6 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
         }
     }
     Ok(messages)
-}
-
-fn take_apart(messages: Vec<Message>) -> (Vec<Incoming>, Vec<Acker>) {
-    messages
-        .into_iter()
-        .map(|message| {
-            let position = message.info().ok().map(|info| {
-                let published = DateTime::<Utc>::from_timestamp(
-                    info.published.unix_timestamp(),
-                    info.published.nanosecond(),
-                );
-                (i64::try_from(info.stream_sequence).unwrap_or(i64::MAX), published.unwrap_or_default())
-            });
-            let (message, acker) = message.split();
-            // Sequence and time come from the server's reply subject only; headers of the publisher are not trusted.
-            let (sequence, received_at) = position.unwrap_or_default();
-            (incoming(sequence, received_at, message), acker)
-        })
-        .unzip()
-}
-
-/// A message of the stream as recording takes it.
-pub fn incoming(sequence: i64, received_at: DateTime<Utc>, message: async_nats::Message) -> Incoming {
-    let headers = message.headers.as_ref();
-    let encoding = headers.and_then(|headers| headers.get("Content-Encoding")).map(ToString::to_string);
-    Incoming {
-        sequence,
-        subject: message.subject.to_string(),
-        headers: headers.filter(|headers| !headers.is_empty()).and_then(headers_json),
-        encoding,
-        payload: message.payload,
-        replay_of: None,
-        received_at,
-        window_waived: false,
-    }
-}
-
-fn headers_json(headers: &async_nats::HeaderMap) -> Option<String> {
-    let object: serde_json::Map<String, serde_json::Value> = headers
-        .iter()
-        .map(|(name, values)| {
-            let values =
-                values.iter().map(|value| value.as_str().replace('\0', "\u{fffd}")).collect::<Vec<_>>();
-            (name.to_string(), values.into())
-        })
-        .collect();
-    serde_json::to_string(&object).ok()
 }
 
 /// Decides batch after batch, outside of the threads that serve connections: it takes tens of milliseconds of CPU.

@@ -2,10 +2,9 @@
 //!
 //! Only what the consumer has acknowledged is looked at: what is delivered and not acknowledged is still on its way.
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::consumer::incoming;
+use super::message::read;
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
 use super::{IngestError, meters};
@@ -21,8 +20,6 @@ const ROUND_MESSAGES: i64 = 20_000;
 const ROUND_RUNS: i64 = 2_000;
 /// Batches that are summarized in one transaction.
 const SUMMARY_BATCHES: i64 = 50_000;
-/// JetStream's error code for "no message found".
-const NOT_FOUND: u64 = 404;
 
 /// What a repair came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -200,38 +197,5 @@ async fn summarize(database: &Database) -> Result<(), IngestError> {
         if added < SUMMARY_BATCHES {
             return Ok(());
         }
-    }
-}
-
-async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<super::decide::Incoming>, IngestError> {
-    const WHAT: &str = "cannot read a message again";
-    let wanted = u64::try_from(sequence).unwrap_or_default();
-    let read = tokio::time::timeout(stream::STEP_TIMEOUT, stream.stream.get_raw_message(wanted));
-    match read.await.map_err(|error| IngestError::stream(WHAT)(error.into()))? {
-        Ok(message) => {
-            let at =
-                DateTime::<Utc>::from_timestamp(message.time.unix_timestamp(), message.time.nanosecond());
-            let message = async_nats::Message {
-                subject: message.subject,
-                reply: None,
-                length: message.payload.len(),
-                payload: message.payload,
-                headers: Some(message.headers),
-                status: None,
-                description: None,
-            };
-            Ok(Some(incoming(sequence, at.unwrap_or_default(), message)))
-        }
-        Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(IngestError::stream(WHAT)(error.into())),
-    }
-}
-
-fn is_not_found(error: &async_nats::jetstream::stream::RawMessageError) -> bool {
-    use async_nats::jetstream::stream::LastRawMessageErrorKind;
-    match error.kind() {
-        LastRawMessageErrorKind::NoMessageFound => true,
-        LastRawMessageErrorKind::JetStream(error) => u64::try_from(error.code()).ok() == Some(NOT_FOUND),
-        LastRawMessageErrorKind::InvalidSubject | LastRawMessageErrorKind::Other => false,
     }
 }

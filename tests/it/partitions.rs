@@ -378,7 +378,7 @@ async fn an_event_of_an_archived_month_is_never_taken_again() {
     })
     .await;
     assert_eq!(world.open_rejections().await, ["too_old"]);
-    world.stop_consumer().await;
+    world.stop_consumers().await;
 }
 
 #[tokio::test]

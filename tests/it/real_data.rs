@@ -197,7 +197,7 @@ async fn a_real_trace_is_counted_to_the_last_token_and_survives_kills() {
     assert_eq!(world.totals().await, counted, "the same trace again changes nothing");
 
     let second = messages(&data, "second");
-    world.stop_consumer().await;
+    world.stop_consumers().await;
     world.publish_all("gw-1", &second).await;
     world.killed_three_times_while_draining().await;
     world.settled().await;

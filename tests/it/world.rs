@@ -11,13 +11,15 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use waybill::clock::Clock;
 use waybill::domain::ids::CustomerId;
 use waybill::domain::money::Amount;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::health::Health;
-use waybill::ingest::{self, IngestError, Nudge, Recorder, StreamLimits, StreamNames, UsageStream};
+use waybill::ingest::supervisor::{self, Demands, Plan};
+use waybill::ingest::{self, Nudge, Recorder, StreamLimits, StreamNames, UsageStream};
 use waybill::reports;
 use waybill::shutdown::Shutdown;
 use waybill::store::customers::{CustomerStatus, NewAssignment, NewCustomer};
@@ -40,8 +42,6 @@ pub const SELL_BOOK: &str = "at-cost";
 const STREAM_BYTES_MAX: i64 = 128 << 20;
 /// What a killed consumer had in hand is delivered again after this.
 const ACK_WAIT: Duration = Duration::from_secs(3);
-/// Pause before a consumer that has ended by itself is started again.
-const CONSUME_AGAIN: Duration = Duration::from_millis(100);
 /// How many messages a killed consumer has recorded at least before each kill.
 const KILL_AFTER_MESSAGES: i64 = 20;
 
@@ -87,12 +87,12 @@ pub struct World {
     pub names: StreamNames,
     pub recorder: Recorder,
     context: Context,
-    consumer: Mutex<Option<Consuming>>,
+    consumers: Mutex<Vec<Consuming>>,
     jobs: Shutdown,
 }
 
 /// A consumer of this process, and what stops it.
-type Consuming = (Shutdown, JoinHandle<Result<(), IngestError>>);
+type Consuming = (Shutdown, JoinHandle<()>);
 
 /// A usage event that every world can record.
 pub fn usage_event(id: &str) -> Value {
@@ -192,7 +192,7 @@ impl World {
         let nudge = Nudge::default();
         jobs.spawn(ingest::posting::run(bed.database.clone(), jobs.clone(), nudge.clone()));
         jobs.spawn(ingest::replay::run(recorder.clone(), nudge));
-        Self { bed, pool, stream, names, recorder, context, consumer: Mutex::new(None), jobs }
+        Self { bed, pool, stream, names, recorder, context, consumers: Mutex::default(), jobs }
     }
 
     /// Leaves posting and replay to others.
@@ -221,39 +221,37 @@ impl World {
         }
     }
 
-    /// Starts the consumer in this process.
+    /// Starts a consumer in this process, beside those that there are.
     pub fn start_consumer(&self) {
         self.start_consumer_at(Clock::System);
     }
 
     /// The same, with another clock.
     pub fn start_consumer_at(&self, clock: Clock) {
-        let (bed, names, stream) = (self.bed.database.clone(), self.names.clone(), self.stream.clone());
+        let plan = Plan {
+            nats_url: self.bed.nats_url.clone(),
+            names: self.names.clone(),
+            limits: limits(),
+            demands: Demands::default(),
+            consume: true,
+        };
+        let (database, context) = (self.bed.database.clone(), self.context.clone());
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            let recorder = Recorder::new(bed, clock, &names.prefix, stop.clone()).await?;
-            loop {
-                let (stream, recorder) = (stream.clone(), recorder.clone());
-                let (health, nudge) = (Health::default(), Nudge::default());
-                let ended = ingest::consumer::run(stream, limits(), recorder, health, nudge).await;
-                let over = matches!(&ended, Err(error) if !error.retryable());
-                if stop.stopping() || over {
-                    return ended;
-                }
-                // As in the program: a server that is away, or a watchdog, is no reason to give up.
-                tokio::time::sleep(CONSUME_AGAIN).await;
-            }
+            let recorder = Recorder::new(database, clock, &plan.names.prefix, stop).await.unwrap();
+            let (current, _) = watch::channel(None);
+            supervisor::run(plan, context, recorder, Health::default(), Nudge::default(), current).await;
         });
-        *self.consumer.lock().unwrap() = Some((shutdown, task));
+        self.consumers.lock().unwrap().push((shutdown, task));
     }
 
-    /// Stops it and waits until it has.
-    pub async fn stop_consumer(&self) {
-        let running = self.consumer.lock().unwrap().take();
-        if let Some((shutdown, task)) = running {
+    /// Stops them and waits until they have.
+    pub async fn stop_consumers(&self) {
+        let running = std::mem::take(&mut *self.consumers.lock().unwrap());
+        for (shutdown, task) in running {
             shutdown.stop();
-            task.await.unwrap().unwrap();
+            task.await.unwrap();
         }
     }
 
@@ -528,7 +526,7 @@ impl Drop for Killed {
 impl Drop for World {
     fn drop(&mut self) {
         self.jobs.stop();
-        if let Some((shutdown, _)) = self.consumer.lock().unwrap().take() {
+        for (shutdown, _) in self.consumers.lock().unwrap().drain(..) {
             shutdown.stop();
         }
     }
