@@ -1,6 +1,6 @@
 //! What can go wrong between the stream and the journal.
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 
 use crate::domain::ids::CustomerId;
 use crate::rating::BookError;
@@ -25,14 +25,6 @@ pub enum IngestError {
         customer: CustomerId,
         /// An instant without a period.
         at: DateTime<Utc>,
-    },
-    /// The journal's partition of a booking date is not part of it; nothing was folded.
-    #[error(
-        "the journal's partition of {day} is detached or gone; attach it again, nothing is posted before"
-    )]
-    NoPartition {
-        /// The booking date.
-        day: NaiveDate,
     },
     /// The stream or its consumer has other settings than correctness needs.
     #[error("{object} has settings that would lose or change usage: {}; correct them or let Waybill create it anew", drift.join("; "))]
@@ -72,7 +64,6 @@ impl IngestError {
             Self::Book(_)
             | Self::Calendar(_)
             | Self::NoPeriod { .. }
-            | Self::NoPartition { .. }
             | Self::Drift { .. }
             | Self::Compress(_)
             | Self::Stopping => false,

@@ -15,6 +15,13 @@ use crate::store::{Database, commit, periods};
 /// Rows folded in one transaction: enough that each key is touched once for many events, short enough that closing a
 /// period never waits long.
 const SLICE_ROWS_MAX: i64 = 300_000;
+/// Rows that a slice may have however slow the database is.
+const SLICE_ROWS_LEAST: i64 = 10_000;
+/// A slice that takes longer is followed by a smaller one: other posters wait 10 s for its keys, and no statement may take
+/// more than 30 s.
+const SLICE_LONG: Duration = Duration::from_secs(8);
+/// A slice that takes less is followed by a larger one.
+const SLICE_SHORT: Duration = Duration::from_secs(4);
 /// SQLSTATE of a row that lacks what it must have.
 const NOT_NULL_VIOLATION: &str = "23502";
 /// Pause after posting failed.
@@ -51,11 +58,15 @@ impl Nudge {
 /// # Errors
 /// [`IngestError::Store`]; nothing is folded then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
+    post_slice(database, SLICE_ROWS_MAX).await
+}
+
+async fn post_slice(database: &Database, rows_max: i64) -> Result<usize, IngestError> {
     let started = Instant::now();
-    let slice = match fold(database, false).await {
+    let slice = match fold(database, rows_max, false).await {
         // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
         Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
-            fold(database, true).await?
+            fold(database, rows_max, true).await?
         }
         folded => folded?,
     };
@@ -66,9 +77,9 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
 }
 
 /// Folds the next slice in one transaction, after making the billing periods it lacks where that is asked for.
-async fn fold(database: &Database, with_periods: bool) -> Result<Slice, IngestError> {
+async fn fold(database: &Database, rows_max: i64, with_periods: bool) -> Result<Slice, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    let slice = posting::next_slice(&mut tx, SLICE_ROWS_MAX).await?;
+    let slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
         return Ok(slice);
     }
@@ -84,7 +95,7 @@ async fn fold(database: &Database, with_periods: bool) -> Result<Slice, IngestEr
 }
 
 async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) -> Result<(), IngestError> {
-    whole(tx, slice).await?;
+    posting::require_partitions(tx, slice).await?;
     if with_periods {
         make_periods(tx, slice).await?;
     }
@@ -92,15 +103,7 @@ async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) ->
     posting::fold_tasks(tx, slice).await?;
     posting::fold_reasons(tx, slice).await?;
     posting::mark_posted(tx, slice).await?;
-    whole(tx, slice).await
-}
-
-/// Refuses to go on where rows of the slice cannot be seen.
-async fn whole(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
-    match posting::missing_partition(tx, slice).await? {
-        Some(day) => Err(IngestError::NoPartition { day }),
-        None => Ok(()),
-    }
+    Ok(posting::require_partitions(tx, slice).await?)
 }
 
 async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
@@ -140,7 +143,7 @@ async fn others_left(database: &Database) -> Result<bool, IngestError> {
 /// Posts until a stop is asked for.
 pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
     let mut summarized = Instant::now();
-    let mut last_took = Duration::ZERO;
+    let mut pace = Pace::default();
     while !shutdown.stopping() {
         if summarized.elapsed() >= SUMMARIZE_EVERY {
             summarized = Instant::now();
@@ -149,8 +152,8 @@ pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
             }
         }
         let started = Instant::now();
-        match post_gathered(&database, last_took).await {
-            Ok(Next::Posted) => last_took = started.elapsed(),
+        match post_gathered(&database, pace).await {
+            Ok(Next::Posted) => pace.posted(started.elapsed()),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::Idle) => tokio::select! {
                 () = shutdown.stopped() => return,
@@ -159,6 +162,7 @@ pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
             },
             Err(error) => {
                 tracing::warn!(%error, "posting failed; trying again");
+                pace.smaller();
                 pause(&shutdown, RETRY).await;
             }
         }
@@ -179,25 +183,53 @@ enum Next {
     Idle,
 }
 
+/// How much is folded at a time: as much as the database does in a few seconds.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    rows_max: i64,
+    last_took: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { rows_max: SLICE_ROWS_MAX, last_took: Duration::ZERO }
+    }
+}
+
+impl Pace {
+    fn posted(&mut self, took: Duration) {
+        self.last_took = took;
+        if took > SLICE_LONG {
+            self.smaller();
+        } else if took < SLICE_SHORT {
+            self.rows_max = self.rows_max.saturating_mul(2).min(SLICE_ROWS_MAX);
+        }
+    }
+
+    fn smaller(&mut self) {
+        self.rows_max = (self.rows_max / 2).max(SLICE_ROWS_LEAST);
+    }
+
+    /// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
+    fn due(self, waiting: Waiting) -> bool {
+        // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
+        let last_took = i64::try_from(self.last_took.as_millis()).unwrap_or(i64::MAX);
+        let patience = (waiting.behind_ms / 2).max(last_took).clamp(GATHER_MS, GATHER_LONGEST_MS);
+        waiting.rows >= self.rows_max || waiting.oldest_ms >= patience || waiting.newest_ms >= GATHER_MS
+    }
+}
+
 /// Posts a slice where enough has gathered.
-async fn post_gathered(database: &Database, last_took: Duration) -> Result<Next, IngestError> {
+async fn post_gathered(database: &Database, pace: Pace) -> Result<Next, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let waiting = posting::waiting(&mut tx).await?;
     commit(tx).await?;
     match waiting {
         None => Ok(Next::Idle),
-        Some(waiting) if !due(waiting, last_took) => Ok(Next::Gather),
+        Some(waiting) if !pace.due(waiting) => Ok(Next::Gather),
         // Where others hold what waits there is nothing to do.
-        Some(_) => Ok(if post_once(database).await? > 0 { Next::Posted } else { Next::Idle }),
+        Some(_) => Ok(if post_slice(database, pace.rows_max).await? > 0 { Next::Posted } else { Next::Idle }),
     }
-}
-
-/// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
-fn due(waiting: Waiting, last_took: Duration) -> bool {
-    // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
-    let last_took = i64::try_from(last_took.as_millis()).unwrap_or(i64::MAX);
-    let patience = (waiting.behind_ms / 2).max(last_took).clamp(GATHER_MS, GATHER_LONGEST_MS);
-    waiting.rows >= SLICE_ROWS_MAX || waiting.oldest_ms >= patience || waiting.newest_ms >= GATHER_MS
 }
 
 #[cfg(test)]
@@ -208,13 +240,28 @@ mod tests {
     fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
         let waiting =
             |rows, oldest_ms, newest_ms, behind_ms| Waiting { rows, oldest_ms, newest_ms, behind_ms };
-        let quick = Duration::from_millis(50);
-        assert!(!due(waiting(100, 399, 10, 20), quick));
-        assert!(due(waiting(100, 400, 10, 20), quick));
-        assert!(due(waiting(SLICE_ROWS_MAX, 0, 0, 20), quick), "a full slice waits for nothing");
-        assert!(!due(waiting(100, 2_000, 10, 60_000), quick), "recording is a minute behind");
-        assert!(due(waiting(100, 4_000, 10, 60_000), quick), "but nothing waits for longer than this");
-        assert!(due(waiting(100, 2_000, 400, 60_000), quick), "nothing more comes");
-        assert!(!due(waiting(100, 900, 10, 20), Duration::from_secs(1)), "the last slice took longer");
+        let quick = Pace { last_took: Duration::from_millis(50), ..Pace::default() };
+        assert!(!quick.due(waiting(100, 399, 10, 20)));
+        assert!(quick.due(waiting(100, 400, 10, 20)));
+        assert!(quick.due(waiting(SLICE_ROWS_MAX, 0, 0, 20)), "a full slice waits for nothing");
+        assert!(!quick.due(waiting(100, 2_000, 10, 60_000)), "recording is a minute behind");
+        assert!(quick.due(waiting(100, 4_000, 10, 60_000)), "but nothing waits for longer than this");
+        assert!(quick.due(waiting(100, 2_000, 400, 60_000)), "nothing more comes");
+        let slow = Pace { last_took: Duration::from_secs(1), ..quick };
+        assert!(!slow.due(waiting(100, 900, 10, 20)), "the last slice took longer");
+    }
+
+    #[test]
+    fn slices_shrink_while_they_take_too_long_and_grow_again() {
+        let mut pace = Pace::default();
+        pace.posted(Duration::from_secs(6));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+        pace.posted(Duration::from_secs(20));
+        pace.smaller();
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 4);
+        (0..10).for_each(|_| pace.smaller());
+        assert_eq!(pace.rows_max, SLICE_ROWS_LEAST, "a few batches are always possible");
+        (0..10).for_each(|_| pace.posted(Duration::from_secs(1)));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
     }
 }

@@ -37,6 +37,7 @@ pub mod rerate;
 mod roles;
 pub mod settings;
 pub mod settlement;
+mod sockets;
 pub mod tasks;
 pub mod usage;
 pub mod verify;
@@ -89,8 +90,10 @@ pub enum StoreError {
         /// Rows it did change.
         actual: u64,
     },
-    /// The journal has no partition for what is booked now; it may be made, or attached again.
-    #[error("the journal has no partition for {0}")]
+    /// The journal has no partition for what is booked on a day: not made yet, detached, or gone.
+    #[error(
+        "the journal has no partition for {0}: attach it again where it was detached; until it is there, nothing booked then is recorded or posted"
+    )]
     NoPartition(NaiveDate),
     /// The schema could not be brought up to date.
     #[error("the schema could not be migrated: {0}")]

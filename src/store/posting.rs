@@ -10,17 +10,46 @@ use super::periods::CLOSE_LOCK;
 use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
-/// Batches that one posting transaction folds together.
+/// Ids between two batches of a slice that may be none of its own: of other posters, or of transactions that are not
+/// over. Each row is compared with all of them.
+const HOLES_MAX: i64 = 100;
+
+/// Batches that one posting transaction folds together. Their rows are found by the range of their ids without the holes,
+/// because the block range index is read once for a range, but once per id for a list of ids.
 #[derive(Debug, Clone, Default)]
 pub struct Slice {
     /// The batches, in order.
     pub batches: Vec<BatchId>,
+    /// Ids between the first and the last of them that are none of them.
+    holes: Vec<i64>,
     /// Their booking dates: limits the fold to the partitions that hold them.
     pub dates: Vec<NaiveDate>,
     /// Rows they added to the journal.
     pub rows: i64,
     /// Whether one of them is of a re-rate.
     pub rerated: bool,
+}
+
+impl Slice {
+    /// Takes the ids before the next batch as holes; false where they are too many.
+    fn reaches(&mut self, next: BatchId) -> bool {
+        let Some(last) = self.batches.last() else { return true };
+        let between = (last.0 + 1)..next.0;
+        let holes = i64::try_from(self.holes.len()).unwrap_or(i64::MAX);
+        let few = holes.saturating_add(between.end.saturating_sub(between.start)) <= HOLES_MAX;
+        if few {
+            self.holes.extend(between);
+        }
+        few
+    }
+
+    fn first(&self) -> i64 {
+        self.batches.first().map_or(0, |batch| batch.0)
+    }
+
+    fn last(&self) -> i64 {
+        self.batches.last().map_or(0, |batch| batch.0)
+    }
 }
 
 /// Brings the block range index of the batches up to date, and what the planner knows of it. The server does so once a
@@ -105,7 +134,7 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
     .await?;
     let mut slice = Slice::default();
     for row in rows {
-        if slice.rows > 0 && slice.rows + i64::from(row.rows) > rows_max {
+        if slice.rows > 0 && slice.rows + i64::from(row.rows) > rows_max || !slice.reaches(row.id) {
             break;
         }
         slice.rows += i64::from(row.rows);
@@ -118,21 +147,18 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
     Ok(slice)
 }
 
-/// A booking date of the slice whose partition is not part of the journal: its rows cannot be seen, and folding what can
-/// be would lose them. Asked before and after the fold: a concurrent detach may have begun in between.
+/// Refuses a slice with rows in a partition that is not part of the journal: they cannot be seen, and folding what can be
+/// would lose them. Asked before and after the fold: a concurrent detach may have begun in between.
 ///
 /// # Errors
-/// [`StoreError::Database`].
-pub async fn missing_partition(
-    connection: &mut PgConnection,
-    slice: &Slice,
-) -> Result<Option<NaiveDate>, StoreError> {
+/// [`StoreError::NoPartition`]; [`StoreError::Database`].
+pub async fn require_partitions(connection: &mut PgConnection, slice: &Slice) -> Result<(), StoreError> {
     for day in &slice.dates {
         if journal::partition(connection, *day).await?.is_none() {
-            return Ok(Some(*day));
+            return Err(StoreError::NoPartition(*day));
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// A customer's day with usage that lies in no billing period yet.
@@ -162,12 +188,14 @@ pub async fn missing_periods(
         r#"SELECT e.customer_id AS "customer: CustomerId", c.time_zone, c.anchor_day, min(e.occurred_at) AS "at!"
            FROM usage_events e
            JOIN customers c ON c.id = e.customer_id
-           WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2)
+           WHERE e.batch_id BETWEEN $1 AND $2 AND e.batch_id <> ALL($3) AND e.booked_on = ANY($4)
              AND NOT EXISTS (SELECT 1 FROM billing_periods p
                              WHERE p.customer_id = e.customer_id
                                AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at)
            GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at, c.time_zone)"#,
-        &ids(slice),
+        slice.first(),
+        slice.last(),
+        &slice.holes,
         &slice.dates
     )
     .fetch_all(connection)
@@ -199,7 +227,7 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
                     rare_sum(e.rare) FILTER (WHERE e.rare IS NOT NULL) AS rare,
                     SUM(e.cost) AS cost, SUM(e.charge) AS charge
              FROM usage_events e
-             WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.kind <> 'outcome'
+             WHERE e.batch_id BETWEEN $1 AND $2 AND e.batch_id <> ALL($3) AND e.booked_on = ANY($4) AND e.kind <> 'outcome'
              GROUP BY 1, 2, 3, 4, 5, 6, 7
          )
          SELECT q.customer_id,
@@ -229,7 +257,9 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
              output = r.output + EXCLUDED.output, reasoning = r.reasoning + EXCLUDED.reasoning,
              rare = CASE WHEN EXCLUDED.rare IS NULL THEN r.rare ELSE rare_add(r.rare, EXCLUDED.rare) END,
              cost = r.cost + EXCLUDED.cost, charge = r.charge + EXCLUDED.charge",
-        &ids(slice),
+        slice.first(),
+        slice.last(),
+        &slice.holes,
         &slice.dates
     )
     .execute(connection)
@@ -263,7 +293,7 @@ pub async fn fold_tasks(connection: &mut PgConnection, slice: &Slice) -> Result<
                            ORDER BY e.occurred_at DESC, e.outcome) FILTER (WHERE e.kind = 'outcome'))[1],
                 MIN(e.batch_id), MAX(e.batch_id), MIN(e.booked_on), MAX(e.booked_on)
          FROM usage_events e
-         WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.task_id IS NOT NULL
+         WHERE e.batch_id BETWEEN $1 AND $2 AND e.batch_id <> ALL($3) AND e.booked_on = ANY($4) AND e.task_id IS NOT NULL
          GROUP BY e.customer_id, e.task_id
          ORDER BY e.customer_id, e.task_id
          ON CONFLICT (customer_id, task_id)
@@ -292,7 +322,9 @@ pub async fn fold_tasks(connection: &mut PgConnection, slice: &Slice) -> Result<
              last_batch = GREATEST(t.last_batch, EXCLUDED.last_batch),
              first_booked_on = LEAST(t.first_booked_on, EXCLUDED.first_booked_on),
              last_booked_on = GREATEST(t.last_booked_on, EXCLUDED.last_booked_on)",
-        &ids(slice),
+        slice.first(),
+        slice.last(),
+        &slice.holes,
         &slice.dates
     )
     .execute(connection)
@@ -318,9 +350,11 @@ pub async fn fold_reasons(connection: &mut PgConnection, slice: &Slice) -> Resul
          JOIN customers c ON c.id = e.customer_id
          JOIN billing_periods p ON p.customer_id = e.customer_id
                                AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at
-         WHERE e.batch_id = ANY($1) AND e.booked_on = ANY($2) AND e.restates IS NOT NULL
+         WHERE e.batch_id BETWEEN $1 AND $2 AND e.batch_id <> ALL($3) AND e.booked_on = ANY($4) AND e.restates IS NOT NULL
          ON CONFLICT DO NOTHING",
-        &ids(slice),
+        slice.first(),
+        slice.last(),
+        &slice.holes,
         &slice.dates
     )
     .execute(connection)
@@ -347,4 +381,23 @@ pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result
 
 fn ids(slice: &Slice) -> Vec<i64> {
     slice.batches.iter().map(|batch| batch.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_knows_the_ids_between_its_batches_and_ends_where_they_are_many() {
+        let mut slice = Slice::default();
+        for next in [7, 8, 11] {
+            assert!(slice.reaches(BatchId(next)));
+            slice.batches.push(BatchId(next));
+        }
+        assert_eq!((slice.first(), slice.last(), slice.holes.as_slice()), (7, 11, [9, 10].as_slice()));
+        assert!(!slice.reaches(BatchId(11 + HOLES_MAX)), "{HOLES_MAX} with the two of before are too many");
+        assert!(!slice.reaches(BatchId(i64::MAX)));
+        assert_eq!(slice.holes, [9, 10], "what is not reached leaves no holes");
+        assert!(slice.reaches(BatchId(11 + HOLES_MAX - 1)));
+    }
 }

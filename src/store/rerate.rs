@@ -73,10 +73,11 @@ pub struct Filter {
 /// Consecutive batches that are looked at together.
 #[derive(Debug, Clone)]
 pub struct Chunk {
-    batches: Vec<i64>,
-    dates: Vec<NaiveDate>,
-    /// The last of them: the next chunk comes after it.
+    /// They come after this one ...
+    after: BatchId,
+    /// ... and this is the last of them: the next chunk comes after it.
     pub last: BatchId,
+    dates: Vec<NaiveDate>,
 }
 
 /// The newest batch there is.
@@ -109,20 +110,19 @@ pub async fn next_chunk(
     )
     .fetch_all(connection)
     .await?;
-    let mut chunk = Chunk { batches: Vec::new(), dates: Vec::new(), last: after };
+    let mut chunk = Chunk { after, last: after, dates: Vec::new() };
     let mut sum = 0;
     for row in rows {
         if sum > 0 && sum + i64::from(row.rows) > rows_max {
             break;
         }
         sum += i64::from(row.rows);
-        chunk.batches.push(row.id.0);
         chunk.last = row.id;
         if !chunk.dates.contains(&row.booked_on) {
             chunk.dates.push(row.booked_on);
         }
     }
-    Ok(if chunk.batches.is_empty() { None } else { Some(chunk) })
+    Ok((chunk.last > after).then_some(chunk))
 }
 
 /// A recorded usage part that stands.
@@ -174,11 +174,11 @@ pub async fn standing(
            JOIN price_books cb ON cb.id = c.book_id
            JOIN prices s ON s.id = COALESCE(r.sell_price_id, u.sell_price_id)
            JOIN price_books sb ON sb.id = s.book_id
-           WHERE u.batch_id = ANY($1) AND u.booked_on = ANY($2) AND u.kind = 'usage'
-             AND u.occurred_at >= $3 AND u.occurred_at < $4
-             AND ($5::bigint IS NULL OR u.customer_id = $5) AND ($6::text IS NULL OR u.provider = $6)
-             AND ($7::text IS NULL OR u.model = $7 OR s.model = $7)
-             AND ($8::text IS NULL OR starts_with(u.model, $8) OR starts_with(s.model, $8))
+           WHERE u.batch_id > $1 AND u.batch_id <= $2 AND u.booked_on = ANY($3) AND u.kind = 'usage'
+             AND u.occurred_at >= $4 AND u.occurred_at < $5
+             AND ($6::bigint IS NULL OR u.customer_id = $6) AND ($7::text IS NULL OR u.provider = $7)
+             AND ($8::text IS NULL OR u.model = $8 OR s.model = $8)
+             AND ($9::text IS NULL OR starts_with(u.model, $9) OR starts_with(s.model, $9))
              -- Only estimates are corrected; an event that corrects one stands while no later event corrects it again.
              AND NOT (u.estimated AND EXISTS (SELECT 1 FROM corrections k WHERE k.original_key = u.event_key))
              AND NOT (u.corrects_key IS NOT NULL AND EXISTS (
@@ -186,7 +186,8 @@ pub async fn standing(
                  JOIN corrections later ON later.original_key = mine.original_key AND later.number > mine.number
                  WHERE mine.original_key = u.corrects_key AND mine.correcting_key = u.event_key))
            ORDER BY u.event_key, u.part"#,
-        &chunk.batches,
+        chunk.after.0,
+        chunk.last.0,
         &chunk.dates,
         filter.from,
         filter.to,
