@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::pools::{self, Returned, Transactions};
-use super::{MIGRATOR, Pool, StoreError};
+use super::{MIGRATOR, Pool, StoreError, sockets};
 
 /// How long a caller waits for a connection before it is told that the database is busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -82,6 +82,7 @@ impl Side {
         let returned = Returned::default();
         let counted = returned.clone();
         let name = format!("{} {:08x}", self.name(), rand::random::<u32>());
+        let port = options.get_port();
         let options = bounded(options, &name)
             .options([("statement_timeout", self.statement_timeout()), ("role", self.role(rights))]);
         let connections = PgPoolOptions::new()
@@ -89,6 +90,10 @@ impl Side {
             .min_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .max_lifetime(CONNECTION_LIFETIME)
+            .after_connect(move |_, _| {
+                sockets::send_at_once(port);
+                Box::pin(std::future::ready(Ok(())))
+            })
             .before_acquire(|_, idle| Box::pin(std::future::ready(Ok(pools::plans_hold(idle.age)))))
             .after_release(move |connection, _| {
                 counted.count();
