@@ -45,6 +45,10 @@ const STREAM_BYTES_MAX: i64 = 64 << 20;
 const LONG_STREAM_BYTES_MAX: i64 = 1 << 30;
 /// What a killed consumer had in hand is delivered again after this.
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
+/// The acknowledgement wait of production.
+pub const LONG_ACK_WAIT_SECONDS: u64 = 60;
+/// Longer than a full batch takes to be fetched, decided and written.
+pub const FULL_BATCH_SECONDS: u64 = 10;
 /// How long everything may take to be recorded and posted once the fault is over.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often it is looked whether it is.

@@ -51,6 +51,28 @@ async fn f21_silent_connections_are_noticed_and_replaced() {
     bed.audit().await.clean();
 }
 
+/// The control: a client that never asks, as that of async-nats up to 0.48 never did while it had something to send
+/// (nats.rs#1593), stays on a dead connection, until the watchdog tries another one.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f21_control_without_pings_only_the_watchdog_notices() {
+    let mut bed = Bed::new("f21-control").await;
+    let service = bed.serve_sabotaged("deaf").start();
+    service.ready().await;
+    let load = Load::endless(seed("f21-control")).start(&bed).await;
+    load.goes_on(30).await;
+    let (_, before) = bed.nats.connections();
+    bed.nats.silence();
+    sleep(NOTICED_WITHIN).await;
+    assert_eq!(bed.nats.connections().1, before, "it noticed by itself: the test proves nothing");
+    wait_until("the watchdog connects anew", async || (bed.nats.connections().1 > before).then_some(()))
+        .await;
+    load.goes_on(30).await;
+    load.stop().await;
+    bed.settled().await;
+    bed.audit().await.clean();
+}
+
 /// F22: connections are reset again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn f22_a_storm_of_resets_leaves_nothing_behind() {

@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 
 use crate::api::{ask, customer_keys};
-use crate::bed::{Bed, Own};
+use crate::bed::{Bed, FULL_BATCH_SECONDS, Own};
 use crate::harness::wait_until;
 use crate::protocol::{Message, Way};
 use crate::proxy::{End, Mode};
@@ -40,7 +40,8 @@ fn recording(message: &Message) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn f26_a_silent_path_to_postgres_is_waited_out() {
     let mut bed = Bed::new("f26").await;
-    let service = bed.serve().supervised();
+    // The backlog of minutes comes in full batches, none of which may come again before it is recorded.
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
     service.ready().await;
     let load = Load::endless(seed("f26")).start(&bed).await;
     caught_up(&bed).await;
@@ -144,7 +145,8 @@ async fn still(bed: &Bed) -> i64 {
 async fn f32(seconds: u64) {
     let mut bed = Bed::with("f32", own_postgres()).await;
     let keys = customer_keys(&bed).await;
-    let service = bed.serve().supervised();
+    // The backlog of minutes comes in full batches, none of which may come again before it is recorded.
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
     service.ready().await;
     let load = Load::endless(seed("f32")).start(&bed).await;
     caught_up(&bed).await;

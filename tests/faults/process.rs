@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use waybill::ingest::Publisher;
 
 use crate::api::{ask, event, finance_key, gateway_key, write_down};
-use crate::bed::{Bed, CUSTOMERS};
+use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS};
 use crate::harness::{free_addresses, get, wait_until};
 use crate::protocol::{Kind, Message, Way};
 use crate::proxy::End;
@@ -28,10 +28,6 @@ use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mi
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most memory that recording may need.
 const MEMORY_MAX_MIB: u64 = 256;
-/// The acknowledgement wait of production.
-const LONG_ACK_WAIT_SECONDS: u64 = 60;
-/// Longer than a full batch takes to be fetched, decided and written.
-const FULL_BATCH_SECONDS: u64 = 10;
 
 /// The COMMIT of a transaction that records, on its way.
 fn recording(message: &Message) -> bool {

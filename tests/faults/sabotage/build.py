@@ -85,6 +85,17 @@ EDITS = [
      """    if !crate::sabotage::on("swallow") {
         sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
     }"""),
+    # Never asks whether the NATS server is still there.
+    ("deaf", "src/ingest/stream.rs",
+     ".ping_interval(Duration::from_secs(5))",
+     ".ping_interval(Duration::from_secs(if crate::sabotage::on(\"deaf\") { 86_400 } else { 5 }))"),
+    # Drops what it does for a client that goes away, wherever it is.
+    ("cut_short", "src/http/edge.rs",
+     "    let work = tokio::spawn(CURRENT_REQUEST.scope(id.clone(), next.run(request)).instrument(span.clone()));",
+     """    let work = CURRENT_REQUEST.scope(id.clone(), next.run(request)).instrument(span.clone());
+    let work = async {
+        if crate::sabotage::on("cut_short") { Ok(work.await) } else { tokio::spawn(work).await }
+    };"""),
     # Gives connections back to the pool with their transactions.
     ("no_rollback", "src/store/roles.rs",
      "    sqlx::raw_sql(\"ROLLBACK\").execute(connection).await.is_ok()",
