@@ -10,8 +10,6 @@ use super::stream::{self, UsageStream};
 
 /// The header of a consumer that leaves the bodies out (`headers_only`): how long the body is that it left out.
 const LEFT_OUT: &str = "Nats-Msg-Size";
-/// JetStream's error code for "no message found".
-const NOT_FOUND: u64 = 404;
 
 /// A message that was delivered, what acknowledges it, and whether its body may have been left out. Only the stream can
 /// tell: a publisher of an empty message can set the header, too.
@@ -58,7 +56,9 @@ pub(super) async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<I
 fn is_not_found(error: &RawMessageError) -> bool {
     match error.kind() {
         LastRawMessageErrorKind::NoMessageFound => true,
-        LastRawMessageErrorKind::JetStream(error) => u64::try_from(error.code()).ok() == Some(NOT_FOUND),
+        LastRawMessageErrorKind::JetStream(error) => {
+            i64::try_from(error.code()).ok() == Some(stream::NOT_FOUND)
+        }
         LastRawMessageErrorKind::InvalidSubject | LastRawMessageErrorKind::Other => false,
     }
 }

@@ -35,8 +35,8 @@ pub const CONSUMER: &str = "biller";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for any step of the client: while it is not connected, its own queue may be full, and nothing else ends the wait.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(8);
-/// The server's code for a stream or consumer that does not exist.
-const NOT_FOUND: i64 = 404;
+/// The server's code for a stream, consumer or message that does not exist.
+pub(super) const NOT_FOUND: i64 = 404;
 
 /// Names of a stream and its subjects; tests use their own beside each other.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,8 +20,6 @@ const HOLES_MAX: i64 = 100;
 pub struct Slice {
     /// The batches, in order.
     pub batches: Vec<BatchId>,
-    /// Ids between the first and the last of them that are none of them.
-    holes: Vec<i64>,
     /// Their booking dates: limits the fold to the partitions that hold them.
     pub dates: Vec<NaiveDate>,
     /// Rows they added to the journal.
@@ -31,16 +29,15 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Takes the ids before the next batch as holes; false where they are too many.
-    fn reaches(&mut self, next: BatchId) -> bool {
-        let Some(last) = self.batches.last() else { return true };
-        let between = (last.0 + 1)..next.0;
-        let holes = i64::try_from(self.holes.len()).unwrap_or(i64::MAX);
-        let few = holes.saturating_add(between.end.saturating_sub(between.start)) <= HOLES_MAX;
-        if few {
-            self.holes.extend(between);
-        }
-        few
+    /// Whether there are few holes enough with this batch as the next one.
+    fn reaches(&self, next: BatchId) -> bool {
+        let batches = i64::try_from(self.batches.len()).unwrap_or(i64::MAX);
+        self.batches.first().is_none_or(|first| next.0 - first.0 - batches <= HOLES_MAX)
+    }
+
+    /// Ids between the first and the last batch that are none of them.
+    fn holes(&self) -> Vec<i64> {
+        self.batches.windows(2).flat_map(|pair| pair[0].0 + 1..pair[1].0).collect()
     }
 
     fn first(&self) -> i64 {
@@ -195,7 +192,7 @@ pub async fn missing_periods(
            GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at, c.time_zone)"#,
         slice.first(),
         slice.last(),
-        &slice.holes,
+        &slice.holes(),
         &slice.dates
     )
     .fetch_all(connection)
@@ -259,7 +256,7 @@ pub async fn fold_rollups(connection: &mut PgConnection, slice: &Slice) -> Resul
              cost = r.cost + EXCLUDED.cost, charge = r.charge + EXCLUDED.charge",
         slice.first(),
         slice.last(),
-        &slice.holes,
+        &slice.holes(),
         &slice.dates
     )
     .execute(connection)
@@ -324,7 +321,7 @@ pub async fn fold_tasks(connection: &mut PgConnection, slice: &Slice) -> Result<
              last_booked_on = GREATEST(t.last_booked_on, EXCLUDED.last_booked_on)",
         slice.first(),
         slice.last(),
-        &slice.holes,
+        &slice.holes(),
         &slice.dates
     )
     .execute(connection)
@@ -354,7 +351,7 @@ pub async fn fold_reasons(connection: &mut PgConnection, slice: &Slice) -> Resul
          ON CONFLICT DO NOTHING",
         slice.first(),
         slice.last(),
-        &slice.holes,
+        &slice.holes(),
         &slice.dates
     )
     .execute(connection)
@@ -394,10 +391,10 @@ mod tests {
             assert!(slice.reaches(BatchId(next)));
             slice.batches.push(BatchId(next));
         }
-        assert_eq!((slice.first(), slice.last(), slice.holes.as_slice()), (7, 11, [9, 10].as_slice()));
+        assert_eq!((slice.first(), slice.last(), slice.holes().as_slice()), (7, 11, [9, 10].as_slice()));
         assert!(!slice.reaches(BatchId(11 + HOLES_MAX)), "{HOLES_MAX} with the two of before are too many");
         assert!(!slice.reaches(BatchId(i64::MAX)));
-        assert_eq!(slice.holes, [9, 10], "what is not reached leaves no holes");
+        assert_eq!(slice.holes(), [9, 10], "what is not reached leaves no holes");
         assert!(slice.reaches(BatchId(11 + HOLES_MAX - 1)));
     }
 }
