@@ -29,7 +29,7 @@ use crate::config::{DemandArgs, Durability, ListenArgs, NatsArgs, Roles, ServeAr
 use crate::health::Health;
 use crate::http::{self, AppState};
 use crate::ingest::supervisor::{self, Current, Demands, Plan, SETTINGS};
-use crate::ingest::{self, Nudge, Publisher, Recorder, StreamLimits, StreamNames};
+use crate::ingest::{self, Nudge, Publisher, Recent, Recorder, StreamLimits, StreamNames};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Database, Rights, StoreError};
 use crate::telemetry;
@@ -184,7 +184,8 @@ impl Parts {
         recorder: Recorder,
         health: Health,
     ) -> Current {
-        let nudge = Nudge::default();
+        let (nudge, recent) = (Nudge::default(), Recent::default());
+        let recorder = if roles.jobs { recorder.keeping(recent.clone()) } else { recorder };
         let (follow, current) = tokio::sync::watch::channel(None);
         let limits = plan.limits;
         self.shutdown.spawn(supervisor::run(
@@ -201,6 +202,7 @@ impl Parts {
         if roles.jobs {
             self.shutdown.spawn(ingest::posting::run(
                 self.database.clone(),
+                recent,
                 self.shutdown.clone(),
                 nudge.clone(),
             ));

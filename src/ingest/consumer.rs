@@ -29,7 +29,7 @@ use crate::store::journal::Origin;
 /// their way stay below the messages that the stream lets out at a time.
 const BATCH_MESSAGES_MAX: usize = 4_000;
 /// Most bytes that are fetched together, as the stream sends them.
-const BATCH_BYTES_MAX: usize = 6 << 20;
+const BATCH_BYTES_MAX: usize = 4 << 20;
 /// A batch ends with the message that reaches this many events, however small they came: what bounds the memory, and
 /// where a larger transaction gains no more.
 const BATCH_EVENTS_MAX: usize = 12_500;

@@ -1,18 +1,23 @@
 //! The loop that posts recorded batches.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use tokio::sync::Notify;
 
 use super::IngestError;
+use super::facts::{Facts, Gathering, TextId};
+use super::recent::Recent;
+use super::sums::{Share, Sums};
 use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
 use crate::store::posting::{self, Slice, Waiting};
 use crate::store::{Database, commit, periods};
 
-/// Rows folded in one transaction: enough that each key is touched once for many events, short enough that closing a
+/// Rows posted in one transaction: enough that each key is touched once for many events, short enough that closing a
 /// period never waits long.
 const SLICE_ROWS_MAX: i64 = 300_000;
 /// Rows that a slice may have however slow the database is.
@@ -29,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the index that finds the rows of a batch is brought up to date.
-const SUMMARIZE_EVERY: Duration = Duration::from_secs(2);
+const SUMMARIZE_EVERY: Duration = Duration::from_secs(5);
 /// How long batches gather before they are posted together: figures trail recording by about this ...
 const GATHER_MS: i64 = 400;
 /// ... and by up to this while what is recorded has waited in the stream for longer than that anyway: the more rows a slice
@@ -53,40 +58,46 @@ impl Nudge {
     }
 }
 
-/// Posts one slice; returns how many batches it folded, zero where there was nothing to do.
+/// Posts one slice; returns how many batches that was, zero where there was nothing to do.
 ///
 /// # Errors
-/// [`IngestError::Store`]; nothing is folded then.
+/// [`IngestError::Store`]; nothing is posted then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
-    post_slice(database, SLICE_ROWS_MAX).await
+    post_slice(database, &Recent::default(), SLICE_ROWS_MAX).await
 }
 
-async fn post_slice(database: &Database, rows_max: i64) -> Result<usize, IngestError> {
+async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Result<usize, IngestError> {
     let started = Instant::now();
-    let slice = match fold(database, rows_max, false).await {
+    let slice = match post(database, recent, rows_max, false).await {
         // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
         Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
-            fold(database, rows_max, true).await?
+            post(database, recent, rows_max, true).await?
         }
-        folded => folded?,
+        posted => posted?,
     };
-    if !slice.batches.is_empty() {
+    if let Some(last) = slice.batches.last() {
+        recent.forget_through(last.id);
         super::meters::posted(slice.rows, started.elapsed());
     }
     Ok(slice.batches.len())
 }
 
-/// Folds the next slice in one transaction, after making the billing periods it lacks where that is asked for.
-async fn fold(database: &Database, rows_max: i64, with_periods: bool) -> Result<Slice, IngestError> {
+/// Posts the next slice in one transaction, after making the billing periods it lacks where that is asked for.
+async fn post(
+    database: &Database,
+    recent: &Recent,
+    rows_max: i64,
+    with_periods: bool,
+) -> Result<Slice, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
         return Ok(slice);
     }
-    if let Err(error) = fold_slice(&mut tx, &slice, with_periods).await {
+    if let Err(error) = add_slice(&mut tx, recent, &slice, with_periods).await {
         // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
         if let Err(rollback) = tx.rollback().await {
-            tracing::debug!(error = %rollback, "a failed fold could not be rolled back; its connection is gone");
+            tracing::debug!(error = %rollback, "failed posting could not be rolled back; its connection is gone");
         }
         return Err(error);
     }
@@ -94,16 +105,69 @@ async fn fold(database: &Database, rows_max: i64, with_periods: bool) -> Result<
     Ok(slice)
 }
 
-async fn fold_slice(tx: &mut PgConnection, slice: &Slice, with_periods: bool) -> Result<(), IngestError> {
+async fn add_slice(
+    tx: &mut PgConnection,
+    recent: &Recent,
+    slice: &Slice,
+    with_periods: bool,
+) -> Result<(), IngestError> {
     posting::require_partitions(tx, slice).await?;
     if with_periods {
         make_periods(tx, slice).await?;
     }
-    posting::fold_rollups(tx, slice).await?;
-    posting::fold_tasks(tx, slice).await?;
-    posting::fold_reasons(tx, slice).await?;
+    let facts = facts(tx, recent, slice).await?;
+    for share in Share::all() {
+        let mut sums = Sums::default();
+        for facts in &facts {
+            sums.add(facts, share)?;
+        }
+        posting::add_to_rollups(tx, sums.rollups()).await?;
+        let ranks = ranks(tx, &sums).await?;
+        let rank = |text| ranks.get(&text).copied().unwrap_or_default();
+        posting::add_to_tasks(tx, sums.tasks(rank)).await?;
+    }
+    posting::add_reasons(tx, slice).await?;
     posting::mark_posted(tx, slice).await?;
     Ok(posting::require_partitions(tx, slice).await?)
+}
+
+/// The rows of the slice: of batches that this process recorded a moment ago as it recorded them, of others as the journal
+/// has them.
+async fn facts(
+    tx: &mut PgConnection,
+    recent: &Recent,
+    slice: &Slice,
+) -> Result<Vec<Arc<Facts>>, IngestError> {
+    let mut facts = Vec::with_capacity(slice.batches.len());
+    let mut read = Vec::new();
+    for batch in &slice.batches {
+        match recent.get(batch) {
+            Some(kept) => facts.push(kept),
+            None => read.push(batch.id),
+        }
+    }
+    for part in slice.parts(|batch| read.binary_search(&batch.id).is_ok()) {
+        let mut batches = HashMap::new();
+        let mut rows = posting::rows(tx, &part);
+        while let Some(row) = rows.try_next().await? {
+            let batch =
+                batches.entry(row.batch).or_insert_with(|| Gathering::new(row.batch, row.booked_on, 0));
+            batch.add(&row.row()?);
+        }
+        facts.extend(batches.into_values().map(|batch| Arc::new(batch.finish())));
+    }
+    Ok(facts)
+}
+
+/// The order of the texts whose order counts.
+async fn ranks(tx: &mut PgConnection, sums: &Sums) -> Result<HashMap<TextId, i64>, IngestError> {
+    let texts = sums.ordered();
+    if texts.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let resolved: Vec<&str> = texts.iter().map(|text| sums.resolve(*text)).collect();
+    let ranks = posting::ranks(tx, &resolved).await?;
+    Ok(texts.into_iter().zip(ranks).collect())
 }
 
 async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
@@ -141,7 +205,7 @@ async fn others_left(database: &Database) -> Result<bool, IngestError> {
 }
 
 /// Posts until a stop is asked for.
-pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
+pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: Nudge) {
     let mut summarized = Instant::now();
     let mut pace = Pace::default();
     while !shutdown.stopping() {
@@ -152,7 +216,7 @@ pub async fn run(database: Database, shutdown: Shutdown, nudge: Nudge) {
             }
         }
         let started = Instant::now();
-        match post_gathered(&database, pace).await {
+        match post_gathered(&database, &recent, pace).await {
             Ok(Next::Posted) => pace.posted(started.elapsed()),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::Idle) => tokio::select! {
@@ -183,7 +247,7 @@ enum Next {
     Idle,
 }
 
-/// How much is folded at a time: as much as the database does in a few seconds.
+/// How much is posted at a time: as much as the database does in a few seconds.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     rows_max: i64,
@@ -220,15 +284,20 @@ impl Pace {
 }
 
 /// Posts a slice where enough has gathered.
-async fn post_gathered(database: &Database, pace: Pace) -> Result<Next, IngestError> {
+async fn post_gathered(database: &Database, recent: &Recent, pace: Pace) -> Result<Next, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let waiting = posting::waiting(&mut tx).await?;
     commit(tx).await?;
     match waiting {
-        None => Ok(Next::Idle),
+        None => {
+            recent.clear();
+            Ok(Next::Idle)
+        }
         Some(waiting) if !pace.due(waiting) => Ok(Next::Gather),
         // Where others hold what waits there is nothing to do.
-        Some(_) => Ok(if post_slice(database, pace.rows_max).await? > 0 { Next::Posted } else { Next::Idle }),
+        Some(_) => {
+            Ok(if post_slice(database, recent, pace.rows_max).await? > 0 { Next::Posted } else { Next::Idle })
+        }
     }
 }
 

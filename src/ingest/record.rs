@@ -11,9 +11,12 @@ use super::IngestError;
 use super::batch::{Batch, Sorted};
 use super::catalog::Catalog;
 use super::decide::{Decided, Incoming};
+use super::facts::Facts;
+use super::recent::Recent;
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 use crate::store::journal::{self, BatchRow, JournalEvent, Origin, Recorded};
+use crate::store::posting::Unposted;
 use crate::store::{Database, StoreError, Transactions, commit, replay};
 
 /// First pause before a transaction is tried again; doubles up to the last.
@@ -39,6 +42,8 @@ pub struct Recorder {
     // Set while a transaction has to be tried again.
     stuck: Arc<AtomicBool>,
     attempts: Transactions,
+    // What it records, for posting in the same process.
+    recent: Option<Recent>,
 }
 
 /// What one try of the transaction came to.
@@ -70,7 +75,14 @@ impl Recorder {
             shutdown,
             stuck: Arc::default(),
             attempts: Transactions::default(),
+            recent: None,
         })
+    }
+
+    /// The same, keeping what it records for posting in this process.
+    #[must_use]
+    pub fn keeping(self, recent: Recent) -> Self {
+        Self { recent: Some(recent), ..self }
     }
 
     /// The database it records in.
@@ -238,33 +250,23 @@ impl Recorder {
             rows: sorted.rows(),
             booked_on,
         };
-        let id = if origin == Origin::Replay && outcome == Recorded::default() {
+        let written = if origin == Origin::Replay && outcome == Recorded::default() {
             None
         } else {
             Some(journal::insert_batch(tx, &row).await?)
         };
-        if let Some(id) = id {
-            let mut events: Vec<&JournalEvent> =
-                sorted.events.iter().map(|candidate| &candidate.event).collect();
-            // Writers that hold copies of the same events meet in one order, so they wait instead of deadlocking.
-            events.sort_unstable_by_key(|event| event.key);
-            if !events.is_empty() {
-                journal::copy_events(tx, id, booked_on, &events).await?;
-            }
-            for event in events.iter().filter(|event| event.corrects.is_some()) {
-                let Some(original) = event.corrects else { continue };
-                // Looked up again: an earlier correction in this batch may stand for the estimate by now.
-                if let Some(target) = journal::correction_target(tx, original).await? {
-                    journal::reverse_estimate(tx, target, event.key, id).await?;
-                }
-            }
-            if let Some(incarnation) = origin.incarnation() {
-                let version = batch.catalog_version;
-                journal::insert_rejections(tx, id, incarnation, version, &sorted.rejections).await?;
-                // Copies that come again bring no new evidence.
-                if !events.is_empty() {
-                    journal::insert_payload(tx, id, &batch.payload()?).await?;
-                }
+        let id = written.map(|batch| batch.id);
+        if let Some(batch) = &written {
+            self.write_events(tx, batch, booked_on, sorted).await?;
+        }
+        if let Some(id) = id
+            && let Some(incarnation) = origin.incarnation()
+        {
+            let version = batch.catalog_version;
+            journal::insert_rejections(tx, id, incarnation, version, &sorted.rejections).await?;
+            // Copies that come again bring no new evidence.
+            if !sorted.events.is_empty() {
+                journal::insert_payload(tx, id, &batch.payload()?).await?;
             }
         }
         if origin == Origin::Replay {
@@ -275,6 +277,36 @@ impl Recorder {
             && repeated
         {
             journal::forgive_repeats(tx, id, &sorted.fresh_marks()).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the new events, and what follows from them.
+    async fn write_events(
+        &self,
+        tx: &mut PgConnection,
+        batch: &Unposted,
+        booked_on: NaiveDate,
+        sorted: &Sorted<'_>,
+    ) -> Result<(), IngestError> {
+        let mut events: Vec<&JournalEvent> = sorted.events.iter().map(|candidate| &candidate.event).collect();
+        if events.is_empty() {
+            return Ok(());
+        }
+        // Writers that hold copies of the same events meet in one order, so they wait instead of deadlocking.
+        events.sort_unstable_by_key(|event| event.key);
+        journal::copy_events(tx, batch.id, booked_on, &events).await?;
+        let mut corrects = false;
+        for event in &events {
+            let Some(original) = event.corrects else { continue };
+            corrects = true;
+            // Looked up again: an earlier correction in this batch may stand for the estimate by now.
+            if let Some(target) = journal::correction_target(tx, original).await? {
+                journal::reverse_estimate(tx, target, event.key, batch.id).await?;
+            }
+        }
+        if let Some(recent) = self.recent.as_ref().filter(|_| !corrects) {
+            recent.keep(batch, Facts::of(batch.id, booked_on, &events));
         }
         Ok(())
     }

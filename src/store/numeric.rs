@@ -29,14 +29,25 @@ const HEADER_BYTES: usize = 8;
 #[error("a NUMERIC is too large")]
 pub(super) struct TooLarge;
 
-/// Appends a number of 10^-15 units as a binary NUMERIC: digit count, weight, sign, display scale, digits.
+/// Appends a number of 10^-15 units as a binary NUMERIC.
 pub fn encode_femtos(femtos: i128, out: &mut Vec<u8>) {
-    let mut digits = [0_u16; DIGITS_MAX];
-    let mut length = 0;
     // The last digit holds three decimal places of ours and one more that is always zero.
     let magnitude = femtos.unsigned_abs();
-    let mut rest = magnitude / (BASE / 10);
-    let mut digit = magnitude % (BASE / 10) * 10;
+    let last = magnitude % (BASE / 10) * 10;
+    encode(femtos < 0, magnitude / (BASE / 10), last, FRACTION_DIGITS, DISPLAY_SCALE, out);
+}
+
+/// Appends a whole number as a binary NUMERIC.
+fn encode_whole(units: i128, out: &mut Vec<u8>) {
+    let magnitude = units.unsigned_abs();
+    encode(units < 0, magnitude / BASE, magnitude % BASE, 0, 0, out);
+}
+
+/// Digit count, weight, sign, display scale, digits: of a number whose last digit is given apart, with so many digits behind
+/// the point.
+fn encode(negative: bool, mut rest: u128, mut digit: u128, fraction: i16, scale: u16, out: &mut Vec<u8>) {
+    let mut digits = [0_u16; DIGITS_MAX];
+    let mut length = 0;
     while digit != 0 || rest != 0 {
         digits[length] = u16::try_from(digit).unwrap_or_default();
         length += 1;
@@ -45,12 +56,12 @@ pub fn encode_femtos(femtos: i128, out: &mut Vec<u8>) {
     }
     let trailing_zeros = digits[..length].iter().take_while(|digit| **digit == 0).count();
     let sent = &digits[trailing_zeros..length];
-    let weight = i16::try_from(length).unwrap_or_default() - 1 - FRACTION_DIGITS;
-    let sign = if femtos < 0 { SIGN_NEGATIVE } else { SIGN_POSITIVE };
+    let weight = i16::try_from(length).unwrap_or_default() - 1 - fraction;
+    let sign = if negative { SIGN_NEGATIVE } else { SIGN_POSITIVE };
     out.extend_from_slice(&u16::try_from(sent.len()).unwrap_or_default().to_be_bytes());
     out.extend_from_slice(&weight.to_be_bytes());
     out.extend_from_slice(&sign.to_be_bytes());
-    out.extend_from_slice(&DISPLAY_SCALE.to_be_bytes());
+    out.extend_from_slice(&scale.to_be_bytes());
     for digit in sent.iter().rev() {
         out.extend_from_slice(&digit.to_be_bytes());
     }
@@ -94,8 +105,8 @@ fn decode(value: &PgValueRef<'_>) -> Result<i128, BoxDynError> {
     }
 }
 
-macro_rules! stored_as_numeric {
-    ($name:ident, |$value:ident| $to_femtos:expr, |$femtos:ident| $from_femtos:expr) => {
+macro_rules! written_as_numeric {
+    ($name:ident, |$value:ident, $out:ident| $encode:expr) => {
         impl Type<Postgres> for $name {
             fn type_info() -> PgTypeInfo {
                 PgTypeInfo::with_name("NUMERIC")
@@ -112,11 +123,18 @@ macro_rules! stored_as_numeric {
             fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
                 let $value = self;
                 let mut bytes = Vec::with_capacity(HEADER_BYTES + 2 * DIGITS_MAX);
-                encode_femtos($to_femtos, &mut bytes);
+                let $out = &mut bytes;
+                $encode;
                 buffer.extend_from_slice(&bytes);
                 Ok(IsNull::No)
             }
         }
+    };
+}
+
+macro_rules! stored_as_numeric {
+    ($name:ident, |$value:ident| $to_femtos:expr, |$femtos:ident| $from_femtos:expr) => {
+        written_as_numeric!($name, |$value, out| encode_femtos($to_femtos, out));
 
         impl<'r> Decode<'r, Postgres> for $name {
             fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
@@ -129,6 +147,12 @@ macro_rules! stored_as_numeric {
 
 stored_as_numeric!(Amount, |amount| amount.femtos(), |femtos| Ok(Self::from_femtos(femtos)));
 stored_as_numeric!(Rate, |rate| rate.femtos(), |femtos| Ok(Self::from_femtos(femtos)?));
+
+/// A sum of quantities: whole, and of any size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Units(pub i128);
+
+written_as_numeric!(Units, |units, out| encode_whole(units.0, out));
 
 #[cfg(test)]
 mod tests {
@@ -152,6 +176,13 @@ mod tests {
             let mut bytes = Vec::new();
             encode_femtos(femtos, &mut bytes);
             prop_assert_eq!(decode_femtos(&bytes).unwrap(), femtos);
+        }
+
+        #[test]
+        fn a_whole_number_is_so_many_units(units in -(10_i128.pow(22))..10_i128.pow(22)) {
+            let mut bytes = Vec::new();
+            encode_whole(units, &mut bytes);
+            prop_assert_eq!(decode_femtos(&bytes).unwrap(), units * 10_i128.pow(15));
         }
 
         #[test]

@@ -19,7 +19,7 @@ use waybill::domain::money::Amount;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::health::Health;
 use waybill::ingest::supervisor::{self, Demands, Plan};
-use waybill::ingest::{self, Nudge, Recorder, StreamLimits, StreamNames, UsageStream};
+use waybill::ingest::{self, Nudge, Recent, Recorder, StreamLimits, StreamNames, UsageStream};
 use waybill::reports;
 use waybill::shutdown::Shutdown;
 use waybill::store::customers::{CustomerStatus, NewAssignment, NewCustomer};
@@ -189,8 +189,9 @@ impl World {
         let jobs = Shutdown::new();
         let recorder =
             Recorder::new(bed.database.clone(), Clock::System, &names.prefix, jobs.clone()).await.unwrap();
-        let nudge = Nudge::default();
-        jobs.spawn(ingest::posting::run(bed.database.clone(), jobs.clone(), nudge.clone()));
+        let (nudge, recent) = (Nudge::default(), Recent::default());
+        let recorder = recorder.keeping(recent.clone());
+        jobs.spawn(ingest::posting::run(bed.database.clone(), recent, jobs.clone(), nudge.clone()));
         jobs.spawn(ingest::replay::run(recorder.clone(), nudge));
         Self { bed, pool, stream, names, recorder, context, consumers: Mutex::default(), jobs }
     }

@@ -252,7 +252,7 @@ impl Pass {
             rows,
             booked_on,
         };
-        let batch = journal::insert_batch(connection, &row).await?;
+        let batch = journal::insert_batch(connection, &row).await?.id;
         store::restate(connection, batch, booked_on, &restatements).await?;
         let Request { from, to, customer, provider, model, reason } = &self.request;
         store::keep_reason(connection, batch, reason.as_deref()).await?;

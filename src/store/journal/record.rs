@@ -4,6 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::posting::Unposted;
 use super::super::{StoreError, ensure_affected, rerate};
 use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
@@ -75,19 +76,20 @@ pub struct BatchRow {
     pub booked_on: NaiveDate,
 }
 
-/// Writes the batch row.
+/// Writes the batch row; returns how it stands there until it is posted.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Result<BatchId, StoreError> {
+pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Result<Unposted, StoreError> {
     let Recorded { recorded, duplicates, rejected } = batch.outcome;
-    let id = sqlx::query_scalar!(
+    let written = sqlx::query_as!(
+        Unposted,
         r#"INSERT INTO ingest_batches
                (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on,
                 last_published_at)
            SELECT $1, $2, COALESCE(range_agg(int8range(sequence, sequence, '[]')), '{}'), $4, $5, $6, $7, $8, $9, $10, $11
            FROM unnest($3::bigint[]) AS sequence
-           RETURNING id AS "id: BatchId""#,
+           RETURNING id AS "id: BatchId", recorded_at, rows"#,
         batch.origin.as_str(),
         batch.origin.incarnation(),
         &batch.sequences,
@@ -102,7 +104,7 @@ pub async fn insert_batch(connection: &mut PgConnection, batch: &BatchRow) -> Re
     )
     .fetch_one(connection)
     .await?;
-    Ok(id)
+    Ok(written)
 }
 
 /// Keeps what the batch received, compressed.

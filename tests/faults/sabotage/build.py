@@ -32,15 +32,15 @@ EDITS = [
      "                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {",
      """                Err(_) if crate::sabotage::on("ack_failed") => return Ok(Ok(Recorded::default())),
                 Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {"""),
-    # Marks batches as posted in a transaction before the one that folds them.
+    # Marks batches as posted in a transaction before the one that adds them to the sums.
     ("post_apart", "src/ingest/posting.rs",
-     "    if let Err(error) = fold_slice(",
+     "    if let Err(error) = add_slice(",
      """    if crate::sabotage::on("post_apart") {
         posting::mark_posted(&mut tx, &slice).await?;
         commit(tx).await?;
         tx = database.begin_ingest().await?;
     }
-    if let Err(error) = fold_slice("""),
+    if let Err(error) = add_slice("""),
     ("post_apart", "src/ingest/posting.rs",
      "    posting::mark_posted(tx, slice).await?;",
      """    if !crate::sabotage::on("post_apart") {
@@ -68,11 +68,11 @@ EDITS = [
         }"""),
     # One of two writers takes the keys the other way round.
     ("reversed", "src/ingest/record.rs",
-     "            events.sort_unstable_by_key(|event| event.key);",
-     """            events.sort_unstable_by_key(|event| event.key);
-            if crate::sabotage::on("reversed") {
-                events.reverse();
-            }"""),
+     "        events.sort_unstable_by_key(|event| event.key);",
+     """        events.sort_unstable_by_key(|event| event.key);
+        if crate::sabotage::on("reversed") {
+            events.reverse();
+        }"""),
     # Goes on after a statement has failed, and commits without asking.
     ("swallow", "src/ingest/record.rs",
      "        self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;",

@@ -1,0 +1,296 @@
+//! Sums of a slice: what its rows add to each rollup and each task.
+//!
+//! Owns: which rows are summed under one key, and what of a task is not a sum.
+//! Does not own: zones and billing periods, which the database knows when the sums are added.
+//! Invariants: a pure function of the rows, whatever order they come in; exact, whatever their size.
+
+mod running;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use foldhash::fast::RandomState;
+use indexmap::{IndexMap, IndexSet};
+
+use super::IngestError;
+use super::facts::{Fact, Facts, NO_TEXT, Numbers, TextId};
+use crate::domain::event::Outcome;
+use crate::domain::ids::{BatchId, CustomerId, PriceId};
+use crate::store::posting::{RollupSum, TaskSum};
+use running::{Few, Running};
+
+/// What hours of every zone are made of.
+const QUARTER_MICROS: i64 = 15 * 60 * 1_000_000;
+/// Parts that a slice is posted in.
+const SHARES: i64 = 8;
+
+/// A part of all customers: the sums of a slice are made and added part by part, which bounds the memory that they take.
+#[derive(Debug, Clone, Copy)]
+pub struct Share(i64);
+
+impl Share {
+    /// All shares, in the order in which every poster takes them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..SHARES).map(Self)
+    }
+
+    const fn holds(self, customer: CustomerId) -> bool {
+        customer.0.rem_euclid(SHARES) == self.0
+    }
+}
+
+/// Sums in the making.
+#[derive(Debug, Default)]
+pub struct Sums {
+    texts: IndexSet<Box<str>, RandomState>,
+    rollups: IndexMap<RollupKey, RollupTotals, RandomState>,
+    tasks: IndexMap<TaskKey, TaskTotals, RandomState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct RollupKey {
+    customer: CustomerId,
+    /// Start of the quarter of an hour, in microseconds since 1970.
+    quarter: i64,
+    cost_price: PriceId,
+    sell_price: PriceId,
+    project: TextId,
+    task_type: TextId,
+    restated: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct TaskKey {
+    customer: CustomerId,
+    task: TextId,
+}
+
+#[derive(Debug, Default)]
+struct RollupTotals {
+    events: i64,
+    totals: Running,
+}
+
+#[derive(Debug)]
+struct TaskTotals {
+    task_type: TextId,
+    parent: TextId,
+    /// Instants are in microseconds since 1970.
+    first_at: i64,
+    last_at: i64,
+    calls: i64,
+    totals: Running,
+    models: Few,
+    ended: Option<(i64, Outcome)>,
+    batches: (BatchId, BatchId),
+    booked_on: (NaiveDate, NaiveDate),
+    /// Types and parents besides the first, of a task whose events do not agree.
+    others: Option<Box<Others>>,
+}
+
+#[derive(Debug, Default)]
+struct Others {
+    types: Vec<TextId>,
+    parents: Vec<TextId>,
+}
+
+impl Sums {
+    /// Adds the rows of a batch that are of a customer in the share.
+    ///
+    /// # Errors
+    /// [`IngestError::SumTooLarge`].
+    pub fn add(&mut self, facts: &Facts, share: Share) -> Result<(), IngestError> {
+        // The ids that texts of the batch have here, once they were needed.
+        let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_count()];
+        for (place, fact) in facts.rows.iter().enumerate().filter(|(_, fact)| share.holds(fact.customer)) {
+            let mut fact = *fact;
+            let Fact { project, task, task_type, parent, model, .. } = &mut fact;
+            for text in [project, task, task_type, parent, model] {
+                if let Some(known) = texts.get_mut(*text as usize) {
+                    if *known == NO_TEXT {
+                        *known = self.text(facts.text(*text));
+                    }
+                    *text = *known;
+                }
+            }
+            let numbers = facts.numbers(place);
+            if let Some(prices) = numbers.prices {
+                self.add_to_rollup(&fact, prices, &numbers)?;
+            }
+            if fact.task != NO_TEXT {
+                self.add_to_task(&fact, &numbers, facts.batch, facts.booked_on)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str) -> TextId {
+        let place = self.texts.get_index_of(text).unwrap_or_else(|| self.texts.insert_full(text.into()).0);
+        TextId::try_from(place).unwrap_or(NO_TEXT)
+    }
+
+    fn add_to_rollup(
+        &mut self,
+        fact: &Fact,
+        (cost_price, sell_price): (PriceId, PriceId),
+        numbers: &Numbers<'_>,
+    ) -> Result<(), IngestError> {
+        let key = RollupKey {
+            customer: fact.customer,
+            quarter: fact.occurred_at - fact.occurred_at.rem_euclid(QUARTER_MICROS),
+            cost_price,
+            sell_price,
+            project: fact.project,
+            task_type: fact.task_type,
+            restated: fact.restated,
+        };
+        let rollup = self.rollups.entry(key).or_default();
+        rollup.events += i64::from(fact.calls);
+        rollup.totals.add(numbers)
+    }
+
+    fn add_to_task(
+        &mut self,
+        fact: &Fact,
+        numbers: &Numbers<'_>,
+        batch: BatchId,
+        booked_on: NaiveDate,
+    ) -> Result<(), IngestError> {
+        let key = TaskKey { customer: fact.customer, task: fact.task };
+        let task = self.tasks.entry(key).or_insert_with(|| TaskTotals {
+            task_type: NO_TEXT,
+            parent: NO_TEXT,
+            first_at: fact.occurred_at,
+            last_at: fact.occurred_at,
+            calls: 0,
+            totals: Running::default(),
+            models: Few::default(),
+            ended: None,
+            batches: (batch, batch),
+            booked_on: (booked_on, booked_on),
+            others: None,
+        });
+        task.first_at = task.first_at.min(fact.occurred_at);
+        task.last_at = task.last_at.max(fact.occurred_at);
+        task.batches = (task.batches.0.min(batch), task.batches.1.max(batch));
+        task.booked_on = (task.booked_on.0.min(booked_on), task.booked_on.1.max(booked_on));
+        task.calls += i64::from(fact.calls);
+        if fact.model != NO_TEXT {
+            task.models.add(fact.model);
+        }
+        agree(&mut task.task_type, fact.task_type, &mut task.others, |others| &mut others.types);
+        agree(&mut task.parent, fact.parent, &mut task.others, |others| &mut others.parents);
+        if let Some(outcome) = fact.outcome {
+            task.end(fact.occurred_at, outcome);
+        }
+        task.totals.add(numbers)
+    }
+
+    /// Texts whose order counts: those of which one is chosen, and those of which there are several in one task.
+    pub fn ordered(&self) -> Vec<TextId> {
+        let mut ordered: HashSet<TextId, RandomState> = HashSet::default();
+        for task in self.tasks.values() {
+            if task.models.several() {
+                ordered.extend(task.models.iter());
+            }
+            if let Some(others) = &task.others {
+                ordered.extend(
+                    others.types.iter().chain(&others.parents).chain([&task.task_type, &task.parent]),
+                );
+            }
+        }
+        ordered.remove(&NO_TEXT);
+        ordered.into_iter().collect()
+    }
+
+    /// A text by its id.
+    pub fn resolve(&self, text: TextId) -> &str {
+        self.texts.get_index(text as usize).map_or("", |text| text)
+    }
+
+    /// What is added to the rollups, in the order of the customers.
+    pub fn rollups(&self) -> impl Iterator<Item = RollupSum<'_>> {
+        let mut sums: Vec<(&RollupKey, &RollupTotals)> = self.rollups.iter().collect();
+        sums.sort_unstable_by_key(|(key, _)| (key.customer, key.quarter));
+        sums.into_iter().map(|(key, rollup)| RollupSum {
+            customer: key.customer,
+            quarter: instant(key.quarter),
+            cost_price: key.cost_price,
+            sell_price: key.sell_price,
+            project: self.resolve(key.project),
+            task_type: self.resolve(key.task_type),
+            restated: key.restated,
+            events: rollup.events,
+            totals: rollup.totals.totals(),
+        })
+    }
+
+    /// What is added to the tasks, in the order of customers and ids; `rank` gives the place of a text of [`Self::ordered`].
+    pub fn tasks(&self, rank: impl Fn(TextId) -> i64) -> impl Iterator<Item = TaskSum<'_>> {
+        let mut sums: Vec<(&str, &TaskKey, &TaskTotals)> =
+            self.tasks.iter().map(|(key, task)| (self.resolve(key.task), key, task)).collect();
+        sums.sort_unstable_by_key(|(id, key, _)| (key.customer, *id));
+        sums.into_iter().map(move |(_, key, task)| self.task(*key, task, &rank))
+    }
+
+    fn task(&self, key: TaskKey, task: &TaskTotals, rank: impl Fn(TextId) -> i64) -> TaskSum<'_> {
+        let first = |kept: TextId, others: fn(&Others) -> &Vec<TextId>| {
+            let others = task.others.iter().flat_map(|all| others(all)).copied();
+            let all = others.chain([kept]).filter(|text| *text != NO_TEXT);
+            all.min_by_key(|text| rank(*text)).map(|text| self.resolve(text))
+        };
+        let mut models: Vec<TextId> = task.models.iter().collect();
+        models.sort_unstable_by_key(|model| rank(*model));
+        TaskSum {
+            customer: key.customer,
+            task: self.resolve(key.task),
+            task_type: first(task.task_type, |others| &others.types),
+            parent: first(task.parent, |others| &others.parents),
+            first_at: instant(task.first_at),
+            last_at: instant(task.last_at),
+            calls: task.calls,
+            totals: task.totals.totals(),
+            models: models.into_iter().map(|model| self.resolve(model)).collect(),
+            ended: task.ended.map(|(at, outcome)| (instant(at), outcome)),
+            batches: task.batches,
+            booked_on: task.booked_on,
+        }
+    }
+}
+
+impl TaskTotals {
+    /// The latest outcome stands; of two at one instant the first in the alphabet, whatever came first.
+    fn end(&mut self, at: i64, outcome: Outcome) {
+        let later =
+            |(before, kept): (i64, Outcome)| at > before || at == before && outcome.as_str() < kept.as_str();
+        if self.ended.is_none_or(later) {
+            self.ended = Some((at, outcome));
+        }
+    }
+}
+
+fn instant(micros: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::microseconds(micros)
+}
+
+/// Keeps the first text; another one is kept beside it.
+fn agree(
+    kept: &mut TextId,
+    text: TextId,
+    others: &mut Option<Box<Others>>,
+    which: impl Fn(&mut Others) -> &mut Vec<TextId>,
+) {
+    if text == NO_TEXT || *kept == text {
+        return;
+    }
+    if *kept == NO_TEXT {
+        *kept = text;
+        return;
+    }
+    let others = which(others.get_or_insert_default());
+    if !others.contains(&text) {
+        others.push(text);
+    }
+}

@@ -1,0 +1,95 @@
+//! One sum in the making, in little memory: a slice has a hundred thousand of them.
+
+use std::collections::BTreeMap;
+
+use crate::domain::money::Amount;
+use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
+use crate::ingest::IngestError;
+use crate::ingest::facts::{Numbers, TextId};
+use crate::store::posting::Totals;
+
+/// Different texts, mostly one or two.
+#[derive(Debug, Default)]
+pub struct Few {
+    first: Option<TextId>,
+    more: Vec<TextId>,
+}
+
+impl Few {
+    /// Whether there are several.
+    pub const fn several(&self) -> bool {
+        !self.more.is_empty()
+    }
+
+    /// Adds a text.
+    pub fn add(&mut self, text: TextId) {
+        match self.first {
+            None => self.first = Some(text),
+            Some(first) if first == text || self.more.contains(&text) => {}
+            Some(_) => self.more.push(text),
+        }
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = TextId> {
+        self.first.into_iter().chain(self.more.iter().copied())
+    }
+}
+
+/// Quantities and amounts so far: what 64 bits hold, and beside it what they do not.
+#[derive(Debug, Default)]
+pub struct Running {
+    main: [i64; MAIN_CLASS_COUNT],
+    cost: Amount,
+    charge: Amount,
+    beyond: Option<Box<Beyond>>,
+}
+
+#[derive(Debug, Default)]
+struct Beyond {
+    main: [i128; MAIN_CLASS_COUNT],
+    rare: BTreeMap<TokenClass, i128>,
+}
+
+impl Running {
+    /// Adds the numbers of a row.
+    ///
+    /// # Errors
+    /// [`IngestError::SumTooLarge`].
+    pub fn add(&mut self, numbers: &Numbers<'_>) -> Result<(), IngestError> {
+        for (class, units) in numbers.main.into_iter().enumerate() {
+            self.main[class] = self.main[class].checked_add(units).unwrap_or_else(|| {
+                let beyond = self.beyond.get_or_insert_default();
+                beyond.main[class] += i128::from(self.main[class]);
+                units
+            });
+        }
+        if let Some(quantities) = numbers.rare {
+            for (class, units) in quantities.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT)
+            {
+                *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
+            }
+        }
+        self.cost = self.cost.checked_add(numbers.cost).ok_or(IngestError::SumTooLarge)?;
+        self.charge = self.charge.checked_add(numbers.charge).ok_or(IngestError::SumTooLarge)?;
+        Ok(())
+    }
+
+    /// What it comes to.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals {
+            main: self.main.map(i128::from),
+            cost: self.cost,
+            charge: self.charge,
+            ..Totals::default()
+        };
+        if let Some(beyond) = &self.beyond {
+            for (total, units) in totals.main.iter_mut().zip(beyond.main) {
+                *total += units;
+            }
+            totals.rare = beyond.rare.clone();
+            totals.rare.retain(|_, units| *units != 0);
+        }
+        totals
+    }
+}
