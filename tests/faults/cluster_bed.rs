@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +18,12 @@ use crate::harness::{free_addresses, get, wait_until};
 pub const NODES: usize = 3;
 /// How long a server may take to tell about itself.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long they may take to agree on a leader: some seconds where nothing else runs.
+const START_PATIENCE: Duration = Duration::from_secs(40);
+/// How often it is tried.
+const STARTS: usize = 3;
+/// How often it is looked whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What the configuration takes for passwords here.
 const PASSWORD: &str = "cluster-test";
 
@@ -38,16 +44,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts it and waits until it has a leader for its streams.
+    /// Starts it and waits until it has a leader for its streams. Somebody else may take an address in the moment before its
+    /// server does, and servers that start on a busy machine may fail to agree: then it starts anew, with other addresses.
     pub async fn start() -> Self {
-        let home = std::env::temp_dir().join(format!("waybill-cluster-{}", Uuid::new_v4().simple()));
-        let node = || {
-            let [client, monitor, route] = free_addresses();
-            Node { child: None, client, monitor, route, frozen: false }
-        };
-        let nodes = std::iter::repeat_with(node).take(NODES).collect();
-        let mut cluster = Self { home, program: nats_program().await.unwrap(), nodes };
-        (0..NODES).for_each(|number| cluster.launch(number));
+        let program = nats_program().await.unwrap();
+        let mut cluster = Self::launch_all(&program);
+        for _ in 1..STARTS {
+            if cluster.all_healthy().await {
+                break;
+            }
+            println!("the cluster did not start:\n{}", cluster.logs());
+            cluster = Self::launch_all(&program);
+        }
         for number in 0..NODES {
             cluster.healthy(number).await;
         }
@@ -57,6 +65,44 @@ impl Cluster {
         })
         .await;
         cluster
+    }
+
+    fn launch_all(program: &Path) -> Self {
+        let home = std::env::temp_dir().join(format!("waybill-cluster-{}", Uuid::new_v4().simple()));
+        let node = || {
+            let [client, monitor, route] = free_addresses();
+            Node { child: None, client, monitor, route, frozen: false }
+        };
+        let nodes = std::iter::repeat_with(node).take(NODES).collect();
+        let mut cluster = Self { home, program: program.to_owned(), nodes };
+        (0..NODES).for_each(|number| cluster.launch(number));
+        cluster
+    }
+
+    /// Waits until all servers are healthy; false where one of them has ended, or it takes too long.
+    async fn all_healthy(&mut self) -> bool {
+        let started = Instant::now();
+        while started.elapsed() < START_PATIENCE {
+            let mut healthy = true;
+            for node in &mut self.nodes {
+                let child = node.child.as_mut().expect("the server was started");
+                if child.try_wait().unwrap().is_some() {
+                    return false;
+                }
+                healthy &= is_healthy(node.monitor).await;
+            }
+            if healthy {
+                return true;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        false
+    }
+
+    /// What the servers said.
+    fn logs(&self) -> String {
+        let logs = (0..NODES).map(|number| self.home.join(format!("n{number}")).join("log"));
+        logs.filter_map(|log| std::fs::read_to_string(log).ok()).collect::<Vec<_>>().join("\n")
     }
 
     /// Starts a server with the data it has.
@@ -155,10 +201,7 @@ impl Cluster {
     /// Waits until a server says that it has everything that it should have.
     pub async fn healthy(&self, number: usize) {
         let monitor = self.nodes[number].monitor;
-        wait_until("the server is healthy", async || {
-            get(monitor, "/healthz").await.filter(|answer| answer.contains(" 200 "))
-        })
-        .await;
+        wait_until("the server is healthy", async || is_healthy(monitor).await.then_some(())).await;
     }
 
     /// Which server leads a stream, as the first one says that answers.
@@ -187,6 +230,11 @@ impl Cluster {
         }
         true
     }
+}
+
+/// Whether a server says that it has everything that it should have.
+async fn is_healthy(monitor: SocketAddr) -> bool {
+    get(monitor, "/healthz").await.is_some_and(|answer| answer.contains(" 200 "))
 }
 
 /// What a server tells about itself.

@@ -89,6 +89,18 @@ EDITS = [
     ("deaf", "src/ingest/stream.rs",
      ".ping_interval(Duration::from_secs(5))",
      ".ping_interval(Duration::from_secs(if crate::sabotage::on(\"deaf\") { 86_400 } else { 5 }))"),
+    # Drops what it does for a client that goes away, wherever it is.
+    ("cut_short", "src/http/edge.rs",
+     "    let work = tokio::spawn(CURRENT_REQUEST.scope(id.clone(), next.run(request)).instrument(span.clone()));",
+     """    let work = CURRENT_REQUEST.scope(id.clone(), next.run(request)).instrument(span.clone());
+    let work = async {
+        if crate::sabotage::on("cut_short") { Ok(work.await) } else { tokio::spawn(work).await }
+    };"""),
+    # Gives connections back to the pool with their transactions.
+    ("no_rollback", "src/store/roles.rs",
+     "        Ok(false) => true,",
+     """        _ if crate::sabotage::on("no_rollback") => true,
+        Ok(false) => true,"""),
 ]
 
 
