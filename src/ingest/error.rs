@@ -26,9 +26,6 @@ pub enum IngestError {
         /// An instant without a period.
         at: DateTime<Utc>,
     },
-    /// A sum of amounts within one slice leaves 128 bits; nothing was posted, a smaller slice is tried next.
-    #[error("the amounts of a slice sum up to more than 10^23 currency units")]
-    SumTooLarge,
     /// The stream or its consumer has other settings than correctness needs.
     #[error("{object} has settings that would lose or change usage: {}; correct them or let Waybill create it anew", drift.join("; "))]
     Drift {
@@ -67,7 +64,6 @@ impl IngestError {
             Self::Book(_)
             | Self::Calendar(_)
             | Self::NoPeriod { .. }
-            | Self::SumTooLarge
             | Self::Drift { .. }
             | Self::Compress(_)
             | Self::Stopping => false,

@@ -119,7 +119,7 @@ async fn add_slice(
     for share in Share::all() {
         let mut sums = Sums::default();
         for facts in &facts {
-            sums.add(facts, share)?;
+            sums.add(facts, share);
         }
         posting::add_to_rollups(tx, sums.rollups()).await?;
         let ranks = ranks(tx, &sums).await?;

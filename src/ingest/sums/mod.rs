@@ -14,11 +14,10 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
-use super::IngestError;
 use super::facts::{Fact, Facts, NO_TEXT, Numbers, TextId};
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
-use crate::store::posting::{RollupSum, TaskSum};
+use crate::store::posting::{RollupSum, TaskSum, Totals};
 use running::{Few, Running};
 
 /// What hours of every zone are made of.
@@ -98,10 +97,7 @@ struct Others {
 
 impl Sums {
     /// Adds the rows of a batch that are of a customer in the share.
-    ///
-    /// # Errors
-    /// [`IngestError::SumTooLarge`].
-    pub fn add(&mut self, facts: &Facts, share: Share) -> Result<(), IngestError> {
+    pub fn add(&mut self, facts: &Facts, share: Share) {
         // The ids that texts of the batch have here, once they were needed.
         let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_count()];
         for (place, fact) in facts.rows.iter().enumerate().filter(|(_, fact)| share.holds(fact.customer)) {
@@ -117,13 +113,12 @@ impl Sums {
             }
             let numbers = facts.numbers(place);
             if let Some(prices) = numbers.prices {
-                self.add_to_rollup(&fact, prices, &numbers)?;
+                self.add_to_rollup(&fact, prices, &numbers);
             }
             if fact.task != NO_TEXT {
-                self.add_to_task(&fact, &numbers, facts.batch, facts.booked_on)?;
+                self.add_to_task(&fact, &numbers, facts.batch, facts.booked_on);
             }
         }
-        Ok(())
     }
 
     fn text(&mut self, text: &str) -> TextId {
@@ -136,7 +131,7 @@ impl Sums {
         fact: &Fact,
         (cost_price, sell_price): (PriceId, PriceId),
         numbers: &Numbers<'_>,
-    ) -> Result<(), IngestError> {
+    ) {
         let key = RollupKey {
             customer: fact.customer,
             quarter: fact.occurred_at - fact.occurred_at.rem_euclid(QUARTER_MICROS),
@@ -148,16 +143,10 @@ impl Sums {
         };
         let rollup = self.rollups.entry(key).or_default();
         rollup.events += i64::from(fact.calls);
-        rollup.totals.add(numbers)
+        rollup.totals.add(numbers);
     }
 
-    fn add_to_task(
-        &mut self,
-        fact: &Fact,
-        numbers: &Numbers<'_>,
-        batch: BatchId,
-        booked_on: NaiveDate,
-    ) -> Result<(), IngestError> {
+    fn add_to_task(&mut self, fact: &Fact, numbers: &Numbers<'_>, batch: BatchId, booked_on: NaiveDate) {
         let key = TaskKey { customer: fact.customer, task: fact.task };
         let task = self.tasks.entry(key).or_insert_with(|| TaskTotals {
             task_type: NO_TEXT,
@@ -185,7 +174,7 @@ impl Sums {
         if let Some(outcome) = fact.outcome {
             task.end(fact.occurred_at, outcome);
         }
-        task.totals.add(numbers)
+        task.totals.add(numbers);
     }
 
     /// Texts whose order counts: those of which one is chosen, and those of which there are several in one task.
@@ -210,32 +199,51 @@ impl Sums {
         self.texts.get_index(text as usize).map_or("", |text| text)
     }
 
-    /// What is added to the rollups, in the order of the customers.
+    /// What is added to the rollups, in the order of the customers; of one key there may be several.
     pub fn rollups(&self) -> impl Iterator<Item = RollupSum<'_>> {
         let mut sums: Vec<(&RollupKey, &RollupTotals)> = self.rollups.iter().collect();
         sums.sort_unstable_by_key(|(key, _)| (key.customer, key.quarter));
-        sums.into_iter().map(|(key, rollup)| RollupSum {
-            customer: key.customer,
-            quarter: instant(key.quarter),
-            cost_price: key.cost_price,
-            sell_price: key.sell_price,
-            project: self.resolve(key.project),
-            task_type: self.resolve(key.task_type),
-            restated: key.restated,
-            events: rollup.events,
-            totals: rollup.totals.totals(),
+        sums.into_iter().flat_map(|(key, rollup)| {
+            let (totals, more) = rollup.totals.totals();
+            let sum = RollupSum {
+                customer: key.customer,
+                quarter: instant(key.quarter),
+                cost_price: key.cost_price,
+                sell_price: key.sell_price,
+                project: self.resolve(key.project),
+                task_type: self.resolve(key.task_type),
+                restated: key.restated,
+                events: rollup.events,
+                totals,
+            };
+            let more: Vec<RollupSum<'_>> =
+                more.into_iter().map(|totals| RollupSum { events: 0, totals, ..sum.clone() }).collect();
+            std::iter::once(sum).chain(more)
         })
     }
 
     /// What is added to the tasks, in the order of customers and ids; `rank` gives the place of a text of [`Self::ordered`].
+    /// Of one task there may be several, one after the other.
     pub fn tasks(&self, rank: impl Fn(TextId) -> i64) -> impl Iterator<Item = TaskSum<'_>> {
         let mut sums: Vec<(&str, &TaskKey, &TaskTotals)> =
             self.tasks.iter().map(|(key, task)| (self.resolve(key.task), key, task)).collect();
         sums.sort_unstable_by_key(|(id, key, _)| (key.customer, *id));
-        sums.into_iter().map(move |(_, key, task)| self.task(*key, task, &rank))
+        sums.into_iter().flat_map(move |(_, key, task)| {
+            let (totals, more) = task.totals.totals();
+            let sum = self.task(*key, task, totals, &rank);
+            let more: Vec<TaskSum<'_>> =
+                more.into_iter().map(|totals| TaskSum { calls: 0, totals, ..sum.clone() }).collect();
+            std::iter::once(sum).chain(more)
+        })
     }
 
-    fn task(&self, key: TaskKey, task: &TaskTotals, rank: impl Fn(TextId) -> i64) -> TaskSum<'_> {
+    fn task(
+        &self,
+        key: TaskKey,
+        task: &TaskTotals,
+        totals: Totals,
+        rank: impl Fn(TextId) -> i64,
+    ) -> TaskSum<'_> {
         let first = |kept: TextId, others: fn(&Others) -> &Vec<TextId>| {
             let others = task.others.iter().flat_map(|all| others(all)).copied();
             let all = others.chain([kept]).filter(|text| *text != NO_TEXT);
@@ -251,7 +259,7 @@ impl Sums {
             first_at: instant(task.first_at),
             last_at: instant(task.last_at),
             calls: task.calls,
-            totals: task.totals.totals(),
+            totals,
             models: models.into_iter().map(|model| self.resolve(model)).collect(),
             ended: task.ended.map(|(at, outcome)| (instant(at), outcome)),
             batches: task.batches,

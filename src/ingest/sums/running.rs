@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::domain::money::Amount;
 use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
-use crate::ingest::IngestError;
 use crate::ingest::facts::{Numbers, TextId};
 use crate::store::posting::Totals;
 
@@ -49,14 +48,13 @@ pub struct Running {
 struct Beyond {
     main: [i128; MAIN_CLASS_COUNT],
     rare: BTreeMap<TokenClass, i128>,
+    /// Cost and charge that 128 bits could not hold with those of the next row.
+    amounts: Vec<(Amount, Amount)>,
 }
 
 impl Running {
     /// Adds the numbers of a row.
-    ///
-    /// # Errors
-    /// [`IngestError::SumTooLarge`].
-    pub fn add(&mut self, numbers: &Numbers<'_>) -> Result<(), IngestError> {
+    pub fn add(&mut self, numbers: &Numbers<'_>) {
         for (class, units) in numbers.main.into_iter().enumerate() {
             self.main[class] = self.main[class].checked_add(units).unwrap_or_else(|| {
                 let beyond = self.beyond.get_or_insert_default();
@@ -70,26 +68,30 @@ impl Running {
                 *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
             }
         }
-        self.cost = self.cost.checked_add(numbers.cost).ok_or(IngestError::SumTooLarge)?;
-        self.charge = self.charge.checked_add(numbers.charge).ok_or(IngestError::SumTooLarge)?;
-        Ok(())
+        let sums = self.cost.checked_add(numbers.cost).zip(self.charge.checked_add(numbers.charge));
+        let (cost, charge) = sums.unwrap_or_else(|| {
+            self.beyond.get_or_insert_default().amounts.push((self.cost, self.charge));
+            (numbers.cost, numbers.charge)
+        });
+        (self.cost, self.charge) = (cost, charge);
     }
 
-    /// What it comes to.
-    pub fn totals(&self) -> Totals {
+    /// What it comes to: one sum, and others beside it for amounts that it cannot hold.
+    pub fn totals(&self) -> (Totals, Vec<Totals>) {
         let mut totals = Totals {
             main: self.main.map(i128::from),
             cost: self.cost,
             charge: self.charge,
             ..Totals::default()
         };
-        if let Some(beyond) = &self.beyond {
-            for (total, units) in totals.main.iter_mut().zip(beyond.main) {
-                *total += units;
-            }
-            totals.rare = beyond.rare.clone();
-            totals.rare.retain(|_, units| *units != 0);
+        let Some(beyond) = &self.beyond else { return (totals, Vec::new()) };
+        for (total, units) in totals.main.iter_mut().zip(beyond.main) {
+            *total += units;
         }
-        totals
+        totals.rare = beyond.rare.clone();
+        totals.rare.retain(|_, units| *units != 0);
+        let amounts =
+            |(cost, charge): &(Amount, Amount)| Totals { cost: *cost, charge: *charge, ..Totals::default() };
+        (totals, beyond.amounts.iter().map(amounts).collect())
     }
 }

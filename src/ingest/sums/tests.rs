@@ -99,7 +99,7 @@ fn sums(rows: &[Drawn]) -> Sums {
         let facts = batch.finish();
         // Customers of different shares, and of the same one.
         for share in Share::all() {
-            sums.add(&facts, share).unwrap();
+            sums.add(&facts, share);
         }
     }
     sums
@@ -194,25 +194,31 @@ proptest! {
 }
 
 #[test]
-fn amounts_that_no_number_holds_are_an_error() {
+fn amounts_that_no_number_holds_are_sums_beside_each_other() {
+    let most = i128::MAX / 2;
     let row = |amount| Drawn {
         kind: RowKind::Usage,
         part: 0,
         customer: 1,
         seconds: 0,
         price: 1,
-        texts: [None; 4],
+        texts: [None, Some(0), None, None],
         model: 0,
         outcome: Outcome::Success,
         quantities: Quantities::NONE,
         amount,
         batch: 1,
     };
-    let most = row(i128::MAX / 2);
-    let mut gathering = Gathering::new(BatchId(1), booked_on(1), 2);
-    gathering.add(&most.row());
-    gathering.add(&row(1).row());
-    let facts = gathering.finish();
-    let error = Share::all().find_map(|share| Sums::default().add(&facts, share).err());
-    assert!(matches!(error, Some(IngestError::SumTooLarge)));
+    let sums = sums(&[row(most), row(7), row(-3), row(most)]);
+    let amounts = |totals: &Totals| (totals.cost.femtos(), totals.charge.femtos());
+    // Twice the amount is charged, which leaves the range first.
+    let expected = [(most, 2 * most), (most, 2 * most), (4, 8)];
+    let mut rollups: Vec<(i128, i128)> = rollups(&sums).iter().map(|sum| amounts(&sum.totals)).collect();
+    rollups.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(rollups, expected);
+    let tasks = tasks(&sums);
+    let mut totals: Vec<(i128, i128)> = tasks.iter().map(|sum| amounts(&sum.totals)).collect();
+    totals.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(totals, expected);
+    assert_eq!(tasks.iter().map(|sum| sum.calls).sum::<i64>(), 4);
 }

@@ -236,6 +236,7 @@ async fn add_rollups(connection: &mut PgConnection, sums: &[RollupSum<'_>]) -> R
 }
 
 /// Adds to the tasks, outcomes included, in the order that the sums come in: it is the one in which all posters take them.
+/// A statement adds to a task once: several sums of one task, which come one after the other, are added by several.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -245,7 +246,9 @@ pub async fn add_to_tasks<'a>(
 ) -> Result<(), StoreError> {
     let mut statement: Vec<TaskSum<'_>> = Vec::new();
     for sum in sums {
-        if statement.len() >= STATEMENT_SUMS {
+        let again =
+            statement.last().is_some_and(|last| (last.customer, last.task) == (sum.customer, sum.task));
+        if again || statement.len() >= STATEMENT_SUMS {
             add_tasks(connection, &statement).await?;
             statement.clear();
         }
