@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::pools::{self, Returned, Transactions};
 use super::{MIGRATOR, Pool, StoreError, sockets};
@@ -136,11 +136,10 @@ fn bounded(options: &PgConnectOptions, name: &str) -> PgConnectOptions {
 /// A request that went away in the middle of `begin` can leave a transaction open on its connection; the next user would
 /// write into it and lose everything. Ends it where there is one; where that fails the connection is closed.
 async fn rolled_back(connection: &mut PgConnection) -> bool {
-    // Outside of a transaction a statement is one by itself, and both began with it. A plain ROLLBACK would do, but where
-    // there is nothing to roll back the server warns of it in its log, once for every request.
-    let open =
-        sqlx::query_scalar!(r#"SELECT now() < statement_timestamp() AS "open!""#).fetch_one(&mut *connection);
-    match open.await {
+    // Of a simple query outside of a transaction these are the same instant. A plain ROLLBACK would do, but where there is
+    // nothing to roll back the server warns of it in its log, once for every request.
+    let open = sqlx::raw_sql("SELECT now() < statement_timestamp()").fetch_one(&mut *connection).await;
+    match open.and_then(|row| row.try_get(0)) {
         Ok(false) => true,
         // In a transaction that has failed it fails too.
         Ok(true) | Err(_) => sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok(),

@@ -118,8 +118,10 @@ def main(repository, target):
     manifest = (repository / "Cargo.toml").read_text("utf-8")
     # Benchmarks and tests stay behind; the name keeps the program beside the right one.
     before, _, after = manifest.partition("[[bench]]")
-    texts["Cargo.toml"] = (before + f'[[bin]]\nname = "{PROGRAM}"\npath = "src/main.rs"\n\n[profile.dev]'
-                           + after.partition("[profile.dev]")[2]).replace('default-run = "waybill"\n', "")
+    # A package of another name, or cargo takes what it built of the copy for what it would build here.
+    before = before.replace('name = "waybill"\n', f'name = "{PROGRAM}"\n', 1).replace('default-run = "waybill"\n', "")
+    targets = f'[lib]\nname = "waybill"\n\n[[bin]]\nname = "{PROGRAM}"\npath = "src/main.rs"\n\n'
+    texts["Cargo.toml"] = before + targets + "[profile.dev]" + after.partition("[profile.dev]")[2]
     bring(repository, copy, texts)
     command = ["cargo", "build", "--quiet", "--bin", PROGRAM, "--target-dir", str(target)]
     subprocess.run(command, cwd=copy, check=True, env={**os.environ, "SQLX_OFFLINE": "true"})
