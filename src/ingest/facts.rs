@@ -239,6 +239,7 @@ impl Gathering {
             self.facts.text_ends.push(u32::try_from(self.facts.texts.len()).unwrap_or(u32::MAX));
         }
         self.facts.text_ends.shrink_to_fit();
+        self.facts.rows.shrink_to_fit();
         self.facts
     }
 }

@@ -22,6 +22,8 @@ use crate::store::{Database, commit, periods};
 const SLICE_ROWS_MAX: i64 = 300_000;
 /// Rows that a slice may have however slow the database is.
 const SLICE_ROWS_LEAST: i64 = 10_000;
+/// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
+const READ_ROWS_MAX: i64 = 100_000;
 /// A slice that takes longer is followed by a smaller one: other posters wait 10 s for its keys, and no statement may take
 /// more than 30 s.
 const SLICE_LONG: Duration = Duration::from_secs(8);
@@ -90,10 +92,15 @@ async fn post(
     with_periods: bool,
 ) -> Result<Slice, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    let slice = posting::next_slice(&mut tx, rows_max).await?;
+    let mut slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
         return Ok(slice);
     }
+    let mut read = 0;
+    slice.keep_while(|batch| {
+        read += if recent.get(batch).is_some() { 0 } else { i64::from(batch.rows) };
+        read <= READ_ROWS_MAX
+    });
     if let Err(error) = add_slice(&mut tx, recent, &slice, with_periods).await {
         // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
         if let Err(rollback) = tx.rollback().await {

@@ -54,6 +54,13 @@ impl Slice {
         self.batches.first().is_none_or(|first| next.0 - first.id.0 - batches <= HOLES_MAX)
     }
 
+    /// Leaves the batches from the first one on that is not wanted to a later slice; one stays whatever it is.
+    pub fn keep_while(&mut self, mut wanted: impl FnMut(&Unposted) -> bool) {
+        let kept = self.batches.iter().take_while(|batch| wanted(batch)).count();
+        self.batches.truncate(kept.max(1));
+        self.rows = self.batches.iter().map(|batch| i64::from(batch.rows)).sum();
+    }
+
     /// The batches that are asked for, as slices whose rows can be read.
     pub fn parts(&self, wanted: impl Fn(&Unposted) -> bool) -> Vec<Self> {
         let mut parts: Vec<Self> = Vec::new();
@@ -302,6 +309,11 @@ mod tests {
         let parts = slice.parts(|batch| batch.id != BatchId(8));
         assert_eq!(parts.len(), 1);
         assert_eq!((parts[0].first(), parts[0].last(), parts[0].holes()), (7, 11, vec![8, 9, 10]));
+        let mut few = slice.clone();
+        few.keep_while(|batch| batch.id != BatchId(11));
+        assert_eq!((few.last(), few.rows), (8, 2));
+        few.keep_while(|_| false);
+        assert_eq!((few.last(), few.rows), (7, 1));
         slice.batches.push(batch(1_000));
         assert_eq!(slice.parts(|_| true).iter().map(Slice::first).collect::<Vec<_>>(), [7, 1_000]);
     }
