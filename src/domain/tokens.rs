@@ -194,6 +194,16 @@ impl Quantities {
             .filter(|(_, quantity)| *quantity != 0)
     }
 
+    /// The main classes, which have a column of their own.
+    pub fn main(&self) -> [i64; MAIN_CLASS_COUNT] {
+        std::array::from_fn(|class| self.0[class])
+    }
+
+    /// The other classes with a quantity other than zero.
+    pub fn rare(&self) -> impl Iterator<Item = (TokenClass, i64)> + '_ {
+        self.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT)
+    }
+
     /// All prompt tokens, cache reads and writes included.
     pub fn prompt_total(&self) -> i64 {
         self.non_zero().filter(|(class, _)| class.is_prompt()).map(|(_, quantity)| quantity).sum()

@@ -11,7 +11,7 @@ use indexmap::IndexSet;
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::domain::money::Amount;
-use crate::domain::tokens::{MAIN_CLASS_COUNT, Quantities, TokenClass};
+use crate::domain::tokens::{MAIN_CLASS_COUNT, Quantities};
 use crate::store::journal::{JournalEvent, JournalPart};
 use crate::store::posting::{Row, RowKind};
 
@@ -115,7 +115,7 @@ impl Facts {
             },
             Some(wide) => Numbers {
                 prices: wide.prices,
-                main: main(&wide.quantities),
+                main: wide.quantities.main(),
                 rare: Some(&wide.quantities),
                 cost: wide.cost,
                 charge: wide.charge,
@@ -146,10 +146,6 @@ impl Facts {
 
 fn price(id: NonZeroU32) -> PriceId {
     PriceId(id.get().into())
-}
-
-fn main(quantities: &Quantities) -> [i64; MAIN_CLASS_COUNT] {
-    std::array::from_fn(|class| quantities.raw()[class])
 }
 
 /// What a recorded event, or one part of it, is as a row.
@@ -255,13 +251,12 @@ struct Narrow {
 
 /// The numbers of the row where it is of a usual call.
 fn narrow(row: &Row<'_>) -> Option<Narrow> {
+    if row.quantities.rare().next().is_some() {
+        return None;
+    }
     let mut narrow = Narrow::default();
-    for (class, units) in TokenClass::ALL.into_iter().zip(row.quantities.raw()) {
-        match narrow.main.get_mut(class.index()) {
-            Some(place) => *place = u32::try_from(*units).ok()?,
-            None if *units != 0 => return None,
-            None => {}
-        }
+    for (place, units) in narrow.main.iter_mut().zip(row.quantities.main()) {
+        *place = u32::try_from(units).ok()?;
     }
     if let Some((cost, sell)) = row.cost_price.zip(row.sell_price) {
         let id = |price: PriceId| u32::try_from(price.0).ok().and_then(NonZeroU32::new);

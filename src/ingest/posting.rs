@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use tokio::sync::Notify;
 
@@ -12,9 +11,10 @@ use super::IngestError;
 use super::facts::{Facts, Gathering, TextId};
 use super::recent::Recent;
 use super::sums::{Share, Sums};
+use crate::domain::ids::BatchId;
 use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
-use crate::store::posting::{self, Slice, Waiting};
+use crate::store::posting::{self, Row, Slice, Waiting};
 use crate::store::{Database, commit, periods};
 
 /// Rows posted in one transaction: enough that each key is touched once for many events, short enough that closing a
@@ -96,12 +96,8 @@ async fn post(
     if slice.batches.is_empty() {
         return Ok(slice);
     }
-    let mut read = 0;
-    slice.keep_while(|batch| {
-        read += if recent.get(batch).is_some() { 0 } else { i64::from(batch.rows) };
-        read <= READ_ROWS_MAX
-    });
-    if let Err(error) = add_slice(&mut tx, recent, &slice, with_periods).await {
+    let kept = take_kept(&mut slice, recent);
+    if let Err(error) = add_slice(&mut tx, &slice, kept, with_periods).await {
         // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
         if let Err(rollback) = tx.rollback().await {
             tracing::debug!(error = %rollback, "failed posting could not be rolled back; its connection is gone");
@@ -112,17 +108,31 @@ async fn post(
     Ok(slice)
 }
 
+/// What this process has of the slice's batches from recording them; shortens the slice to what can be read of the others.
+fn take_kept(slice: &mut Slice, recent: &Recent) -> HashMap<BatchId, Arc<Facts>> {
+    let (mut kept, mut read) = (HashMap::new(), 0);
+    slice.keep_while(|batch| {
+        if let Some(facts) = recent.get(batch) {
+            kept.insert(batch.id, facts);
+            return true;
+        }
+        read += i64::from(batch.rows);
+        read <= READ_ROWS_MAX
+    });
+    kept
+}
+
 async fn add_slice(
     tx: &mut PgConnection,
-    recent: &Recent,
     slice: &Slice,
+    kept: HashMap<BatchId, Arc<Facts>>,
     with_periods: bool,
 ) -> Result<(), IngestError> {
     posting::require_partitions(tx, slice).await?;
     if with_periods {
         make_periods(tx, slice).await?;
     }
-    let facts = facts(tx, recent, slice).await?;
+    let facts = facts(tx, slice, kept).await?;
     for share in Share::all() {
         let mut sums = Sums::default();
         for facts in &facts {
@@ -138,32 +148,21 @@ async fn add_slice(
     Ok(posting::require_partitions(tx, slice).await?)
 }
 
-/// The rows of the slice: of batches that this process recorded a moment ago as it recorded them, of others as the journal
-/// has them.
+/// The rows of the slice: of batches that are kept as they were recorded, of others as the journal has them.
 async fn facts(
     tx: &mut PgConnection,
-    recent: &Recent,
     slice: &Slice,
+    kept: HashMap<BatchId, Arc<Facts>>,
 ) -> Result<Vec<Arc<Facts>>, IngestError> {
-    let mut facts = Vec::with_capacity(slice.batches.len());
-    let mut read = Vec::new();
-    for batch in &slice.batches {
-        match recent.get(batch) {
-            Some(kept) => facts.push(kept),
-            None => read.push(batch.id),
-        }
+    let mut read: HashMap<BatchId, Gathering> = HashMap::new();
+    for part in slice.parts(|batch| !kept.contains_key(&batch.id)) {
+        let gather = |batch, booked_on, row: &Row<'_>| {
+            read.entry(batch).or_insert_with(|| Gathering::new(batch, booked_on, 0)).add(row);
+        };
+        posting::each_row(tx, &part, gather).await?;
     }
-    for part in slice.parts(|batch| read.binary_search(&batch.id).is_ok()) {
-        let mut batches = HashMap::new();
-        let mut rows = posting::rows(tx, &part);
-        while let Some(row) = rows.try_next().await? {
-            let batch =
-                batches.entry(row.batch).or_insert_with(|| Gathering::new(row.batch, row.booked_on, 0));
-            batch.add(&row.row()?);
-        }
-        facts.extend(batches.into_values().map(|batch| Arc::new(batch.finish())));
-    }
-    Ok(facts)
+    let read = read.into_values().map(|batch| Arc::new(batch.finish()));
+    Ok(kept.into_values().chain(read).collect())
 }
 
 /// The order of the texts whose order counts.

@@ -1,6 +1,7 @@
 //! Quantities as the sums hold them: six columns and a document of the rare classes.
 
 use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
 
 use sqlx::types::Json;
 
@@ -17,6 +18,17 @@ pub(super) fn joined(main: [i64; MAIN_CLASS_COUNT], rare: Option<Rare>) -> Quant
         raw[class.index()] = quantity;
     }
     Quantities::from_raw(raw)
+}
+
+/// Rare classes as they are stored, or `None` where there are none.
+pub(super) fn rare_json(classes: impl Iterator<Item = (TokenClass, impl Display)>) -> Option<String> {
+    let mut json = String::new();
+    for (class, units) in classes {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        // Writing to a String cannot fail.
+        let _ = write!(json, "\"{class}\":{units}");
+    }
+    (!json.is_empty()).then(|| json + "}")
 }
 
 /// The quantities of a row that has the six columns and `rare` under these names, whatever else it has.
@@ -36,3 +48,15 @@ macro_rules! quantities_of {
     };
 }
 pub(super) use quantities_of;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rare_classes_are_a_document_or_nothing() {
+        assert_eq!(rare_json(std::iter::empty::<(TokenClass, i64)>()), None);
+        let rare = BTreeMap::from([(TokenClass::WebSearch, 2), (TokenClass::Page, -3)]);
+        assert_eq!(rare_json(rare.into_iter()).as_deref(), Some(r#"{"web_search":2,"page":-3}"#));
+    }
+}

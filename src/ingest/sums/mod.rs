@@ -74,8 +74,8 @@ struct RollupTotals {
 
 #[derive(Debug)]
 struct TaskTotals {
-    task_type: TextId,
-    parent: TextId,
+    types: Few,
+    parents: Few,
     /// Instants are in microseconds since 1970.
     first_at: i64,
     last_at: i64,
@@ -85,14 +85,6 @@ struct TaskTotals {
     ended: Option<(i64, Outcome)>,
     batches: (BatchId, BatchId),
     booked_on: (NaiveDate, NaiveDate),
-    /// Types and parents besides the first, of a task whose events do not agree.
-    others: Option<Box<Others>>,
-}
-
-#[derive(Debug, Default)]
-struct Others {
-    types: Vec<TextId>,
-    parents: Vec<TextId>,
 }
 
 impl Sums {
@@ -149,8 +141,8 @@ impl Sums {
     fn add_to_task(&mut self, fact: &Fact, numbers: &Numbers<'_>, batch: BatchId, booked_on: NaiveDate) {
         let key = TaskKey { customer: fact.customer, task: fact.task };
         let task = self.tasks.entry(key).or_insert_with(|| TaskTotals {
-            task_type: NO_TEXT,
-            parent: NO_TEXT,
+            types: Few::default(),
+            parents: Few::default(),
             first_at: fact.occurred_at,
             last_at: fact.occurred_at,
             calls: 0,
@@ -159,39 +151,26 @@ impl Sums {
             ended: None,
             batches: (batch, batch),
             booked_on: (booked_on, booked_on),
-            others: None,
         });
         task.first_at = task.first_at.min(fact.occurred_at);
         task.last_at = task.last_at.max(fact.occurred_at);
         task.batches = (task.batches.0.min(batch), task.batches.1.max(batch));
         task.booked_on = (task.booked_on.0.min(booked_on), task.booked_on.1.max(booked_on));
         task.calls += i64::from(fact.calls);
-        if fact.model != NO_TEXT {
-            task.models.add(fact.model);
-        }
-        agree(&mut task.task_type, fact.task_type, &mut task.others, |others| &mut others.types);
-        agree(&mut task.parent, fact.parent, &mut task.others, |others| &mut others.parents);
+        task.models.add(fact.model);
+        task.types.add(fact.task_type);
+        task.parents.add(fact.parent);
         if let Some(outcome) = fact.outcome {
             task.end(fact.occurred_at, outcome);
         }
         task.totals.add(numbers);
     }
 
-    /// Texts whose order counts: those of which one is chosen, and those of which there are several in one task.
+    /// Texts whose order counts: those of which a task has several.
     pub fn ordered(&self) -> Vec<TextId> {
-        let mut ordered: HashSet<TextId, RandomState> = HashSet::default();
-        for task in self.tasks.values() {
-            if task.models.several() {
-                ordered.extend(task.models.iter());
-            }
-            if let Some(others) = &task.others {
-                ordered.extend(
-                    others.types.iter().chain(&others.parents).chain([&task.task_type, &task.parent]),
-                );
-            }
-        }
-        ordered.remove(&NO_TEXT);
-        ordered.into_iter().collect()
+        let tasks = self.tasks.values().flat_map(|task| [&task.models, &task.types, &task.parents]);
+        let several = tasks.filter(|texts| texts.several()).flat_map(Few::iter);
+        several.collect::<HashSet<TextId, RandomState>>().into_iter().collect()
     }
 
     /// A text by its id.
@@ -244,18 +223,15 @@ impl Sums {
         totals: Totals,
         rank: impl Fn(TextId) -> i64,
     ) -> TaskSum<'_> {
-        let first = |kept: TextId, others: fn(&Others) -> &Vec<TextId>| {
-            let others = task.others.iter().flat_map(|all| others(all)).copied();
-            let all = others.chain([kept]).filter(|text| *text != NO_TEXT);
-            all.min_by_key(|text| rank(*text)).map(|text| self.resolve(text))
-        };
+        // Of a task whose events do not agree.
+        let first = |texts: &Few| texts.iter().min_by_key(|text| rank(*text)).map(|text| self.resolve(text));
         let mut models: Vec<TextId> = task.models.iter().collect();
         models.sort_unstable_by_key(|model| rank(*model));
         TaskSum {
             customer: key.customer,
             task: self.resolve(key.task),
-            task_type: first(task.task_type, |others| &others.types),
-            parent: first(task.parent, |others| &others.parents),
+            task_type: first(&task.types),
+            parent: first(&task.parents),
             first_at: instant(task.first_at),
             last_at: instant(task.last_at),
             calls: task.calls,
@@ -281,24 +257,4 @@ impl TaskTotals {
 
 fn instant(micros: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::microseconds(micros)
-}
-
-/// Keeps the first text; another one is kept beside it.
-fn agree(
-    kept: &mut TextId,
-    text: TextId,
-    others: &mut Option<Box<Others>>,
-    which: impl Fn(&mut Others) -> &mut Vec<TextId>,
-) {
-    if text == NO_TEXT || *kept == text {
-        return;
-    }
-    if *kept == NO_TEXT {
-        *kept = text;
-        return;
-    }
-    let others = which(others.get_or_insert_default());
-    if !others.contains(&text) {
-        others.push(text);
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::money::Amount;
 use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
-use crate::ingest::facts::{Numbers, TextId};
+use crate::ingest::facts::{NO_TEXT, Numbers, TextId};
 use crate::store::posting::Totals;
 
 /// Different texts, mostly one or two.
@@ -20,9 +20,10 @@ impl Few {
         !self.more.is_empty()
     }
 
-    /// Adds a text.
+    /// Adds a text, if it is one.
     pub fn add(&mut self, text: TextId) {
         match self.first {
+            _ if text == NO_TEXT => {}
             None => self.first = Some(text),
             Some(first) if first == text || self.more.contains(&text) => {}
             Some(_) => self.more.push(text),
@@ -63,8 +64,7 @@ impl Running {
             });
         }
         if let Some(quantities) = numbers.rare {
-            for (class, units) in quantities.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT)
-            {
+            for (class, units) in quantities.rare() {
                 *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
             }
         }

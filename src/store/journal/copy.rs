@@ -3,18 +3,17 @@
 //! The one statement that the query macros cannot check; `COLUMNS` and [`Encoder::row`] must list the same columns in
 //! the same order, which every test that records an event proves.
 
-use std::fmt::Write;
-
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
 use super::super::StoreError;
 use super::super::numeric::encode_femtos;
+use super::super::quantities::rare_json;
 use super::partition;
 use super::row::{JournalEvent, JournalPart};
 use crate::domain::event::Outcome;
 use crate::domain::ids::BatchId;
-use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
+use crate::domain::tokens::Quantities;
 
 /// The columns, in the order in which [`Encoder::row`] writes them.
 const COLUMNS: &str = "(booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id, \
@@ -132,10 +131,11 @@ impl Encoder {
 
     fn usage(&mut self, part: Option<&JournalPart>) {
         self.int8(part.map_or(0, |part| part.tier_input));
-        for class in &TokenClass::ALL[..MAIN_CLASS_COUNT] {
-            self.int8(part.map_or(0, |part| part.quantities.get(*class)));
+        let quantities = part.map_or(&Quantities::NONE, |part| &part.quantities);
+        for units in quantities.main() {
+            self.int8(units);
         }
-        self.optional(part.and_then(rare_json).as_deref(), Self::jsonb);
+        self.optional(rare_json(quantities.rare()).as_deref(), Self::jsonb);
         self.optional(part.map(|part| part.cost_price.0), Self::int8);
         self.optional(part.map(|part| part.sell_price.0), Self::int8);
         self.numeric(part.map_or(0, |part| part.cost.femtos()));
@@ -207,16 +207,4 @@ impl Encoder {
         self.out.extend_from_slice(&(-1_i16).to_be_bytes());
         self.out
     }
-}
-
-/// Quantities of the classes without a column of their own, or `None` where there are none.
-fn rare_json(part: &JournalPart) -> Option<String> {
-    let mut json = String::new();
-    for (class, quantity) in part.quantities.non_zero().filter(|(class, _)| class.index() >= MAIN_CLASS_COUNT)
-    {
-        json.push(if json.is_empty() { '{' } else { ',' });
-        // Writing to a String cannot fail.
-        let _ = write!(json, "\"{class}\":{quantity}");
-    }
-    (!json.is_empty()).then(|| json + "}")
 }

@@ -8,7 +8,7 @@
 mod row;
 mod sums;
 
-pub use row::{JournalRow, Row, RowKind, rows};
+pub use row::{Row, RowKind, each_row};
 pub use sums::{RollupSum, TaskSum, Totals, add_to_rollups, add_to_tasks, ranks};
 
 use chrono::{DateTime, NaiveDate, Utc};
@@ -89,8 +89,8 @@ impl Slice {
     }
 }
 
-/// Brings the block range index of the batches up to date, and what the planner knows of it. The server does so once a
-/// minute at best, and until then every slice would read everything that was recorded since.
+/// Brings the block range index of the batches up to date, and what the planner knows of it. Otherwise only a vacuum does,
+/// and until then every slice would read everything that was recorded since.
 ///
 /// # Errors
 /// [`StoreError::Database`], with SQLSTATE 55P03 where a vacuum or another poster is at it.

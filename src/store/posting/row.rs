@@ -1,7 +1,7 @@
 //! Rows of the journal as posting counts them.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use futures_util::{TryStream, TryStreamExt};
+use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 
 use super::super::StoreError;
@@ -89,63 +89,16 @@ impl Row<'_> {
     }
 }
 
-/// A row of the journal and the batch that it came with.
-#[derive(Debug)]
-pub struct JournalRow {
-    /// The batch.
-    pub batch: BatchId,
-    /// Its booking date.
-    pub booked_on: NaiveDate,
-    kind: String,
-    part: i16,
-    customer: CustomerId,
-    occurred_at: DateTime<Utc>,
-    cost_price: Option<PriceId>,
-    sell_price: Option<PriceId>,
-    project: Option<String>,
-    task: Option<String>,
-    task_type: Option<String>,
-    parent: Option<String>,
-    model: Option<String>,
-    outcome: Option<String>,
-    quantities: Quantities,
-    cost: Amount,
-    charge: Amount,
-}
-
-impl JournalRow {
-    /// What of it counts.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`] where a newer version wrote a kind or an outcome that this one does not know.
-    pub fn row(&self) -> Result<Row<'_>, StoreError> {
-        let outcome = self.outcome.as_deref().map(str::parse).transpose();
-        Ok(Row {
-            kind: RowKind::of(&self.kind)?,
-            part: self.part,
-            customer: self.customer,
-            occurred_at: self.occurred_at,
-            cost_price: self.cost_price,
-            sell_price: self.sell_price,
-            project: self.project.as_deref(),
-            task: self.task.as_deref(),
-            task_type: self.task_type.as_deref(),
-            parent: self.parent.as_deref(),
-            model: self.model.as_deref(),
-            outcome: outcome.map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-            quantities: &self.quantities,
-            cost: self.cost,
-            charge: self.charge,
-        })
-    }
-}
-
-/// The rows of a slice's batches, in no order.
-pub fn rows<'a>(
-    connection: &'a mut PgConnection,
-    slice: &'a Slice,
-) -> impl TryStream<Ok = JournalRow, Error = StoreError> + Unpin + 'a {
-    sqlx::query!(
+/// Hands each row of a slice's batches over, in no order, with its batch and booking date.
+///
+/// # Errors
+/// [`StoreError::Database`], also where a newer version wrote a kind or an outcome that this one does not know.
+pub async fn each_row(
+    connection: &mut PgConnection,
+    slice: &Slice,
+    mut take: impl FnMut(BatchId, NaiveDate, &Row<'_>),
+) -> Result<(), StoreError> {
+    let mut rows = sqlx::query!(
         r#"SELECT e.batch_id AS "batch: BatchId", e.booked_on, e.kind, e.part, e.customer_id AS "customer: CustomerId",
                   e.occurred_at, e.cost_price_id AS "cost_price: PriceId", e.sell_price_id AS "sell_price: PriceId",
                   e.project, e.task_id, e.task_type, e.task_parent, e.model, e.outcome, e.input, e.cache_read,
@@ -158,25 +111,27 @@ pub fn rows<'a>(
         &slice.holes(),
         &slice.dates
     )
-    .fetch(connection)
-    .map_err(StoreError::from)
-    .map_ok(|row| JournalRow {
-        batch: row.batch,
-        booked_on: row.booked_on,
-        kind: row.kind,
-        part: row.part,
-        customer: row.customer,
-        occurred_at: row.occurred_at,
-        cost_price: row.cost_price,
-        sell_price: row.sell_price,
-        project: row.project,
-        task: row.task_id,
-        task_type: row.task_type,
-        parent: row.task_parent,
-        model: row.model,
-        outcome: row.outcome,
-        quantities: quantities_of!(row),
-        cost: row.cost,
-        charge: row.charge,
-    })
+    .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let outcome = row.outcome.as_deref().map(str::parse).transpose();
+        let counted = Row {
+            kind: RowKind::of(&row.kind)?,
+            part: row.part,
+            customer: row.customer,
+            occurred_at: row.occurred_at,
+            cost_price: row.cost_price,
+            sell_price: row.sell_price,
+            project: row.project.as_deref(),
+            task: row.task_id.as_deref(),
+            task_type: row.task_type.as_deref(),
+            parent: row.task_parent.as_deref(),
+            model: row.model.as_deref(),
+            outcome: outcome.map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+            quantities: &quantities_of!(row),
+            cost: row.cost,
+            charge: row.charge,
+        };
+        take(row.batch, row.booked_on, &counted);
+    }
+    Ok(())
 }

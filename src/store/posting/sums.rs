@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use super::super::StoreError;
 use super::super::numeric::Units;
+use super::super::quantities::rare_json;
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::domain::money::Amount;
@@ -96,6 +97,21 @@ pub async fn ranks(connection: &mut PgConnection, texts: &[&str]) -> Result<Vec<
     Ok(ranks)
 }
 
+/// The sums of each statement, in their order; `ends` says whether one ends before the next sum.
+fn statements<S>(
+    sums: impl Iterator<Item = S>,
+    ends: impl Fn(&[S], &S) -> bool,
+) -> impl Iterator<Item = Vec<S>> {
+    let mut sums = sums.peekable();
+    std::iter::from_fn(move || {
+        let mut statement = vec![sums.next()?];
+        while let Some(sum) = sums.next_if(|next| !ends(&statement, next)) {
+            statement.push(sum);
+        }
+        Some(statement)
+    })
+}
+
 /// One column of a statement's sums.
 fn column<'s, S, T>(sums: &'s [S], value: impl Fn(&'s S) -> T) -> Vec<T> {
     sums.iter().map(value).collect()
@@ -113,20 +129,13 @@ impl TotalColumns {
     fn of<S>(sums: &[S], totals: impl Fn(&S) -> &Totals) -> Self {
         Self {
             main: std::array::from_fn(|class| column(sums, |sum| Units(totals(sum).main[class]))),
-            rare: column(sums, |sum| rare_json(&totals(sum).rare)),
+            rare: column(sums, |sum| {
+                rare_json(totals(sum).rare.iter().map(|(class, units)| (*class, units)))
+            }),
             cost: column(sums, |sum| totals(sum).cost),
             charge: column(sums, |sum| totals(sum).charge),
         }
     }
-}
-
-/// Rare classes as they are stored; nothing where there are none.
-fn rare_json(rare: &BTreeMap<TokenClass, i128>) -> Option<String> {
-    if rare.is_empty() {
-        return None;
-    }
-    let classes: Vec<String> = rare.iter().map(|(class, units)| format!("\"{class}\":{units}")).collect();
-    Some(format!("{{{}}}", classes.join(",")))
 }
 
 /// Texts as the literal of an array of them.
@@ -156,22 +165,17 @@ pub async fn add_to_rollups<'a>(
     connection: &mut PgConnection,
     sums: impl Iterator<Item = RollupSum<'a>>,
 ) -> Result<(), StoreError> {
-    let mut statement: Vec<RollupSum<'_>> = Vec::new();
-    for sum in sums {
-        let whole = statement.last().is_some_and(|last| last.customer != sum.customer);
-        if whole && statement.len() >= STATEMENT_SUMS {
-            add_rollups(connection, &statement).await?;
-            statement.clear();
-        }
-        statement.push(sum);
+    let ends = |statement: &[RollupSum<'a>], next: &RollupSum<'a>| {
+        statement.len() >= STATEMENT_SUMS
+            && statement.last().is_some_and(|last| last.customer != next.customer)
+    };
+    for sums in statements(sums, ends) {
+        add_rollups(connection, &sums).await?;
     }
-    add_rollups(connection, &statement).await
+    Ok(())
 }
 
 async fn add_rollups(connection: &mut PgConnection, sums: &[RollupSum<'_>]) -> Result<(), StoreError> {
-    if sums.is_empty() {
-        return Ok(());
-    }
     let totals = TotalColumns::of(sums, |sum| &sum.totals);
     let [input, cached, written, written_1h, output, reasoning] = totals.main;
     sqlx::query!(
@@ -244,23 +248,17 @@ pub async fn add_to_tasks<'a>(
     connection: &mut PgConnection,
     sums: impl Iterator<Item = TaskSum<'a>>,
 ) -> Result<(), StoreError> {
-    let mut statement: Vec<TaskSum<'_>> = Vec::new();
-    for sum in sums {
-        let again =
-            statement.last().is_some_and(|last| (last.customer, last.task) == (sum.customer, sum.task));
-        if again || statement.len() >= STATEMENT_SUMS {
-            add_tasks(connection, &statement).await?;
-            statement.clear();
-        }
-        statement.push(sum);
+    let ends = |statement: &[TaskSum<'a>], next: &TaskSum<'a>| {
+        statement.len() >= STATEMENT_SUMS
+            || statement.last().is_some_and(|last| (last.customer, last.task) == (next.customer, next.task))
+    };
+    for sums in statements(sums, ends) {
+        add_tasks(connection, &sums).await?;
     }
-    add_tasks(connection, &statement).await
+    Ok(())
 }
 
 async fn add_tasks(connection: &mut PgConnection, sums: &[TaskSum<'_>]) -> Result<(), StoreError> {
-    if sums.is_empty() {
-        return Ok(());
-    }
     let totals = TotalColumns::of(sums, |sum| &sum.totals);
     let [input, cached, written, written_1h, output, reasoning] = totals.main;
     sqlx::query!(
@@ -355,9 +353,10 @@ mod tests {
     }
 
     #[test]
-    fn rare_classes_are_a_document_or_nothing() {
-        assert_eq!(rare_json(&BTreeMap::new()), None);
-        let rare = BTreeMap::from([(TokenClass::WebSearch, 2), (TokenClass::Page, -3)]);
-        assert_eq!(rare_json(&rare).as_deref(), Some(r#"{"web_search":2,"page":-3}"#));
+    fn a_statement_ends_where_it_is_told_to() {
+        let statements: Vec<Vec<i32>> =
+            statements([1, 1, 2, 3, 3].into_iter(), |statement, next| statement.last() == Some(next))
+                .collect();
+        assert_eq!(statements, [vec![1], vec![1, 2, 3], vec![3]]);
     }
 }
