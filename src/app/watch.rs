@@ -81,8 +81,9 @@ async fn sample_ledger(database: &Database, due: bool) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Reads sequences again that were acknowledged and are in no batch, until a stop is asked for: after a restore of the
-/// database, the promotion of a standby that trailed, or acknowledgements that nobody earned.
+/// Reads sequences again that are in no batch although they were acknowledged, or delivered long ago, until a stop is asked
+/// for: after a restore of the database, the promotion of a standby that trailed, acknowledgements that nobody earned, or
+/// where the consumer keeps messages back.
 #[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
 pub async fn completeness(recorder: Recorder, limits: StreamLimits, mut current: Current) {
     let shutdown = recorder.shutdown().clone();

@@ -1,12 +1,16 @@
-//! Reading unaccounted sequences again: after a restore of the database, or after acks that nobody earned.
+//! Reading unaccounted sequences again: after a restore of the database, after acks that nobody earned, or where the
+//! consumer keeps back what it should have delivered again.
 //!
-//! Only what the consumer has acknowledged is looked at: what is delivered and not acknowledged is still on its way.
+//! What was delivered and is not acknowledged is on its way, until so many ack waits have passed that it would have come
+//! again, more than once. A consumer that changed its leader without a quorum has been seen to deliver nothing again.
+
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::message::read;
 use super::record::Recorder;
-use super::stream::{self, StreamLimits, UsageStream};
+use super::stream::{self, Delivery, StreamLimits, UsageStream};
 use super::{IngestError, meters};
 use crate::store::completeness::{self, Sequences};
 use crate::store::journal::Origin;
@@ -20,6 +24,10 @@ const ROUND_MESSAGES: i64 = 20_000;
 const ROUND_RUNS: i64 = 2_000;
 /// Batches that are summarized in one transaction.
 const SUMMARY_BATCHES: i64 = 50_000;
+/// Ack waits after which what was delivered is no longer on its way ...
+const OVERDUE_ACK_WAITS: u32 = 4;
+/// ... but never sooner than this.
+const OVERDUE_LEAST: Duration = Duration::from_secs(20);
 
 /// What a repair came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,7 +40,8 @@ pub struct Repaired {
     pub gone: i64,
 }
 
-/// Reads every sequence again that the consumer has acknowledged and no batch accounts for.
+/// Reads every sequence again that the consumer has acknowledged and no batch accounts for. One that it keeps back is
+/// found by a [`Repairer`] that goes on for longer.
 ///
 /// # Errors
 /// [`IngestError`].
@@ -72,6 +81,15 @@ pub struct Repairer {
     incarnation: Option<Uuid>,
     /// What is known to be no longer in the stream.
     gone: Vec<Sequences>,
+    /// What was on its way when it was last looked at anew.
+    on_its_way: Option<OnItsWay>,
+}
+
+/// Messages that were delivered while the first of them was not acknowledged.
+#[derive(Debug, Clone, Copy)]
+struct OnItsWay {
+    since: Instant,
+    consumer: Delivery,
 }
 
 impl Repairer {
@@ -91,17 +109,21 @@ impl Repairer {
         recorder: &Recorder,
     ) -> Result<Round, IngestError> {
         if self.incarnation != Some(stream.incarnation) {
-            (self.incarnation, self.gone) = (Some(stream.incarnation), Vec::new());
+            *self = Self { incarnation: Some(stream.incarnation), ..Self::default() };
         }
+        // While database or stream fail, nothing is expected to be recorded: the wait begins anew.
+        let on_its_way = self.on_its_way.take();
         summarize(recorder.database()).await?;
         // Asked before the ledger: what is acknowledged by now was recorded before.
-        let floor = stream.ack_floor(limits).await?;
-        let missing = self.missing(stream, recorder.database(), floor).await?;
+        let consumer = stream.delivery(limits).await?;
+        let due = self.due(on_its_way, consumer, limits.ack_wait);
+        let missing = self.missing(stream, recorder.database(), due).await?;
         let mut round = Round { left: missing.count, ..Round::default() };
         if missing.count > 0 {
             tracing::warn!(
                 sequences = missing.count,
-                "the ledger lacks sequences that are acknowledged; reading them again"
+                acknowledged = consumer.acknowledged,
+                "the ledger lacks sequences that are acknowledged, or were delivered long ago; reading them again"
             );
             let present = self.skip_expired(stream, &missing.first).await?;
             let origin = Origin::Repair(stream.incarnation);
@@ -116,7 +138,7 @@ impl Repairer {
                 round.repaired += read;
                 meters::repaired(read);
             }
-            round.left = self.missing(stream, recorder.database(), floor).await?.count;
+            round.left = self.missing(stream, recorder.database(), due).await?.count;
             tracing::warn!(
                 repaired = round.repaired,
                 left = round.left,
@@ -128,14 +150,35 @@ impl Repairer {
         Ok(round)
     }
 
+    /// The last sequence that the ledger should have: acknowledged, or delivered so long ago that it is not on its way any more.
+    fn due(&mut self, on_its_way: Option<OnItsWay>, consumer: Delivery, ack_wait: Duration) -> i64 {
+        let now = OnItsWay { since: Instant::now(), consumer };
+        let since_then = on_its_way.filter(|then| then.consumer.acknowledged == consumer.acknowledged);
+        let overdue = (ack_wait * OVERDUE_ACK_WAITS).max(OVERDUE_LEAST);
+        match since_then {
+            Some(then) if then.since.elapsed() < overdue => {
+                self.on_its_way = Some(then);
+                consumer.acknowledged
+            }
+            Some(then) => {
+                self.on_its_way = Some(now);
+                then.consumer.delivered.max(consumer.acknowledged)
+            }
+            None => {
+                self.on_its_way = Some(now);
+                consumer.acknowledged
+            }
+        }
+    }
+
     async fn missing(
         &self,
         stream: &UsageStream,
         database: &Database,
-        floor: i64,
+        due: i64,
     ) -> Result<completeness::Unaccounted, IngestError> {
         let mut tx = database.read(Scope::Everything).await?;
-        Ok(completeness::unaccounted(&mut tx, stream.incarnation, floor, &self.gone, ROUND_RUNS).await?)
+        Ok(completeness::unaccounted(&mut tx, stream.incarnation, due, &self.gone, ROUND_RUNS).await?)
     }
 
     /// Notes what the stream holds no longer, and gives the rest, as much of it as a round takes.

@@ -58,6 +58,15 @@ pub struct StreamLimits {
     pub ack_wait: Duration,
 }
 
+/// How far the consumer is, in sequences of the stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    /// Everything up to this is acknowledged.
+    pub acknowledged: i64,
+    /// Everything up to this was delivered at least once.
+    pub delivered: i64,
+}
+
 /// The stream in its present life.
 #[derive(Debug, Clone)]
 pub struct UsageStream {
@@ -251,13 +260,14 @@ impl UsageStream {
         within("cannot open the consumer", self.stream.get_consumer(CONSUMER)).await
     }
 
-    /// Every sequence up to this is acknowledged; the consumer is made where it is missing.
+    /// How far the consumer is; it is made where it is missing.
     ///
     /// # Errors
     /// [`IngestError::Stream`].
-    pub(super) async fn ack_floor(&self, limits: StreamLimits) -> Result<i64, IngestError> {
+    pub(super) async fn delivery(&self, limits: StreamLimits) -> Result<Delivery, IngestError> {
         let info = self.consumer_info(limits).await?;
-        Ok(info["ack_floor"]["stream_seq"].as_i64().unwrap_or_default())
+        let sequence = |of: &str| info[of]["stream_seq"].as_i64().unwrap_or_default();
+        Ok(Delivery { acknowledged: sequence("ack_floor"), delivered: sequence("delivered") })
     }
 
     /// What the stream holds and what it may hold, in bytes.

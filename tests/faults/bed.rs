@@ -305,7 +305,9 @@ impl Bed {
             if before.as_ref() != Some(&left) {
                 shrank = Instant::now();
             }
-            assert!(shrank.elapsed() < SETTLE_TIMEOUT, "{}", self.not_settled(SETTLE_TIMEOUT, &left));
+            if shrank.elapsed() >= SETTLE_TIMEOUT {
+                self.not_settled(SETTLE_TIMEOUT, &left).await;
+            }
             before = Some(left);
             tokio::time::sleep(SETTLE_POLL).await;
         }
@@ -316,14 +318,24 @@ impl Bed {
     pub async fn settled_within(&self, limit: Duration) -> Duration {
         let started = Instant::now();
         while let Some(left) = self.unsettled().await {
-            assert!(started.elapsed() < limit, "{}", self.not_settled(limit, &left));
+            if started.elapsed() >= limit {
+                self.not_settled(limit, &left).await;
+            }
             tokio::time::sleep(SETTLE_POLL).await;
         }
         started.elapsed()
     }
 
-    fn not_settled(&self, limit: Duration, left: &str) -> String {
-        format!("not settled within {} s: {left}; see {}", limit.as_secs(), self.folder.display())
+    /// Fails, with what is left and what the stream and its consumer say of themselves.
+    async fn not_settled(&self, limit: Duration, left: &str) -> ! {
+        let stream =
+            self.context.get_stream(&self.names.stream).await.map(|stream| stream.cached_info().clone());
+        let consumer = self.consumer_info().await;
+        panic!(
+            "not settled within {} s: {left}; see {}\n{stream:?}\n{consumer:?}",
+            limit.as_secs(),
+            self.folder.display()
+        );
     }
 
     /// What is left to do; `None` where nothing is.

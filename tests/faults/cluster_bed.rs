@@ -1,6 +1,6 @@
 //! Three NATS servers on the shipped configuration of a cluster: each can be killed, frozen and started again.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use waybill::dev::servers::nats_program;
 use waybill::ingest;
 
-use crate::harness::{free_addresses, get, wait_until};
+use crate::harness::{free_addresses_of, get, wait_until};
 
 /// Servers of a cluster.
 pub const NODES: usize = 3;
@@ -69,8 +69,11 @@ impl Cluster {
 
     fn launch_all(program: &Path) -> Self {
         let home = std::env::temp_dir().join(format!("waybill-cluster-{}", Uuid::new_v4().simple()));
+        // A host of its own: while a server is away, nobody's outgoing connection takes its port.
+        let [second, third, fourth, ..] = Uuid::new_v4().into_bytes();
+        let host = Ipv4Addr::new(127, second | 1, third, fourth.clamp(1, 254));
         let node = || {
-            let [client, monitor, route] = free_addresses();
+            let [client, monitor, route] = free_addresses_of(host);
             Node { child: None, client, monitor, route, frozen: false }
         };
         let nodes = std::iter::repeat_with(node).take(NODES).collect();
@@ -250,6 +253,10 @@ impl Drop for Cluster {
             child.kill().ok();
             child.wait().ok();
         }
-        std::fs::remove_dir_all(&self.home).ok();
+        if std::thread::panicking() {
+            eprintln!("kept: {}", self.home.display());
+        } else {
+            std::fs::remove_dir_all(&self.home).ok();
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::stream::Config;
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use waybill::ingest;
@@ -213,6 +215,36 @@ async fn f14_a_consumer_in_foreign_hands_is_named_or_made_again_and_loses_nothin
     load.goes_on(30).await;
     load.stop().await;
     bed.settled().await;
+    bed.audit().await.clean();
+}
+
+/// F14: the consumer keeps back what it should deliver again. Here a worker asked it to; a server that lost its quorum did
+/// so by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn f14_what_the_consumer_keeps_back_is_read_from_the_stream() {
+    const KEPT_BACK: usize = 20;
+    let mut bed = Bed::new("f14-kept-back").await;
+    let load = Load::endless(seed("f14-kept-back")).start(&bed).await;
+    load.goes_on(60).await;
+    let stream = ingest::stream::open(&bed.context, &bed.names, limits()).await.unwrap();
+    let consumer = stream.consumer(limits()).await.unwrap();
+    let taken = consumer.fetch().max_messages(KEPT_BACK).messages().await.unwrap();
+    let taken: Vec<_> = taken.try_collect().await.unwrap();
+    assert_eq!(taken.len(), KEPT_BACK);
+    for message in taken {
+        message.ack_with(AckKind::Nak(Some(Duration::from_hours(1)))).await.unwrap();
+    }
+
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.take_snapshots();
+    load.goes_on(60).await;
+    load.stop().await;
+    println!("f14: settled after {:?}", bed.settled().await);
+    let kept_back = bed.consumer_info().await.unwrap().num_ack_pending;
+    assert_eq!(kept_back, KEPT_BACK, "the consumer has not delivered them again");
+    let read = metric(service.metrics, "waybill_repaired_sequences_total").await;
+    assert_eq!(read, Some(20.0), "they were read from the stream, and nothing else was");
     bed.audit().await.clean();
 }
 

@@ -1,6 +1,6 @@
 //! What a test over real servers stands on: a database and stream names of its own, and waiting for conditions.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
@@ -106,7 +106,15 @@ pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
 /// # Panics
 /// Where there is none.
 pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    free_addresses_of(Ipv4Addr::LOCALHOST)
+}
+
+/// The same of one of the machine's own hosts.
+///
+/// # Panics
+/// Where there is none.
+pub fn free_addresses_of<const N: usize>(host: Ipv4Addr) -> [SocketAddr; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind((host, 0)).expect("a free port"));
     listeners.map(|listener| listener.local_addr().expect("its address"))
 }
 
