@@ -3,6 +3,7 @@
 //! Three tasks, each one batch ahead of the next: one fetches (network), one decides (CPU), one records and acknowledges
 //! (database). A stage that is slower holds the others back, so what is in memory is bounded by a few batches.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::batch::Batch;
 use super::decide::Incoming;
 use super::life::{self, Life};
 use super::message;
-use super::posting::Nudge;
+use super::pace::{Nudge, Underway};
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
 use crate::health::Health;
@@ -74,12 +75,14 @@ pub(super) enum Ended {
 struct Fetched {
     messages: Vec<Incoming>,
     ackers: Vec<Acker>,
+    underway: Arc<Underway>,
 }
 
 /// ... and from there to the recording task.
 struct Ready {
     batch: Batch,
     ackers: Vec<Acker>,
+    underway: Arc<Underway>,
 }
 
 /// Consumes until a stop or a pause is asked for, or a watchdog ends it; what was taken is recorded first.
@@ -107,7 +110,7 @@ pub(super) async fn run(
         receiver,
         acks,
         health.clone(),
-        nudge,
+        nudge.clone(),
     ));
     let mut fetching = Fetching {
         connects: connects(&stream),
@@ -115,6 +118,7 @@ pub(super) async fn run(
         consumer,
         recorder,
         health: health.clone(),
+        nudge: nudge.clone(),
         probing: None,
         last_received: Instant::now(),
         received: false,
@@ -123,6 +127,7 @@ pub(super) async fn run(
     fetching.probe().await;
     let ended = fetching.fetch_all(&sender, &pause).await;
     drop(sender);
+    nudge.left(None);
     if recording.await.is_err() {
         health.down(INGEST, "the recording task ended unexpectedly");
     }
@@ -139,6 +144,7 @@ struct Fetching {
     consumer: Consumer<pull::Config>,
     recorder: Recorder,
     health: Health,
+    nudge: Nudge,
     /// How often the client had connected when the stream was last compared with the ledger.
     connects: u64,
     /// A question to the database that has no answer yet.
@@ -160,11 +166,14 @@ impl Fetching {
             let failed = match messages {
                 Ok(messages) if messages.is_empty() => {
                     self.health.up(STREAM);
+                    self.nudge.left(Some(0));
                     self.probe().await;
                     false
                 }
                 Ok(messages) => {
                     self.health.up(STREAM);
+                    let underway = Arc::new(self.nudge.underway());
+                    self.nudge.left(Some(left_behind(&messages)));
                     // What is in hand may come again and again while it cannot be recorded.
                     self.stuck();
                     match self.still_the_same().await {
@@ -178,7 +187,7 @@ impl Fetching {
                     }
                     (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
                     let Some((messages, ackers)) = self.with_bodies(messages).await else { continue };
-                    if sender.send(Fetched { messages, ackers }).await.is_err() {
+                    if sender.send(Fetched { messages, ackers, underway }).await.is_err() {
                         return Ended::Stopped;
                     }
                     continue;
@@ -287,6 +296,11 @@ impl Fetching {
     }
 }
 
+/// How many messages waited in the stream when the last of these was sent.
+fn left_behind(messages: &[Message]) -> u64 {
+    messages.last().and_then(|message| message.info().ok()).map_or(0, |info| info.pending)
+}
+
 /// The next messages: waits for a first one, then takes what is there with it.
 async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
     const FETCH: &str = "cannot fetch messages";
@@ -333,7 +347,7 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
 
 /// Decides batch after batch, outside of the threads that serve connections: it takes tens of milliseconds of CPU.
 async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, ready: mpsc::Sender<Ready>) {
-    while let Some(Fetched { messages, mut ackers }) = fetched.recv().await {
+    while let Some(Fetched { messages, mut ackers, underway }) = fetched.recv().await {
         let mut waiting = messages.into_iter();
         while !ackers.is_empty() {
             let recorder = recorder.clone();
@@ -348,7 +362,8 @@ async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, re
             };
             waiting = rest;
             let later = ackers.split_off(batch.decided.len());
-            if ready.send(Ready { batch, ackers }).await.is_err() {
+            let underway = Arc::clone(&underway);
+            if ready.send(Ready { batch, ackers, underway }).await.is_err() {
                 return;
             }
             ackers = later;
@@ -382,7 +397,7 @@ async fn record_all(
     health: Health,
     nudge: Nudge,
 ) {
-    while let Some(Ready { batch, ackers }) = receiver.recv().await {
+    while let Some(Ready { batch, ackers, underway }) = receiver.recv().await {
         let started = Instant::now();
         let events = batch.event_count();
         let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {
@@ -396,6 +411,7 @@ async fn record_all(
             }
         };
         health.up(INGEST);
+        drop(underway);
         nudge.now();
         acks.send(&ackers).await;
         let elapsed = started.elapsed();

@@ -45,6 +45,11 @@ pub enum IngestError {
     /// The batch could not be compressed.
     #[error("the batch could not be compressed: {0}")]
     Compress(std::io::Error),
+    /// Rows that are kept in memory for posting cannot be coded or read back; nothing was posted.
+    #[error(
+        "rows that are kept for posting cannot be read: {0}; restart the program, which then reads them from the journal"
+    )]
+    Facts(#[from] postcard::Error),
     /// The program is stopping; nothing was recorded, the messages will be delivered again.
     #[error("stopping")]
     Stopping,
@@ -66,6 +71,7 @@ impl IngestError {
             | Self::NoPeriod { .. }
             | Self::Drift { .. }
             | Self::Compress(_)
+            | Self::Facts(_)
             | Self::Stopping => false,
         }
     }

@@ -1,24 +1,43 @@
-//! What posting needs to know of the rows of one batch, in little memory: some 100 bytes a row, where a row of the journal has
+//! What posting needs to know of the rows of one batch, in little memory: some 60 bytes a row, where a row of the journal has
 //! 400 and an event that is being recorded a few thousand.
-
-use std::collections::HashMap;
-use std::num::NonZeroU32;
 
 use chrono::NaiveDate;
 use foldhash::fast::RandomState;
 use indexmap::IndexSet;
+use serde::{Deserialize, Serialize};
 
+use super::IngestError;
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::domain::money::Amount;
-use crate::domain::tokens::{MAIN_CLASS_COUNT, Quantities};
+use crate::domain::tokens::{MAIN_CLASS_COUNT, Quantities, TokenClass};
 use crate::store::journal::{JournalEvent, JournalPart};
 use crate::store::posting::{Row, RowKind};
 
-/// A text among the texts of a batch; [`NO_TEXT`] stands for none.
+/// A text among the texts of a batch, counted from one; [`NO_TEXT`] stands for none.
 pub type TextId = u32;
 /// No text.
-pub const NO_TEXT: TextId = u32::MAX;
+pub const NO_TEXT: TextId = 0;
+/// Parts that a slice is posted in.
+const SHARES: usize = 8;
+/// More than any row takes: twenty bytes an amount, twelve a quantity.
+const ROW_BYTES_MAX: usize = 512;
+
+/// A part of all customers: the sums of a slice are made and added part by part, which bounds the memory that they take.
+#[derive(Debug, Clone, Copy)]
+pub struct Share(usize);
+
+impl Share {
+    /// All shares, in the order in which every poster takes them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..SHARES).map(Self)
+    }
+
+    /// The one that a customer is in.
+    fn of(customer: CustomerId) -> Self {
+        Self(usize::try_from(customer.0.unsigned_abs() % SHARES as u64).unwrap_or_default())
+    }
+}
 
 /// The rows that one batch added to the journal.
 #[derive(Debug)]
@@ -27,25 +46,30 @@ pub struct Facts {
     pub batch: BatchId,
     /// The date it is booked on.
     pub booked_on: NaiveDate,
-    /// Its rows.
-    pub rows: Vec<Fact>,
-    /// What is too large for the rows, or too rare, by the place of the row.
-    wide: HashMap<u32, Box<Wide>, RandomState>,
+    /// How many rows there are.
+    pub rows: usize,
+    /// When the first one happened.
+    since: i64,
+    /// The rows of each share, one after the other.
+    coded: [Vec<u8>; SHARES],
     texts: String,
     text_ends: Vec<u32>,
 }
 
-/// One row. Quantities and amounts are those of a usual call; others are kept apart.
-#[derive(Debug, Clone, Copy)]
+/// One row. Most numbers are small, and take little room as variable-length integers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
     /// Whose usage.
     pub customer: CustomerId,
-    /// When it happened, in microseconds since 1970.
+    /// When it happened, in microseconds since 1970; of coded rows, since the first one.
     pub occurred_at: i64,
-    prices: Option<(NonZeroU32, NonZeroU32)>,
-    cost: i64,
-    charge: i64,
-    main: [u32; MAIN_CLASS_COUNT],
+    /// The prices of cost and charge; an outcome has none.
+    pub prices: Option<(PriceId, PriceId)>,
+    cost: i128,
+    charge: i128,
+    /// The main classes.
+    pub main: [i64; MAIN_CLASS_COUNT],
+    rare: Vec<(u8, i64)>,
     /// Attribute `project`.
     pub project: TextId,
     /// Its task ...
@@ -64,88 +88,77 @@ pub struct Fact {
     pub outcome: Option<Outcome>,
 }
 
-#[derive(Debug)]
-struct Wide {
-    prices: Option<(PriceId, PriceId)>,
-    quantities: Quantities,
-    cost: Amount,
-    charge: Amount,
-}
-
-/// Quantities and amounts of one row.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers<'a> {
-    /// The prices of cost and charge; an outcome has none.
-    pub prices: Option<(PriceId, PriceId)>,
-    /// The main classes.
-    pub main: [i64; MAIN_CLASS_COUNT],
-    /// The others, where there are any.
-    pub rare: Option<&'a Quantities>,
+impl Fact {
     /// What the provider charges us, exact.
-    pub cost: Amount,
+    pub const fn cost(&self) -> Amount {
+        Amount::from_femtos(self.cost)
+    }
+
     /// What the customer pays, exact.
-    pub charge: Amount,
+    pub const fn charge(&self) -> Amount {
+        Amount::from_femtos(self.charge)
+    }
+
+    /// The classes that are not main ones, where there is any of them.
+    pub fn rare(&self) -> impl Iterator<Item = (TokenClass, i64)> {
+        self.rare
+            .iter()
+            .filter_map(|(class, units)| Some((*TokenClass::ALL.get(usize::from(*class))?, *units)))
+    }
 }
 
 impl Facts {
     /// The rows of recorded events. Reversals of estimates are made by the database: a batch with corrections has more rows.
-    pub fn of(batch: BatchId, booked_on: NaiveDate, events: &[&JournalEvent]) -> Self {
-        let mut gathering = Gathering::new(batch, booked_on, events.len());
+    ///
+    /// # Errors
+    /// [`IngestError::Facts`].
+    pub fn of(batch: BatchId, booked_on: NaiveDate, events: &[&JournalEvent]) -> Result<Self, IngestError> {
+        let mut gathering = Gathering::new(batch, booked_on);
         for event in events {
             if event.parts.is_empty() {
-                gathering.add(&row(event, 0, None));
+                gathering.add(&row(event, 0, None))?;
             }
             for (part, number) in event.parts.iter().zip(0_i16..) {
-                gathering.add(&row(event, number, Some(part)));
+                gathering.add(&row(event, number, Some(part)))?;
             }
         }
-        gathering.finish()
+        Ok(gathering.finish())
     }
 
-    /// The numbers of the row at a place.
-    pub fn numbers(&self, place: usize) -> Numbers<'_> {
-        let fact = &self.rows[place];
-        match u32::try_from(place).ok().and_then(|place| self.wide.get(&place)) {
-            None => Numbers {
-                prices: fact.prices.map(|(cost, sell)| (price(cost), price(sell))),
-                main: fact.main.map(i64::from),
-                rare: None,
-                cost: Amount::from_femtos(fact.cost.into()),
-                charge: Amount::from_femtos(fact.charge.into()),
-            },
-            Some(wide) => Numbers {
-                prices: wide.prices,
-                main: wide.quantities.main(),
-                rare: Some(&wide.quantities),
-                cost: wide.cost,
-                charge: wide.charge,
-            },
-        }
+    /// The rows whose customers are in a share.
+    ///
+    /// # Errors
+    /// [`IngestError::Facts`], after which there is no more.
+    pub fn of_share(&self, share: Share) -> impl Iterator<Item = Result<Fact, IngestError>> {
+        let mut left = self.coded[share.0].as_slice();
+        std::iter::from_fn(move || {
+            (!left.is_empty()).then(|| {
+                let (mut fact, rest) = postcard::take_from_bytes::<Fact>(std::mem::take(&mut left))?;
+                left = rest;
+                fact.occurred_at = fact.occurred_at.wrapping_add(self.since);
+                Ok(fact)
+            })
+        })
     }
 
-    /// How many texts there are: their ids are below.
-    pub fn text_count(&self) -> usize {
+    /// How many texts there are.
+    pub const fn text_count(&self) -> usize {
         self.text_ends.len()
     }
 
     /// A text by its id.
     pub fn text(&self, text: TextId) -> &str {
-        let place = text as usize;
-        let start = place.checked_sub(1).map_or(0, |before| self.text_ends[before] as usize);
-        &self.texts[start..self.text_ends[place] as usize]
+        let end = |text: usize| text.checked_sub(1).map_or(0, |place| self.text_ends[place] as usize);
+        let text = text as usize;
+        &self.texts[end(text.saturating_sub(1))..end(text)]
     }
 
     /// Memory that it takes, about.
     pub fn bytes(&self) -> usize {
-        self.rows.capacity() * size_of::<Fact>()
-            + self.wide.len() * 2 * size_of::<Wide>()
+        self.coded.iter().map(Vec::capacity).sum::<usize>()
             + self.texts.capacity()
             + self.text_ends.capacity() * size_of::<u32>()
     }
-}
-
-fn price(id: NonZeroU32) -> PriceId {
-    PriceId(id.get().into())
 }
 
 /// What a recorded event, or one part of it, is as a row.
@@ -177,13 +190,14 @@ pub struct Gathering {
 }
 
 impl Gathering {
-    /// Nothing of a batch yet, with room for so many rows.
-    pub fn new(batch: BatchId, booked_on: NaiveDate, rows: usize) -> Self {
+    /// Nothing of a batch yet.
+    pub fn new(batch: BatchId, booked_on: NaiveDate) -> Self {
         let facts = Facts {
             batch,
             booked_on,
-            rows: Vec::with_capacity(rows),
-            wide: HashMap::default(),
+            rows: 0,
+            since: 0,
+            coded: std::array::from_fn(|_| Vec::new()),
             texts: String::new(),
             text_ends: Vec::new(),
         };
@@ -191,23 +205,23 @@ impl Gathering {
     }
 
     /// Adds one row.
-    pub fn add(&mut self, row: &Row<'_>) {
-        let narrow = narrow(row);
-        if narrow.is_none() {
-            let prices = row.cost_price.zip(row.sell_price);
-            let wide = Wide { prices, quantities: *row.quantities, cost: row.cost, charge: row.charge };
-            // Batches are bounded to far below 2^32 rows.
-            let place = u32::try_from(self.facts.rows.len()).unwrap_or(u32::MAX);
-            self.facts.wide.insert(place, Box::new(wide));
+    ///
+    /// # Errors
+    /// [`IngestError::Facts`].
+    pub fn add(&mut self, row: &Row<'_>) -> Result<(), IngestError> {
+        let occurred_at = row.occurred_at.timestamp_micros();
+        if self.facts.rows == 0 {
+            self.facts.since = occurred_at;
         }
-        let Narrow { prices, main, cost, charge } = narrow.unwrap_or_default();
+        let number = |class: TokenClass| u8::try_from(class.index()).unwrap_or(u8::MAX);
         let fact = Fact {
             customer: row.customer,
-            occurred_at: row.occurred_at.timestamp_micros(),
-            prices,
-            cost,
-            charge,
-            main,
+            occurred_at: occurred_at.wrapping_sub(self.facts.since),
+            prices: row.cost_price.zip(row.sell_price),
+            cost: row.cost.femtos(),
+            charge: row.charge.femtos(),
+            main: row.quantities.main(),
+            rare: row.quantities.rare().map(|(class, units)| (number(class), units)).collect(),
             project: self.text(row.project),
             task: self.text(row.task),
             task_type: self.text(row.task_type),
@@ -217,52 +231,33 @@ impl Gathering {
             restated: row.kind == RowKind::Restated,
             outcome: row.outcome.filter(|_| row.kind == RowKind::Outcome),
         };
-        self.facts.rows.push(fact);
+        let mut bytes = [0; ROW_BYTES_MAX];
+        let coded = postcard::to_slice(&fact, &mut bytes)?;
+        self.facts.coded[Share::of(row.customer).0].extend_from_slice(coded);
+        self.facts.rows += 1;
+        Ok(())
     }
 
     fn text(&mut self, text: Option<&str>) -> TextId {
-        let Some(text) = text else { return NO_TEXT };
-        let place = self.texts.get_index_of(text).unwrap_or_else(|| self.texts.insert_full(text.into()).0);
-        // A batch has fewer texts, and bytes of them, than 2^32.
-        TextId::try_from(place).unwrap_or(NO_TEXT)
+        text.map_or(NO_TEXT, |text| id_of(&mut self.texts, text))
     }
 
     /// All that was added.
     pub fn finish(mut self) -> Facts {
         self.facts.texts.reserve_exact(self.texts.iter().map(|text| text.len()).sum());
+        self.facts.text_ends.reserve_exact(self.texts.len());
         for text in &self.texts {
             self.facts.texts.push_str(text);
             self.facts.text_ends.push(u32::try_from(self.facts.texts.len()).unwrap_or(u32::MAX));
         }
-        self.facts.text_ends.shrink_to_fit();
-        self.facts.rows.shrink_to_fit();
+        self.facts.coded.iter_mut().for_each(Vec::shrink_to_fit);
         self.facts
     }
 }
 
-/// The numbers of a usual call.
-#[derive(Debug, Default)]
-struct Narrow {
-    prices: Option<(NonZeroU32, NonZeroU32)>,
-    main: [u32; MAIN_CLASS_COUNT],
-    cost: i64,
-    charge: i64,
-}
-
-/// The numbers of the row where it is of a usual call.
-fn narrow(row: &Row<'_>) -> Option<Narrow> {
-    if row.quantities.rare().next().is_some() {
-        return None;
-    }
-    let mut narrow = Narrow::default();
-    for (place, units) in narrow.main.iter_mut().zip(row.quantities.main()) {
-        *place = u32::try_from(units).ok()?;
-    }
-    if let Some((cost, sell)) = row.cost_price.zip(row.sell_price) {
-        let id = |price: PriceId| u32::try_from(price.0).ok().and_then(NonZeroU32::new);
-        narrow.prices = Some((id(cost)?, id(sell)?));
-    }
-    narrow.cost = i64::try_from(row.cost.femtos()).ok()?;
-    narrow.charge = i64::try_from(row.charge.femtos()).ok()?;
-    Some(narrow)
+/// The id of a text among others, added where it is new.
+pub fn id_of(texts: &mut IndexSet<Box<str>, RandomState>, text: &str) -> TextId {
+    let place = texts.get_index_of(text).unwrap_or_else(|| texts.insert_full(text.into()).0);
+    // There are fewer texts, and bytes of them, than 2^32.
+    TextId::try_from(place + 1).unwrap_or(NO_TEXT)
 }

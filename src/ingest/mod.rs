@@ -18,6 +18,7 @@ mod life;
 mod message;
 mod meters;
 mod monitor;
+mod pace;
 pub mod partitions;
 pub mod posting;
 mod publisher;
@@ -33,7 +34,7 @@ pub mod supervisor;
 
 pub use connection::connect;
 pub use error::IngestError;
-pub use posting::Nudge;
+pub use pace::Nudge;
 pub use publisher::{PublishError, Published, Publisher};
 pub use recent::Recent;
 pub use record::Recorder;

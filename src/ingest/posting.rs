@@ -5,30 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
-use tokio::sync::Notify;
 
 use super::IngestError;
-use super::facts::{Facts, Gathering, TextId};
+use super::facts::{Facts, Gathering, Share, TextId};
+use super::pace::{Nudge, Pace, SLICE_ROWS_MAX};
 use super::recent::Recent;
-use super::sums::{Share, Sums};
+use super::sums::{self, Sums};
 use crate::domain::ids::BatchId;
 use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
-use crate::store::posting::{self, Row, Slice, Waiting};
+use crate::store::posting::{self, Row, Slice};
 use crate::store::{Database, commit, periods};
 
-/// Rows posted in one transaction: enough that each key is touched once for many events, short enough that closing a
-/// period never waits long.
-const SLICE_ROWS_MAX: i64 = 300_000;
-/// Rows that a slice may have however slow the database is.
-const SLICE_ROWS_LEAST: i64 = 10_000;
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 100_000;
-/// A slice that takes longer is followed by a smaller one: other posters wait 10 s for its keys, and no statement may take
-/// more than 30 s.
-const SLICE_LONG: Duration = Duration::from_secs(8);
-/// A slice that takes less is followed by a larger one.
-const SLICE_SHORT: Duration = Duration::from_secs(4);
 /// SQLSTATE of a row that lacks what it must have.
 const NOT_NULL_VIOLATION: &str = "23502";
 /// Pause after posting failed.
@@ -37,28 +27,8 @@ const RETRY: Duration = Duration::from_millis(400);
 const TICK: Duration = Duration::from_secs(1);
 /// How often the index that finds the rows of a batch is brought up to date.
 const SUMMARIZE_EVERY: Duration = Duration::from_secs(5);
-/// How long batches gather before they are posted together: figures trail recording by about this ...
-const GATHER_MS: i64 = 400;
-/// ... and by up to this while what is recorded has waited in the stream for longer than that anyway: the more rows a slice
-/// has, the fewer sums are written for each.
-const GATHER_LONGEST_MS: i64 = 4_000;
 /// How often it is looked whether enough has gathered.
-const GATHER_LOOK: Duration = Duration::from_millis(100);
-
-/// Wakes the posting loop.
-#[derive(Debug, Clone, Default)]
-pub struct Nudge(Arc<Notify>);
-
-impl Nudge {
-    /// There is something to post.
-    pub fn now(&self) {
-        self.0.notify_one();
-    }
-
-    async fn wait(&self) {
-        self.0.notified().await;
-    }
-}
+const GATHER_LOOK: Duration = Duration::from_millis(50);
 
 /// Posts one slice; returns how many batches that was, zero where there was nothing to do.
 ///
@@ -129,14 +99,14 @@ async fn add_slice(
     with_periods: bool,
 ) -> Result<(), IngestError> {
     posting::require_partitions(tx, slice).await?;
-    if with_periods {
-        make_periods(tx, slice).await?;
-    }
     let facts = facts(tx, slice, kept).await?;
+    if with_periods {
+        make_periods(tx, &facts).await?;
+    }
     for share in Share::all() {
         let mut sums = Sums::default();
         for facts in &facts {
-            sums.add(facts, share);
+            sums.add(facts, share)?;
         }
         posting::add_to_rollups(tx, sums.rollups()).await?;
         let ranks = ranks(tx, &sums).await?;
@@ -157,7 +127,7 @@ async fn facts(
     let mut read: HashMap<BatchId, Gathering> = HashMap::new();
     for part in slice.parts(|batch| !kept.contains_key(&batch.id)) {
         let gather = |batch, booked_on, row: &Row<'_>| {
-            read.entry(batch).or_insert_with(|| Gathering::new(batch, booked_on, 0)).add(row);
+            read.entry(batch).or_insert_with(|| Gathering::new(batch, booked_on)).add(row)
         };
         posting::each_row(tx, &part, gather).await?;
     }
@@ -176,12 +146,13 @@ async fn ranks(tx: &mut PgConnection, sums: &Sums) -> Result<HashMap<TextId, i64
     Ok(texts.into_iter().zip(ranks).collect())
 }
 
-async fn make_periods(tx: &mut PgConnection, slice: &Slice) -> Result<(), IngestError> {
-    for missing in posting::missing_periods(tx, slice).await? {
+async fn make_periods(tx: &mut PgConnection, facts: &[Arc<Facts>]) -> Result<(), IngestError> {
+    let used = sums::used(facts)?;
+    for missing in posting::missing_periods(tx, &used).await? {
         let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
         periods::ensure(tx, missing.customer, period).await?;
     }
-    match posting::missing_periods(tx, slice).await?.first() {
+    match posting::missing_periods(tx, &used).await?.first() {
         Some(missing) => Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at }),
         None => Ok(()),
     }
@@ -222,7 +193,7 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             }
         }
         let started = Instant::now();
-        match post_gathered(&database, &recent, pace).await {
+        match post_gathered(&database, &recent, &nudge, pace).await {
             Ok(Next::Posted) => pace.posted(started.elapsed()),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::Idle) => tokio::select! {
@@ -253,44 +224,13 @@ enum Next {
     Idle,
 }
 
-/// How much is posted at a time: as much as the database does in a few seconds.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    rows_max: i64,
-    last_took: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { rows_max: SLICE_ROWS_MAX, last_took: Duration::ZERO }
-    }
-}
-
-impl Pace {
-    fn posted(&mut self, took: Duration) {
-        self.last_took = took;
-        if took > SLICE_LONG {
-            self.smaller();
-        } else if took < SLICE_SHORT {
-            self.rows_max = self.rows_max.saturating_mul(2).min(SLICE_ROWS_MAX);
-        }
-    }
-
-    fn smaller(&mut self) {
-        self.rows_max = (self.rows_max / 2).max(SLICE_ROWS_LEAST);
-    }
-
-    /// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
-    fn due(self, waiting: Waiting) -> bool {
-        // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
-        let last_took = i64::try_from(self.last_took.as_millis()).unwrap_or(i64::MAX);
-        let patience = (waiting.behind_ms / 2).max(last_took).clamp(GATHER_MS, GATHER_LONGEST_MS);
-        waiting.rows >= self.rows_max || waiting.oldest_ms >= patience || waiting.newest_ms >= GATHER_MS
-    }
-}
-
 /// Posts a slice where enough has gathered.
-async fn post_gathered(database: &Database, recent: &Recent, pace: Pace) -> Result<Next, IngestError> {
+async fn post_gathered(
+    database: &Database,
+    recent: &Recent,
+    nudge: &Nudge,
+    pace: Pace,
+) -> Result<Next, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let waiting = posting::waiting(&mut tx).await?;
     commit(tx).await?;
@@ -299,44 +239,12 @@ async fn post_gathered(database: &Database, recent: &Recent, pace: Pace) -> Resu
             recent.clear();
             Ok(Next::Idle)
         }
-        Some(waiting) if !pace.due(waiting) => Ok(Next::Gather),
+        Some(waiting) if !pace.due(waiting, nudge.coming()) => Ok(Next::Gather),
         // Where others hold what waits there is nothing to do.
-        Some(_) => {
-            Ok(if post_slice(database, recent, pace.rows_max).await? > 0 { Next::Posted } else { Next::Idle })
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
-        let waiting =
-            |rows, oldest_ms, newest_ms, behind_ms| Waiting { rows, oldest_ms, newest_ms, behind_ms };
-        let quick = Pace { last_took: Duration::from_millis(50), ..Pace::default() };
-        assert!(!quick.due(waiting(100, 399, 10, 20)));
-        assert!(quick.due(waiting(100, 400, 10, 20)));
-        assert!(quick.due(waiting(SLICE_ROWS_MAX, 0, 0, 20)), "a full slice waits for nothing");
-        assert!(!quick.due(waiting(100, 2_000, 10, 60_000)), "recording is a minute behind");
-        assert!(quick.due(waiting(100, 4_000, 10, 60_000)), "but nothing waits for longer than this");
-        assert!(quick.due(waiting(100, 2_000, 400, 60_000)), "nothing more comes");
-        let slow = Pace { last_took: Duration::from_secs(1), ..quick };
-        assert!(!slow.due(waiting(100, 900, 10, 20)), "the last slice took longer");
-    }
-
-    #[test]
-    fn slices_shrink_while_they_take_too_long_and_grow_again() {
-        let mut pace = Pace::default();
-        pace.posted(Duration::from_secs(6));
-        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
-        pace.posted(Duration::from_secs(20));
-        pace.smaller();
-        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 4);
-        (0..10).for_each(|_| pace.smaller());
-        assert_eq!(pace.rows_max, SLICE_ROWS_LEAST, "a few batches are always possible");
-        (0..10).for_each(|_| pace.posted(Duration::from_secs(1)));
-        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+        Some(_) => Ok(if post_slice(database, recent, pace.rows_max()).await? > 0 {
+            Next::Posted
+        } else {
+            Next::Idle
+        }),
     }
 }

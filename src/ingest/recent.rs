@@ -11,8 +11,8 @@ use super::facts::Facts;
 use crate::domain::ids::BatchId;
 use crate::store::posting::Unposted;
 
-/// Most memory that is spent on it: about 350,000 rows.
-const KEPT_BYTES_MAX: usize = 40 << 20;
+/// Most memory that is spent on it: about a million rows.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// The facts of batches that are not posted yet; a clone shares them.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +41,7 @@ impl Recent {
     pub fn get(&self, batch: &Unposted) -> Option<Arc<Facts>> {
         self.with(|kept| {
             let (recorded_at, facts) = kept.batches.get(&batch.id)?;
-            let whole = usize::try_from(batch.rows).is_ok_and(|rows| rows == facts.rows.len());
+            let whole = usize::try_from(batch.rows).is_ok_and(|rows| rows == facts.rows);
             (*recorded_at == batch.recorded_at && whole).then(|| Arc::clone(facts))
         })
     }

@@ -306,7 +306,12 @@ impl Recorder {
             }
         }
         if let Some(recent) = self.recent.as_ref().filter(|_| !corrects) {
-            recent.keep(batch, Facts::of(batch.id, booked_on, &events));
+            match Facts::of(batch.id, booked_on, &events) {
+                Ok(facts) => recent.keep(batch, facts),
+                Err(error) => {
+                    tracing::warn!(%error, "a batch is not kept; posting reads it from the journal");
+                }
+            }
         }
         Ok(())
     }

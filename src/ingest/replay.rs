@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::IngestError;
 use super::decide::{Incoming, ReplayOf};
-use super::posting::Nudge;
+use super::pace::Nudge;
 use super::record::Recorder;
 use crate::metering::Reason;
 use crate::store::journal::Origin;

@@ -8,13 +8,15 @@ mod running;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
-use super::facts::{Fact, Facts, NO_TEXT, Numbers, TextId};
+use super::IngestError;
+use super::facts::{Fact, Facts, NO_TEXT, Share, TextId, id_of};
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::store::posting::{RollupSum, TaskSum, Totals};
@@ -22,24 +24,6 @@ use running::{Few, Running};
 
 /// What hours of every zone are made of.
 const QUARTER_MICROS: i64 = 15 * 60 * 1_000_000;
-/// Parts that a slice is posted in.
-const SHARES: i64 = 8;
-
-/// A part of all customers: the sums of a slice are made and added part by part, which bounds the memory that they take.
-#[derive(Debug, Clone, Copy)]
-pub struct Share(i64);
-
-impl Share {
-    /// All shares, in the order in which every poster takes them.
-    pub fn all() -> impl Iterator<Item = Self> {
-        (0..SHARES).map(Self)
-    }
-
-    const fn holds(self, customer: CustomerId) -> bool {
-        customer.0.rem_euclid(SHARES) == self.0
-    }
-}
-
 /// Sums in the making.
 #[derive(Debug, Default)]
 pub struct Sums {
@@ -89,41 +73,33 @@ struct TaskTotals {
 
 impl Sums {
     /// Adds the rows of a batch that are of a customer in the share.
-    pub fn add(&mut self, facts: &Facts, share: Share) {
+    ///
+    /// # Errors
+    /// [`IngestError::Facts`]; what was added until then is of no use.
+    pub fn add(&mut self, facts: &Facts, share: Share) -> Result<(), IngestError> {
         // The ids that texts of the batch have here, once they were needed.
-        let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_count()];
-        for (place, fact) in facts.rows.iter().enumerate().filter(|(_, fact)| share.holds(fact.customer)) {
-            let mut fact = *fact;
+        let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_count() + 1];
+        for fact in facts.of_share(share) {
+            let mut fact = fact?;
             let Fact { project, task, task_type, parent, model, .. } = &mut fact;
             for text in [project, task, task_type, parent, model] {
-                if let Some(known) = texts.get_mut(*text as usize) {
-                    if *known == NO_TEXT {
-                        *known = self.text(facts.text(*text));
-                    }
-                    *text = *known;
+                let known = &mut texts[*text as usize];
+                if *text != NO_TEXT && *known == NO_TEXT {
+                    *known = id_of(&mut self.texts, facts.text(*text));
                 }
+                *text = *known;
             }
-            let numbers = facts.numbers(place);
-            if let Some(prices) = numbers.prices {
-                self.add_to_rollup(&fact, prices, &numbers);
+            if let Some(prices) = fact.prices {
+                self.add_to_rollup(&fact, prices);
             }
             if fact.task != NO_TEXT {
-                self.add_to_task(&fact, &numbers, facts.batch, facts.booked_on);
+                self.add_to_task(&fact, facts.batch, facts.booked_on);
             }
         }
+        Ok(())
     }
 
-    fn text(&mut self, text: &str) -> TextId {
-        let place = self.texts.get_index_of(text).unwrap_or_else(|| self.texts.insert_full(text.into()).0);
-        TextId::try_from(place).unwrap_or(NO_TEXT)
-    }
-
-    fn add_to_rollup(
-        &mut self,
-        fact: &Fact,
-        (cost_price, sell_price): (PriceId, PriceId),
-        numbers: &Numbers<'_>,
-    ) {
+    fn add_to_rollup(&mut self, fact: &Fact, (cost_price, sell_price): (PriceId, PriceId)) {
         let key = RollupKey {
             customer: fact.customer,
             quarter: fact.occurred_at - fact.occurred_at.rem_euclid(QUARTER_MICROS),
@@ -135,10 +111,10 @@ impl Sums {
         };
         let rollup = self.rollups.entry(key).or_default();
         rollup.events += i64::from(fact.calls);
-        rollup.totals.add(numbers);
+        rollup.totals.add(fact);
     }
 
-    fn add_to_task(&mut self, fact: &Fact, numbers: &Numbers<'_>, batch: BatchId, booked_on: NaiveDate) {
+    fn add_to_task(&mut self, fact: &Fact, batch: BatchId, booked_on: NaiveDate) {
         let key = TaskKey { customer: fact.customer, task: fact.task };
         let task = self.tasks.entry(key).or_insert_with(|| TaskTotals {
             types: Few::default(),
@@ -163,7 +139,7 @@ impl Sums {
         if let Some(outcome) = fact.outcome {
             task.end(fact.occurred_at, outcome);
         }
-        task.totals.add(numbers);
+        task.totals.add(fact);
     }
 
     /// Texts whose order counts: those of which a task has several.
@@ -175,7 +151,8 @@ impl Sums {
 
     /// A text by its id.
     pub fn resolve(&self, text: TextId) -> &str {
-        self.texts.get_index(text as usize).map_or("", |text| text)
+        let place = (text as usize).checked_sub(1);
+        place.and_then(|place| self.texts.get_index(place)).map_or("", |text| text)
     }
 
     /// What is added to the rollups, in the order of the customers; of one key there may be several.
@@ -242,6 +219,22 @@ impl Sums {
             booked_on: task.booked_on,
         }
     }
+}
+
+/// When each customer used something: one instant of each quarter of an hour.
+///
+/// # Errors
+/// [`IngestError::Facts`].
+pub fn used(facts: &[Arc<Facts>]) -> Result<Vec<(CustomerId, DateTime<Utc>)>, IngestError> {
+    let mut used: HashMap<(CustomerId, i64), i64, RandomState> = HashMap::default();
+    for facts in facts {
+        for fact in Share::all().flat_map(|share| facts.of_share(share)) {
+            let fact = fact?;
+            let quarter = fact.occurred_at.div_euclid(QUARTER_MICROS);
+            used.entry((fact.customer, quarter)).or_insert(fact.occurred_at);
+        }
+    }
+    Ok(used.into_iter().map(|((customer, _), at)| (customer, instant(at))).collect())
 }
 
 impl TaskTotals {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::money::Amount;
 use crate::domain::tokens::{MAIN_CLASS_COUNT, TokenClass};
-use crate::ingest::facts::{NO_TEXT, Numbers, TextId};
+use crate::ingest::facts::{Fact, NO_TEXT, TextId};
 use crate::store::posting::Totals;
 
 /// Different texts, mostly one or two.
@@ -55,23 +55,21 @@ struct Beyond {
 
 impl Running {
     /// Adds the numbers of a row.
-    pub fn add(&mut self, numbers: &Numbers<'_>) {
-        for (class, units) in numbers.main.into_iter().enumerate() {
+    pub fn add(&mut self, fact: &Fact) {
+        for (class, units) in fact.main.into_iter().enumerate() {
             self.main[class] = self.main[class].checked_add(units).unwrap_or_else(|| {
                 let beyond = self.beyond.get_or_insert_default();
                 beyond.main[class] += i128::from(self.main[class]);
                 units
             });
         }
-        if let Some(quantities) = numbers.rare {
-            for (class, units) in quantities.rare() {
-                *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
-            }
+        for (class, units) in fact.rare() {
+            *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
         }
-        let sums = self.cost.checked_add(numbers.cost).zip(self.charge.checked_add(numbers.charge));
+        let sums = self.cost.checked_add(fact.cost()).zip(self.charge.checked_add(fact.charge()));
         let (cost, charge) = sums.unwrap_or_else(|| {
             self.beyond.get_or_insert_default().amounts.push((self.cost, self.charge));
-            (numbers.cost, numbers.charge)
+            (fact.cost(), fact.charge())
         });
         (self.cost, self.charge) = (cost, charge);
     }

@@ -91,15 +91,15 @@ fn sums(rows: &[Drawn]) -> Sums {
     for row in rows {
         let batch = batches
             .entry(row.batch)
-            .or_insert_with(|| Gathering::new(BatchId(row.batch), booked_on(row.batch), 0));
-        batch.add(&row.row());
+            .or_insert_with(|| Gathering::new(BatchId(row.batch), booked_on(row.batch)));
+        batch.add(&row.row()).unwrap();
     }
     let mut sums = Sums::default();
     for batch in batches.into_values() {
         let facts = batch.finish();
         // Customers of different shares, and of the same one.
         for share in Share::all() {
-            sums.add(&facts, share);
+            sums.add(&facts, share).unwrap();
         }
     }
     sums

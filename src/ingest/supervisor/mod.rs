@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::consumer::{self, Ended, INGEST, STREAM};
 use super::life::{self, Life};
-use super::posting::Nudge;
+use super::pace::Nudge;
 use super::record::Recorder;
 use super::settings::WrongSetting;
 use super::stream::{self, StreamLimits, StreamNames, UsageStream};

@@ -209,29 +209,27 @@ pub struct MissingPeriod {
     pub at: DateTime<Utc>,
 }
 
-/// Usage in the slice that lies in no billing period yet: one instant per customer and hour of its
-/// zone: in some zones a period starts within a UTC hour.
+/// Usage that lies in no billing period yet: one instant per customer and hour of its zone: in some zones a period starts
+/// within a UTC hour.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn missing_periods(
     connection: &mut PgConnection,
-    slice: &Slice,
+    used: &[(CustomerId, DateTime<Utc>)],
 ) -> Result<Vec<MissingPeriod>, StoreError> {
+    let (customers, instants): (Vec<i64>, Vec<DateTime<Utc>>) =
+        used.iter().map(|(customer, at)| (customer.0, *at)).unzip();
     let rows = sqlx::query_as!(
         MissingPeriod,
-        r#"SELECT e.customer_id AS "customer: CustomerId", c.time_zone, c.anchor_day, min(e.occurred_at) AS "at!"
-           FROM usage_events e
-           JOIN customers c ON c.id = e.customer_id
-           WHERE e.batch_id BETWEEN $1 AND $2 AND e.batch_id <> ALL($3) AND e.booked_on = ANY($4)
-             AND NOT EXISTS (SELECT 1 FROM billing_periods p
-                             WHERE p.customer_id = e.customer_id
-                               AND p.start_at <= e.occurred_at AND e.occurred_at < p.end_at)
-           GROUP BY e.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', e.occurred_at, c.time_zone)"#,
-        slice.first(),
-        slice.last(),
-        &slice.holes(),
-        &slice.dates
+        r#"SELECT u.customer_id AS "customer!: CustomerId", c.time_zone, c.anchor_day, min(u.at) AS "at!"
+           FROM unnest($1::bigint[], $2::timestamptz[]) AS u (customer_id, at)
+           JOIN customers c ON c.id = u.customer_id
+           WHERE NOT EXISTS (SELECT 1 FROM billing_periods p
+                             WHERE p.customer_id = u.customer_id AND p.start_at <= u.at AND u.at < p.end_at)
+           GROUP BY u.customer_id, c.time_zone, c.anchor_day, date_trunc('hour', u.at, c.time_zone)"#,
+        &customers,
+        &instants
     )
     .fetch_all(connection)
     .await?;

@@ -92,12 +92,13 @@ impl Row<'_> {
 /// Hands each row of a slice's batches over, in no order, with its batch and booking date.
 ///
 /// # Errors
-/// [`StoreError::Database`], also where a newer version wrote a kind or an outcome that this one does not know.
-pub async fn each_row(
+/// [`StoreError::Database`], also where a newer version wrote a kind or an outcome that this one does not know; what `take`
+/// fails with.
+pub async fn each_row<E: From<StoreError>>(
     connection: &mut PgConnection,
     slice: &Slice,
-    mut take: impl FnMut(BatchId, NaiveDate, &Row<'_>),
-) -> Result<(), StoreError> {
+    mut take: impl FnMut(BatchId, NaiveDate, &Row<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let mut rows = sqlx::query!(
         r#"SELECT e.batch_id AS "batch: BatchId", e.booked_on, e.kind, e.part, e.customer_id AS "customer: CustomerId",
                   e.occurred_at, e.cost_price_id AS "cost_price: PriceId", e.sell_price_id AS "sell_price: PriceId",
@@ -112,8 +113,9 @@ pub async fn each_row(
         &slice.dates
     )
     .fetch(connection);
-    while let Some(row) = rows.try_next().await? {
+    while let Some(row) = rows.try_next().await.map_err(StoreError::from)? {
         let outcome = row.outcome.as_deref().map(str::parse).transpose();
+        let outcome = outcome.map_err(|error| StoreError::from(sqlx::Error::Decode(Box::new(error))))?;
         let counted = Row {
             kind: RowKind::of(&row.kind)?,
             part: row.part,
@@ -126,12 +128,12 @@ pub async fn each_row(
             task_type: row.task_type.as_deref(),
             parent: row.task_parent.as_deref(),
             model: row.model.as_deref(),
-            outcome: outcome.map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+            outcome,
             quantities: &quantities_of!(row),
             cost: row.cost,
             charge: row.charge,
         };
-        take(row.batch, row.booked_on, &counted);
+        take(row.batch, row.booked_on, &counted)?;
     }
     Ok(())
 }

@@ -1,0 +1,219 @@
+//! When posting goes on, and with how much at a time: soon where little comes in, much at once where recording trails the
+//! stream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::store::posting::Waiting;
+
+/// Rows posted in one transaction: enough that each key is touched once for many events, short enough that closing a
+/// period never waits long.
+pub const SLICE_ROWS_MAX: i64 = 1_000_000;
+/// Rows that a slice may have however slow the database is.
+const SLICE_ROWS_LEAST: i64 = 10_000;
+/// A slice that takes longer is followed by a smaller one: other posters wait 10 s for its keys, and no statement may take
+/// more than 30 s.
+const SLICE_LONG: Duration = Duration::from_secs(8);
+/// A slice that takes less is followed by a larger one.
+const SLICE_SHORT: Duration = Duration::from_secs(4);
+/// How long batches gather before they are posted together: figures trail recording by about this ...
+const GATHER_MS: i64 = 400;
+/// ... by up to this while posting is slow: the more rows a slice has, the fewer sums are written for each ...
+const GATHER_SLOW_MS: i64 = 4_000;
+/// ... and by up to this while what is recorded has waited in the stream for longer than that anyway.
+const GATHER_BEHIND_MS: i64 = 15_000;
+/// How old the newest batch is when nothing more seems to come, where the stream has nothing more.
+const QUIET_MS: i64 = 100;
+/// Where it is not known what waits in the stream.
+const UNKNOWN: i64 = -1;
+
+/// Tells posting what recording is at; a clone tells the same.
+#[derive(Debug, Clone)]
+pub struct Nudge(Arc<Recording>);
+
+#[derive(Debug)]
+struct Recording {
+    recorded: Notify,
+    /// Messages that the stream still has, or [`UNKNOWN`].
+    left: AtomicI64,
+    underway: AtomicUsize,
+}
+
+/// What is known of batches to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coming {
+    /// Nothing: this process records none.
+    Unknown,
+    /// There are some.
+    More,
+    /// There is none at the moment.
+    Nothing,
+}
+
+impl Default for Nudge {
+    fn default() -> Self {
+        let recording = Recording {
+            recorded: Notify::new(),
+            left: AtomicI64::new(UNKNOWN),
+            underway: AtomicUsize::new(0),
+        };
+        Self(Arc::new(recording))
+    }
+}
+
+impl Nudge {
+    /// There is something to post.
+    pub fn now(&self) {
+        self.0.recorded.notify_one();
+    }
+
+    /// Resolves when there is.
+    pub async fn wait(&self) {
+        self.0.recorded.notified().await;
+    }
+
+    /// How many messages the stream still has; `None` where that is not looked at any more.
+    pub fn left(&self, messages: Option<u64>) {
+        let left = messages.map_or(UNKNOWN, |messages| i64::try_from(messages).unwrap_or(i64::MAX));
+        self.0.left.store(left, Ordering::Relaxed);
+    }
+
+    /// Messages were taken, and are on their way to being recorded until what is returned is dropped.
+    pub fn underway(&self) -> Underway {
+        self.0.underway.fetch_add(1, Ordering::Relaxed);
+        Underway(self.clone())
+    }
+
+    /// What is known of batches to come.
+    pub fn coming(&self) -> Coming {
+        match (self.0.left.load(Ordering::Relaxed), self.0.underway.load(Ordering::Relaxed)) {
+            (UNKNOWN, _) => Coming::Unknown,
+            (0, 0) => Coming::Nothing,
+            _ => Coming::More,
+        }
+    }
+}
+
+/// Messages on their way to being recorded.
+#[derive(Debug)]
+pub struct Underway(Nudge);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.0.underway.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How much is posted at a time: as much as the database does in a few seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    rows_max: i64,
+    last_took: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { rows_max: SLICE_ROWS_MAX, last_took: Duration::ZERO }
+    }
+}
+
+impl Pace {
+    /// Rows that the next slice may have.
+    pub const fn rows_max(self) -> i64 {
+        self.rows_max
+    }
+
+    /// A slice was posted.
+    pub fn posted(&mut self, took: Duration) {
+        self.last_took = took;
+        if took > SLICE_LONG {
+            self.smaller();
+        } else if took < SLICE_SHORT {
+            self.rows_max = self.rows_max.saturating_mul(2).min(SLICE_ROWS_MAX);
+        }
+    }
+
+    /// The next slice is smaller than the last.
+    pub fn smaller(&mut self) {
+        self.rows_max = (self.rows_max / 2).max(SLICE_ROWS_LEAST);
+    }
+
+    /// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
+    pub fn due(self, waiting: Waiting, coming: Coming) -> bool {
+        // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
+        let last_took = i64::try_from(self.last_took.as_millis()).unwrap_or(i64::MAX).min(GATHER_SLOW_MS);
+        let behind = (waiting.behind_ms / 2).min(GATHER_BEHIND_MS);
+        let over = match coming {
+            Coming::Unknown => waiting.newest_ms >= GATHER_MS,
+            Coming::More => false,
+            Coming::Nothing => waiting.newest_ms >= QUIET_MS,
+        };
+        over || waiting.rows >= self.rows_max || waiting.oldest_ms >= last_took.max(behind).max(GATHER_MS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
+        let waiting =
+            |rows, oldest_ms, newest_ms, behind_ms| Waiting { rows, oldest_ms, newest_ms, behind_ms };
+        let quick = Pace { last_took: Duration::from_millis(50), ..Pace::default() };
+        for coming in [Coming::Unknown, Coming::More, Coming::Nothing] {
+            assert!(!quick.due(waiting(100, 399, 10, 20), coming));
+            assert!(quick.due(waiting(100, 400, 10, 20), coming));
+            assert!(quick.due(waiting(SLICE_ROWS_MAX, 0, 0, 20), coming), "a full slice waits for nothing");
+            assert!(!quick.due(waiting(100, 2_000, 10, 60_000), coming), "recording is a minute behind");
+            assert!(
+                quick.due(waiting(100, 15_000, 10, 60_000), coming),
+                "but nothing waits for longer than this"
+            );
+            let slow = Pace { last_took: Duration::from_secs(1), ..quick };
+            assert!(!slow.due(waiting(100, 900, 10, 20), coming), "the last slice took longer");
+            let slower = Pace { last_took: Duration::from_secs(7), ..quick };
+            assert!(
+                slower.due(waiting(100, 4_000, 10, 20), coming),
+                "but what is recorded in time waits no longer"
+            );
+        }
+        let late = waiting(100, 2_000, 400, 60_000);
+        assert!(quick.due(late, Coming::Unknown), "nothing more seems to come");
+        assert!(!quick.due(late, Coming::More), "a batch takes long, but it comes");
+        assert!(quick.due(waiting(100, 300, 100, 60_000), Coming::Nothing), "nothing more comes");
+    }
+
+    #[test]
+    fn slices_shrink_while_they_take_too_long_and_grow_again() {
+        let mut pace = Pace::default();
+        pace.posted(Duration::from_secs(6));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+        pace.posted(Duration::from_secs(20));
+        pace.smaller();
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 4);
+        (0..10).for_each(|_| pace.smaller());
+        assert_eq!(pace.rows_max, SLICE_ROWS_LEAST, "a few batches are always possible");
+        (0..10).for_each(|_| pace.posted(Duration::from_secs(1)));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+    }
+
+    #[test]
+    fn what_comes_is_known_while_this_process_records() {
+        let nudge = Nudge::default();
+        assert_eq!(nudge.coming(), Coming::Unknown);
+        nudge.left(Some(0));
+        assert_eq!(nudge.coming(), Coming::Nothing);
+        let underway = nudge.underway();
+        assert_eq!(nudge.coming(), Coming::More);
+        drop(underway);
+        assert_eq!(nudge.coming(), Coming::Nothing);
+        nudge.left(Some(7));
+        assert_eq!(nudge.coming(), Coming::More);
+        nudge.left(None);
+        assert_eq!(nudge.coming(), Coming::Unknown);
+    }
+}
