@@ -2,7 +2,7 @@
 //! consumer keeps back what it should have delivered again.
 //!
 //! What was delivered and is not acknowledged is on its way, until so many ack waits have passed that it would have come
-//! again, more than once. A consumer that changed its leader without a quorum has been seen to deliver nothing again.
+//! again, more than once. A consumer whose servers had lost their quorum has been seen to deliver some never again.
 
 use std::time::{Duration, Instant};
 
