@@ -1,6 +1,6 @@
 //! Three NATS servers on the shipped configuration of a cluster: each can be killed, frozen and started again.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use waybill::dev::servers::nats_program;
 use waybill::ingest;
 
-use crate::harness::{free_addresses_of, get, wait_until};
+use crate::harness::{free_addresses, get, wait_until};
 
 /// Servers of a cluster.
 pub const NODES: usize = 3;
@@ -69,11 +69,8 @@ impl Cluster {
 
     fn launch_all(program: &Path) -> Self {
         let home = std::env::temp_dir().join(format!("waybill-cluster-{}", Uuid::new_v4().simple()));
-        // A host of its own: while a server is away, nobody's outgoing connection takes its port.
-        let [second, third, fourth, ..] = Uuid::new_v4().into_bytes();
-        let host = Ipv4Addr::new(127, second | 1, third, fourth.clamp(1, 254));
         let node = || {
-            let [client, monitor, route] = free_addresses_of(host);
+            let [client, monitor, route] = free_addresses();
             Node { child: None, client, monitor, route, frozen: false }
         };
         let nodes = std::iter::repeat_with(node).take(NODES).collect();

@@ -101,19 +101,14 @@ pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// Addresses that were free a moment ago, no two of them the same.
+/// Addresses that were free a moment ago, no two of them the same. They are of a loopback host that nobody else has: what is
+/// free on 127.0.0.1 may be taken by the next outgoing connection before a server listens there.
 ///
 /// # Panics
 /// Where there is none.
 pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    free_addresses_of(Ipv4Addr::LOCALHOST)
-}
-
-/// The same of one of the machine's own hosts.
-///
-/// # Panics
-/// Where there is none.
-pub fn free_addresses_of<const N: usize>(host: Ipv4Addr) -> [SocketAddr; N] {
+    let [second, third, fourth, ..] = Uuid::new_v4().into_bytes();
+    let host = Ipv4Addr::new(127, second | 1, third, fourth.clamp(1, 254));
     let listeners = [(); N].map(|()| TcpListener::bind((host, 0)).expect("a free port"));
     listeners.map(|listener| listener.local_addr().expect("its address"))
 }
