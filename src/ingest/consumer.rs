@@ -3,12 +3,12 @@
 //! Three tasks, each one batch ahead of the next: one fetches (network), one decides (CPU), one records and acknowledges
 //! (database). A stage that is slower holds the others back, so what is in memory is bounded by a few batches.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::jetstream::{Message, message::Acker};
+use async_nats::jetstream::message::{Acker, Info};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -75,14 +75,14 @@ pub(super) enum Ended {
 struct Fetched {
     messages: Vec<Incoming>,
     ackers: Vec<Acker>,
-    underway: Arc<Underway>,
+    underway: Underway,
 }
 
 /// ... and from there to the recording task.
 struct Ready {
     batch: Batch,
     ackers: Vec<Acker>,
-    underway: Arc<Underway>,
+    underway: Underway,
 }
 
 /// Consumes until a stop or a pause is asked for, or a watchdog ends it; what was taken is recorded first.
@@ -172,8 +172,8 @@ impl Fetching {
                 }
                 Ok(messages) => {
                     self.health.up(STREAM);
-                    let underway = Arc::new(self.nudge.underway());
-                    self.nudge.left(Some(left_behind(&messages)));
+                    let underway = self.nudge.underway();
+                    self.nudge.left(Some(last_info(&messages).map_or(0, |info| info.pending)));
                     // What is in hand may come again and again while it cannot be recorded.
                     self.stuck();
                     match self.still_the_same().await {
@@ -296,9 +296,9 @@ impl Fetching {
     }
 }
 
-/// How many messages waited in the stream when the last of these was sent.
-fn left_behind(messages: &[Message]) -> u64 {
-    messages.last().and_then(|message| message.info().ok()).map_or(0, |info| info.pending)
+/// What the stream says of the last of these messages.
+fn last_info(messages: &[Message]) -> Option<Info<'_>> {
+    messages.last()?.info().ok()
 }
 
 /// The next messages: waits for a first one, then takes what is there with it.
@@ -321,7 +321,7 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
     }
     // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
     // later. Messages that are delivered again count as waiting nowhere: behind one there may be more.
-    let count = match messages.last().and_then(|message| message.info().ok()) {
+    let count = match last_info(&messages) {
         Some(info) if info.delivered <= 1 => {
             usize::try_from(info.pending).unwrap_or(usize::MAX).min(BATCH_MESSAGES_MAX)
         }
@@ -362,7 +362,7 @@ async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, re
             };
             waiting = rest;
             let later = ackers.split_off(batch.decided.len());
-            let underway = Arc::clone(&underway);
+            let underway = underway.clone();
             if ready.send(Ready { batch, ackers, underway }).await.is_err() {
                 return;
             }

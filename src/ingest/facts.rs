@@ -20,8 +20,8 @@ pub type TextId = u32;
 pub const NO_TEXT: TextId = 0;
 /// Parts that a slice is posted in.
 const SHARES: usize = 8;
-/// More than any row takes: twenty bytes an amount, twelve a quantity.
-const ROW_BYTES_MAX: usize = 512;
+/// More than any row takes: twenty bytes an amount, ten a quantity, and thirty the name of a class that is no main one.
+const ROW_BYTES_MAX: usize = 1024;
 
 /// A part of all customers: the sums of a slice are made and added part by part, which bounds the memory that they take.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,7 @@ pub struct Facts {
     /// The rows of each share, one after the other.
     coded: [Vec<u8>; SHARES],
     texts: String,
+    /// Where each text ends, by its id; that of no text at the start.
     text_ends: Vec<u32>,
 }
 
@@ -69,7 +70,8 @@ pub struct Fact {
     charge: i128,
     /// The main classes.
     pub main: [i64; MAIN_CLASS_COUNT],
-    rare: Vec<(u8, i64)>,
+    /// The others, where there is any of them.
+    pub rare: Vec<(TokenClass, i64)>,
     /// Attribute `project`.
     pub project: TextId,
     /// Its task ...
@@ -97,13 +99,6 @@ impl Fact {
     /// What the customer pays, exact.
     pub const fn charge(&self) -> Amount {
         Amount::from_femtos(self.charge)
-    }
-
-    /// The classes that are not main ones, where there is any of them.
-    pub fn rare(&self) -> impl Iterator<Item = (TokenClass, i64)> {
-        self.rare
-            .iter()
-            .filter_map(|(class, units)| Some((*TokenClass::ALL.get(usize::from(*class))?, *units)))
     }
 }
 
@@ -141,16 +136,16 @@ impl Facts {
         })
     }
 
-    /// How many texts there are.
-    pub const fn text_count(&self) -> usize {
+    /// How many ids of texts there are, [`NO_TEXT`] among them.
+    pub const fn text_ids(&self) -> usize {
         self.text_ends.len()
     }
 
     /// A text by its id.
     pub fn text(&self, text: TextId) -> &str {
-        let end = |text: usize| text.checked_sub(1).map_or(0, |place| self.text_ends[place] as usize);
-        let text = text as usize;
-        &self.texts[end(text.saturating_sub(1))..end(text)]
+        let place = text as usize;
+        let start = self.text_ends[place.saturating_sub(1)];
+        &self.texts[start as usize..self.text_ends[place] as usize]
     }
 
     /// Memory that it takes, about.
@@ -199,7 +194,7 @@ impl Gathering {
             since: 0,
             coded: std::array::from_fn(|_| Vec::new()),
             texts: String::new(),
-            text_ends: Vec::new(),
+            text_ends: vec![0],
         };
         Self { facts, texts: IndexSet::default() }
     }
@@ -213,7 +208,6 @@ impl Gathering {
         if self.facts.rows == 0 {
             self.facts.since = occurred_at;
         }
-        let number = |class: TokenClass| u8::try_from(class.index()).unwrap_or(u8::MAX);
         let fact = Fact {
             customer: row.customer,
             occurred_at: occurred_at.wrapping_sub(self.facts.since),
@@ -221,7 +215,7 @@ impl Gathering {
             cost: row.cost.femtos(),
             charge: row.charge.femtos(),
             main: row.quantities.main(),
-            rare: row.quantities.rare().map(|(class, units)| (number(class), units)).collect(),
+            rare: row.quantities.rare().collect(),
             project: self.text(row.project),
             task: self.text(row.task),
             task_type: self.text(row.task_type),

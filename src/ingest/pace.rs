@@ -2,7 +2,7 @@
 //! stream.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -39,8 +39,12 @@ struct Recording {
     recorded: Notify,
     /// Messages that the stream still has, or [`UNKNOWN`].
     left: AtomicI64,
-    underway: AtomicUsize,
+    /// Shared with every batch on its way.
+    underway: Underway,
 }
+
+/// Messages are on their way to being recorded as long as this is held.
+pub type Underway = Arc<()>;
 
 /// What is known of batches to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +62,7 @@ impl Default for Nudge {
         let recording = Recording {
             recorded: Notify::new(),
             left: AtomicI64::new(UNKNOWN),
-            underway: AtomicUsize::new(0),
+            underway: Underway::default(),
         };
         Self(Arc::new(recording))
     }
@@ -81,29 +85,18 @@ impl Nudge {
         self.0.left.store(left, Ordering::Relaxed);
     }
 
-    /// Messages were taken, and are on their way to being recorded until what is returned is dropped.
+    /// Messages were taken.
     pub fn underway(&self) -> Underway {
-        self.0.underway.fetch_add(1, Ordering::Relaxed);
-        Underway(self.clone())
+        Arc::clone(&self.0.underway)
     }
 
     /// What is known of batches to come.
     pub fn coming(&self) -> Coming {
-        match (self.0.left.load(Ordering::Relaxed), self.0.underway.load(Ordering::Relaxed)) {
+        match (self.0.left.load(Ordering::Relaxed), Arc::strong_count(&self.0.underway)) {
             (UNKNOWN, _) => Coming::Unknown,
-            (0, 0) => Coming::Nothing,
+            (0, 1) => Coming::Nothing,
             _ => Coming::More,
         }
-    }
-}
-
-/// Messages on their way to being recorded.
-#[derive(Debug)]
-pub struct Underway(Nudge);
-
-impl Drop for Underway {
-    fn drop(&mut self) {
-        self.0.0.underway.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

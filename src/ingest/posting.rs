@@ -33,7 +33,7 @@ const GATHER_LOOK: Duration = Duration::from_millis(50);
 /// Posts one slice; returns how many batches that was, zero where there was nothing to do.
 ///
 /// # Errors
-/// [`IngestError::Store`]; nothing is posted then.
+/// [`IngestError`]; nothing is posted then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
     post_slice(database, &Recent::default(), SLICE_ROWS_MAX).await
 }
@@ -167,7 +167,7 @@ async fn summarize(database: &Database) -> Result<(), IngestError> {
 /// Posts everything that is recorded by now, and waits for what other posters are at.
 ///
 /// # Errors
-/// [`IngestError::Store`].
+/// [`IngestError`]; what was posted before stays posted.
 pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     while post_once(database).await? > 0 || others_left(database).await? {}
     Ok(())

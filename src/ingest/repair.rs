@@ -153,22 +153,15 @@ impl Repairer {
     /// The last sequence that the ledger should have: acknowledged, or delivered so long ago that it is not on its way any more.
     fn due(&mut self, on_its_way: Option<OnItsWay>, consumer: Delivery, ack_wait: Duration) -> i64 {
         let now = OnItsWay { since: Instant::now(), consumer };
-        let since_then = on_its_way.filter(|then| then.consumer.acknowledged == consumer.acknowledged);
+        let then =
+            on_its_way.filter(|then| then.consumer.acknowledged == consumer.acknowledged).unwrap_or(now);
         let overdue = (ack_wait * OVERDUE_ACK_WAITS).max(OVERDUE_LEAST);
-        match since_then {
-            Some(then) if then.since.elapsed() < overdue => {
-                self.on_its_way = Some(then);
-                consumer.acknowledged
-            }
-            Some(then) => {
-                self.on_its_way = Some(now);
-                then.consumer.delivered.max(consumer.acknowledged)
-            }
-            None => {
-                self.on_its_way = Some(now);
-                consumer.acknowledged
-            }
+        if then.since.elapsed() < overdue {
+            self.on_its_way = Some(then);
+            return consumer.acknowledged;
         }
+        self.on_its_way = Some(now);
+        then.consumer.delivered.max(consumer.acknowledged)
     }
 
     async fn missing(

@@ -299,28 +299,26 @@ impl Bed {
     /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took. A backlog
     /// may take its time, as long as it shrinks.
     pub async fn settled(&self) -> Duration {
-        let (started, mut shrank) = (Instant::now(), Instant::now());
-        let mut before = None;
-        while let Some(left) = self.unsettled().await {
-            if before.as_ref() != Some(&left) {
-                shrank = Instant::now();
-            }
-            if shrank.elapsed() >= SETTLE_TIMEOUT {
-                self.not_settled(SETTLE_TIMEOUT, &left).await;
-            }
-            before = Some(left);
-            tokio::time::sleep(SETTLE_POLL).await;
-        }
-        started.elapsed()
+        self.until_settled(SETTLE_TIMEOUT, true).await
     }
 
     /// The same, within a limit.
     pub async fn settled_within(&self, limit: Duration) -> Duration {
-        let started = Instant::now();
+        self.until_settled(limit, false).await
+    }
+
+    /// The same within a limit, which begins anew with whatever is done where that is asked for.
+    async fn until_settled(&self, limit: Duration, anew: bool) -> Duration {
+        let (started, mut since) = (Instant::now(), Instant::now());
+        let mut before = None;
         while let Some(left) = self.unsettled().await {
-            if started.elapsed() >= limit {
+            if anew && before.as_ref() != Some(&left) {
+                since = Instant::now();
+            }
+            if since.elapsed() >= limit {
                 self.not_settled(limit, &left).await;
             }
+            before = Some(left);
             tokio::time::sleep(SETTLE_POLL).await;
         }
         started.elapsed()

@@ -24,6 +24,7 @@ use running::{Few, Running};
 
 /// What hours of every zone are made of.
 const QUARTER_MICROS: i64 = 15 * 60 * 1_000_000;
+
 /// Sums in the making.
 #[derive(Debug, Default)]
 pub struct Sums {
@@ -78,7 +79,7 @@ impl Sums {
     /// [`IngestError::Facts`]; what was added until then is of no use.
     pub fn add(&mut self, facts: &Facts, share: Share) -> Result<(), IngestError> {
         // The ids that texts of the batch have here, once they were needed.
-        let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_count() + 1];
+        let mut texts: Vec<TextId> = vec![NO_TEXT; facts.text_ids()];
         for fact in facts.of_share(share) {
             let mut fact = fact?;
             let Fact { project, task, task_type, parent, model, .. } = &mut fact;
@@ -102,7 +103,7 @@ impl Sums {
     fn add_to_rollup(&mut self, fact: &Fact, (cost_price, sell_price): (PriceId, PriceId)) {
         let key = RollupKey {
             customer: fact.customer,
-            quarter: fact.occurred_at - fact.occurred_at.rem_euclid(QUARTER_MICROS),
+            quarter: quarter(fact.occurred_at),
             cost_price,
             sell_price,
             project: fact.project,
@@ -230,8 +231,7 @@ pub fn used(facts: &[Arc<Facts>]) -> Result<Vec<(CustomerId, DateTime<Utc>)>, In
     for facts in facts {
         for fact in Share::all().flat_map(|share| facts.of_share(share)) {
             let fact = fact?;
-            let quarter = fact.occurred_at.div_euclid(QUARTER_MICROS);
-            used.entry((fact.customer, quarter)).or_insert(fact.occurred_at);
+            used.entry((fact.customer, quarter(fact.occurred_at))).or_insert(fact.occurred_at);
         }
     }
     Ok(used.into_iter().map(|((customer, _), at)| (customer, instant(at))).collect())
@@ -246,6 +246,11 @@ impl TaskTotals {
             self.ended = Some((at, outcome));
         }
     }
+}
+
+/// The start of the quarter of an hour that an instant is in.
+const fn quarter(micros: i64) -> i64 {
+    micros - micros.rem_euclid(QUARTER_MICROS)
 }
 
 fn instant(micros: i64) -> DateTime<Utc> {

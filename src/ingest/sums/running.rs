@@ -63,8 +63,8 @@ impl Running {
                 units
             });
         }
-        for (class, units) in fact.rare() {
-            *self.beyond.get_or_insert_default().rare.entry(class).or_default() += i128::from(units);
+        for (class, units) in &fact.rare {
+            *self.beyond.get_or_insert_default().rare.entry(*class).or_default() += i128::from(*units);
         }
         let sums = self.cost.checked_add(fact.cost()).zip(self.charge.checked_add(fact.charge()));
         let (cost, charge) = sums.unwrap_or_else(|| {
