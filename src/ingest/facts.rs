@@ -103,23 +103,6 @@ impl Fact {
 }
 
 impl Facts {
-    /// The rows of recorded events. Reversals of estimates are made by the database: a batch with corrections has more rows.
-    ///
-    /// # Errors
-    /// [`IngestError::Facts`].
-    pub fn of(batch: BatchId, booked_on: NaiveDate, events: &[&JournalEvent]) -> Result<Self, IngestError> {
-        let mut gathering = Gathering::new(batch, booked_on);
-        for event in events {
-            if event.parts.is_empty() {
-                gathering.add(&row(event, 0, None))?;
-            }
-            for (part, number) in event.parts.iter().zip(0_i16..) {
-                gathering.add(&row(event, number, Some(part)))?;
-            }
-        }
-        Ok(gathering.finish())
-    }
-
     /// The rows whose customers are in a share.
     ///
     /// # Errors
@@ -197,6 +180,20 @@ impl Gathering {
             text_ends: vec![0],
         };
         Self { facts, texts: IndexSet::default() }
+    }
+
+    /// Adds the rows of a recorded event. A reversal of an estimate is none of them: the database makes it.
+    ///
+    /// # Errors
+    /// [`IngestError::Facts`].
+    pub fn add_event(&mut self, event: &JournalEvent) -> Result<(), IngestError> {
+        if event.parts.is_empty() {
+            self.add(&row(event, 0, None))?;
+        }
+        for (part, number) in event.parts.iter().zip(0_i16..) {
+            self.add(&row(event, number, Some(part)))?;
+        }
+        Ok(())
     }
 
     /// Adds one row.

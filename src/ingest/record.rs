@@ -11,7 +11,7 @@ use super::IngestError;
 use super::batch::{Batch, Sorted};
 use super::catalog::Catalog;
 use super::decide::{Decided, Incoming};
-use super::facts::Facts;
+use super::facts::Gathering;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
@@ -295,22 +295,32 @@ impl Recorder {
         }
         // Writers that hold copies of the same events meet in one order, so they wait instead of deadlocking.
         events.sort_unstable_by_key(|event| event.key);
-        journal::copy_events(tx, batch.id, booked_on, &events).await?;
-        let mut corrects = false;
-        for event in &events {
+        // A batch with corrections has more rows than its events: those that take estimates back.
+        let corrects = events.iter().any(|event| event.corrects.is_some());
+        let recent = self.recent.as_ref().filter(|_| !corrects);
+        let mut facts = recent.map(|_| Ok(Gathering::new(batch.id, booked_on)));
+        // Made while the server is busy with the rows before.
+        let events = events.iter().copied();
+        let copied = events.clone().inspect(|event| {
+            if let Some(Ok(gathering)) = &mut facts
+                && let Err(error) = gathering.add_event(event)
+            {
+                facts = Some(Err(error));
+            }
+        });
+        journal::copy_events(tx, batch.id, booked_on, copied).await?;
+        match (recent, facts) {
+            (Some(recent), Some(Ok(facts))) => recent.keep(batch, facts.finish()),
+            (_, Some(Err(error))) => {
+                tracing::warn!(%error, "a batch is not kept; posting reads it from the journal");
+            }
+            _ => {}
+        }
+        for event in events {
             let Some(original) = event.corrects else { continue };
-            corrects = true;
             // Looked up again: an earlier correction in this batch may stand for the estimate by now.
             if let Some(target) = journal::correction_target(tx, original).await? {
                 journal::reverse_estimate(tx, target, event.key, batch.id).await?;
-            }
-        }
-        if let Some(recent) = self.recent.as_ref().filter(|_| !corrects) {
-            match Facts::of(batch.id, booked_on, &events) {
-                Ok(facts) => recent.keep(batch, facts),
-                Err(error) => {
-                    tracing::warn!(%error, "a batch is not kept; posting reads it from the journal");
-                }
             }
         }
         Ok(())

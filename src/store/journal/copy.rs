@@ -5,6 +5,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
+use sqlx::postgres::PgCopyIn;
 
 use super::super::StoreError;
 use super::super::numeric::encode_femtos;
@@ -25,9 +26,7 @@ const COLUMNS: &str = "(booked_on, event_key, part, kind, batch_id, stream_seq, 
 const COLUMN_COUNT: i16 = 44;
 /// Signature, flags and extension length of the binary COPY format.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// Bytes of one row, roughly: what the buffer grows by.
-const ROW_BYTES_GUESS: usize = 480;
-/// Size of one chunk sent to the server.
+/// A chunk is sent to the server when it has this size.
 const CHUNK_BYTES: usize = 1 << 16;
 /// Days from 1970-01-01 to PostgreSQL's epoch, 2000-01-01.
 const PG_EPOCH_DAYS: i32 = 10_957;
@@ -37,33 +36,44 @@ const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 const JSONB_VERSION: u8 = 1;
 
 /// Appends events to the journal; returns the number of rows. They go into the partition of the booking date directly:
-/// PostgreSQL refuses COPY into a table with row-level security.
+/// PostgreSQL refuses COPY into a table with row-level security. The server reads the rows of the events before while the
+/// next ones are taken and encoded.
 ///
 /// # Errors
 /// [`StoreError::NoPartition`]; [`StoreError::Database`], where a unique violation means that another writer recorded one of
 /// the events in the meantime.
-pub async fn copy_events(
+pub async fn copy_events<'e>(
     connection: &mut PgConnection,
     batch: BatchId,
     booked_on: NaiveDate,
-    events: &[&JournalEvent],
+    events: impl Iterator<Item = &'e JournalEvent>,
 ) -> Result<u64, StoreError> {
-    let mut encoder = Encoder::new(batch, booked_on, events.len());
-    for event in events {
-        encoder.event(event);
-    }
-    let body = encoder.finish();
     let partition = partition(connection, booked_on).await?.ok_or(StoreError::NoPartition(booked_on))?;
     let statement = format!("COPY {partition} {COLUMNS} FROM STDIN (FORMAT binary)");
     let mut copy = connection.copy_in_raw(&statement).await?;
-    for chunk in body.chunks(CHUNK_BYTES) {
-        if let Err(error) = copy.send(chunk).await {
-            // Leave copy mode, or the connection is of no further use; the first error is the one that matters.
-            let _ = copy.abort("a chunk could not be sent").await;
-            return Err(error.into());
+    let mut encoder = Encoder::new(batch, booked_on);
+    for event in events {
+        encoder.event(event);
+        if encoder.out.len() >= CHUNK_BYTES {
+            copy = send(copy, &encoder.out).await?;
+            encoder.out.clear();
         }
     }
-    Ok(copy.finish().await?)
+    Ok(send(copy, &encoder.finish()).await?.finish().await?)
+}
+
+async fn send<'c>(
+    mut copy: PgCopyIn<&'c mut PgConnection>,
+    chunk: &[u8],
+) -> Result<PgCopyIn<&'c mut PgConnection>, StoreError> {
+    match copy.send(chunk).await {
+        Ok(_) => Ok(copy),
+        Err(error) => {
+            // Leave copy mode, or the connection is of no further use; the first error is the one that matters.
+            let _ = copy.abort("a chunk could not be sent").await;
+            Err(error.into())
+        }
+    }
 }
 
 struct Encoder {
@@ -73,8 +83,8 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(batch: BatchId, booked_on: NaiveDate, events: usize) -> Self {
-        let mut out = Vec::with_capacity(HEADER.len() + events * ROW_BYTES_GUESS);
+    fn new(batch: BatchId, booked_on: NaiveDate) -> Self {
+        let mut out = Vec::with_capacity(2 * CHUNK_BYTES);
         out.extend_from_slice(HEADER);
         let days = booked_on.to_epoch_days() - PG_EPOCH_DAYS;
         Self { out, batch, booked_on: days }
