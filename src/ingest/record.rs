@@ -298,23 +298,21 @@ impl Recorder {
         // A batch with corrections has more rows than its events: those that take estimates back.
         let corrects = events.iter().any(|event| event.corrects.is_some());
         let recent = self.recent.as_ref().filter(|_| !corrects);
-        let mut facts = recent.map(|_| Ok(Gathering::new(batch.id, booked_on)));
-        // Made while the server is busy with the rows before.
+        let (mut facts, mut gathered) = (Gathering::new(batch.id, booked_on), Ok(()));
         let events = events.iter().copied();
+        // Gathered while the server is busy with the rows before.
         let copied = events.clone().inspect(|event| {
-            if let Some(Ok(gathering)) = &mut facts
-                && let Err(error) = gathering.add_event(event)
-            {
-                facts = Some(Err(error));
+            if recent.is_some() && gathered.is_ok() {
+                gathered = facts.add_event(event);
             }
         });
         journal::copy_events(tx, batch.id, booked_on, copied).await?;
-        match (recent, facts) {
-            (Some(recent), Some(Ok(facts))) => recent.keep(batch, facts.finish()),
-            (_, Some(Err(error))) => {
+        match (recent, gathered) {
+            (Some(recent), Ok(())) => recent.keep(batch, facts.finish()),
+            (_, Err(error)) => {
                 tracing::warn!(%error, "a batch is not kept; posting reads it from the journal");
             }
-            _ => {}
+            (None, Ok(())) => {}
         }
         for event in events {
             let Some(original) = event.corrects else { continue };

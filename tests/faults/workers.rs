@@ -15,8 +15,11 @@ use crate::service::Serve;
 
 /// Events of a message whose copies meet: enough for two COPYs to overlap.
 const MEETING: usize = 490;
-/// The message of a COPY that it is stopped at: what came before is in the index by then.
+/// The message of a COPY that it is stopped at, so that two of them go on together. The server writes the keys of so few
+/// rows only at the end of the COPY.
 const COPY_MESSAGE: u32 = 3;
+/// Meetings until keys in two orders are bound to have met in a deadlock: about one in three does.
+const CONTROL_ROUNDS: u32 = 30;
 /// Sessions that wait for another one.
 const LOCK_WAITS: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -165,7 +168,7 @@ async fn f36_workers_with_copies_of_the_same_events_never_deadlock() {
 async fn f36_control_keys_in_two_orders_deadlock_and_are_tried_again() {
     let mut bed = Bed::new("f36-control").await;
     let (one, other) = (bed.serve(), bed.serve_sabotaged("reversed"));
-    let (verdict, deadlocks) = f36(&mut bed, one, other, 5).await;
+    let (verdict, deadlocks) = f36(&mut bed, one, other, CONTROL_ROUNDS).await;
     assert!(deadlocks > 0, "keys in two orders should meet in a deadlock");
     verdict.clean();
 }
