@@ -1,11 +1,11 @@
 //! The usage event: one gateway report of one model call, and the outcome of a task.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use compact_str::CompactString;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::identity::EventIdentity;
 use super::money::{Amount, Currency};
@@ -17,13 +17,13 @@ pub struct UsageEvent {
     /// Who it says it is.
     pub identity: EventIdentity,
     /// The customer's external id (the CloudEvents `subject`).
-    pub customer: String,
+    pub customer: CompactString,
     /// When the call happened: the value date, which chooses the price and the service period.
     pub occurred_at: DateTime<Utc>,
     /// The gateway's own gap-free count, where it keeps one.
     pub sequence: Option<SequenceMark>,
     /// The id of an earlier estimate from the same source that this event replaces.
-    pub corrects: Option<String>,
+    pub corrects: Option<CompactString>,
     /// What it reports.
     pub report: Report,
 }
@@ -32,7 +32,7 @@ pub struct UsageEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceMark {
     /// Names the journal; a new one starts a new count.
-    pub epoch: String,
+    pub epoch: CompactString,
     /// The count, from 1.
     pub number: i64,
 }
@@ -54,22 +54,64 @@ pub struct Usage {
     /// The task it belongs to; without one it is unattributed.
     pub task: Option<TaskRef>,
     /// Free labels of the gateway: `project`, `agent`, `user`, …
-    pub attributes: BTreeMap<String, String>,
+    pub attributes: Attributes,
     /// `ok`, `error`, …: the call's own status, not billed by.
-    pub status: Option<String>,
+    pub status: Option<CompactString>,
     /// Whether the provider counted it or the gateway estimated it.
     pub usage_source: UsageSource,
     /// How long the call took.
     pub latency_ms: Option<i64>,
 }
 
+/// Labels by key, in the order of the keys: a few short texts, so a list of them is smaller and faster than a map.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes(Vec<(CompactString, CompactString)>);
+
+impl Attributes {
+    /// Adds a label; returns `false`, and changes nothing, where its key has one already.
+    pub fn insert(&mut self, key: CompactString, value: CompactString) -> bool {
+        match self.place(&key) {
+            Ok(_) => false,
+            Err(place) => {
+                self.0.insert(place, (key, value));
+                true
+            }
+        }
+    }
+
+    /// The label under a key.
+    pub fn get(&self, key: &str) -> Option<&CompactString> {
+        self.place(key).ok().map(|place| &self.0[place].1)
+    }
+
+    /// All labels.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn place(&self, key: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.as_str().cmp(key))
+    }
+}
+
+impl Serialize for Attributes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
 /// Tokens used on one model under one set of conditions: the unit that is priced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsagePart {
     /// The provider's name, lower case.
-    pub provider: String,
+    pub provider: CompactString,
     /// The model as the provider reported it.
-    pub model: String,
+    pub model: CompactString,
     /// What the price may depend on besides model and time.
     pub conditions: CallConditions,
     /// Disjoint quantities.
@@ -93,26 +135,26 @@ pub struct StatedCost {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct CallConditions {
     /// Where the model ran, when not at its maker: `azure`, `bedrock`, `vertex`, …
-    pub platform: Option<String>,
+    pub platform: Option<CompactString>,
     /// Region or geography that prices differ by.
-    pub region: Option<String>,
+    pub region: Option<CompactString>,
     /// The service tier that was *served*: `priority`, `flex`, …
-    pub service_tier: Option<String>,
+    pub service_tier: Option<CompactString>,
     /// `batch`, or `None` for interactive.
-    pub processing: Option<String>,
+    pub processing: Option<CompactString>,
     /// `fast`, or `None`.
-    pub speed: Option<String>,
+    pub speed: Option<CompactString>,
 }
 
 /// A task as an event names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TaskRef {
     /// The gateway's id of the task, unique per customer.
-    pub id: String,
+    pub id: CompactString,
     /// Its type, for reports.
-    pub kind: Option<String>,
+    pub kind: Option<CompactString>,
     /// The task it is a part of.
-    pub parent: Option<String>,
+    pub parent: Option<CompactString>,
 }
 
 /// The end of a task.

@@ -1,5 +1,6 @@
 //! Who an event says it is, and the 16-byte key the database knows it by.
 
+use compact_str::CompactString;
 use sha2::{Digest, Sha256};
 use uuid::{Uuid, Variant};
 
@@ -7,9 +8,9 @@ use uuid::{Uuid, Variant};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventIdentity {
     /// The gateway's name, alone or followed by `/` and a path of its own.
-    pub source: String,
+    pub source: CompactString,
     /// The event's id, unique per source.
-    pub id: String,
+    pub id: CompactString,
 }
 
 /// The key of an event in the journal: 16 bytes derived from both fields of its identity.

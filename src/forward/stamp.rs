@@ -116,7 +116,7 @@ mod tests {
                 })
                 .collect();
             let expected: Vec<_> = (1..=count)
-                .map(|number| SequenceMark { epoch: epoch.to_string(), number: number.cast_signed() })
+                .map(|number| SequenceMark { epoch: epoch.to_string().into(), number: number.cast_signed() })
                 .collect();
             assert_eq!(marks, expected);
         }

@@ -1,9 +1,10 @@
 //! A batch of decided messages, and what of it is new to the journal.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, NaiveDate, Utc};
+use foldhash::fast::RandomState;
+use foldhash::{HashMap, HashSet};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -177,7 +178,8 @@ impl Batch {
         let in_batch = self.corrected(&existing);
         let mut sorted = Sorted::default();
         let mut refused: Vec<(&Decided, Rejection)> = Vec::new();
-        let mut seen: HashMap<EventKey, &JournalEvent> = HashMap::with_capacity(self.event_count());
+        let mut seen: HashMap<EventKey, &JournalEvent> =
+            HashMap::with_capacity_and_hasher(self.event_count(), RandomState::default());
         for decided in &self.decided {
             for decision in &decided.decisions {
                 match decision {
@@ -223,7 +225,7 @@ impl Batch {
             candidate.event.corrects.is_some() && !existing.contains_key(&candidate.event.key)
         };
         if !self.candidates().any(corrects) {
-            return HashMap::new();
+            return HashMap::default();
         }
         self.candidates().map(|candidate| (candidate.event.key, &candidate.event)).collect()
     }
@@ -238,7 +240,7 @@ impl Batch {
         let horizon = if old_too { NaiveDate::default() } else { horizon };
         let mut keys: Vec<Uuid> = self.candidates().map(|candidate| candidate.event.key.0).collect();
         if keys.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(HashMap::default());
         }
         let rows = journal::existing(tx, &mut keys, horizon).await?;
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
@@ -301,7 +303,7 @@ async fn known_rejections(
     refused: &[(&Decided, Rejection)],
 ) -> Result<HashSet<RejectionPosition>, StoreError> {
     let Some(incarnation) = origin.incarnation().filter(|_| !refused.is_empty()) else {
-        return Ok(HashSet::new());
+        return Ok(HashSet::default());
     };
     let positions: Vec<RejectionPosition> = refused.iter().map(|(_, rejection)| rejection.position).collect();
     Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())

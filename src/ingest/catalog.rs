@@ -1,8 +1,7 @@
 //! The catalog in memory: what events are resolved and rated with, as of one version.
 
-use std::collections::HashMap;
-
 use chrono::{DateTime, NaiveDate, Utc};
+use foldhash::HashMap;
 
 use crate::domain::ids::BookId;
 use crate::rating::{PriceBook, SellBooks};
@@ -43,7 +42,7 @@ impl Catalog {
         let archived_through = partitions::archived_through(&mut tx).await?;
         let gateways = rating_data::gateways(&mut tx).await?;
         let customers = rating_data::customers(&mut tx).await?;
-        let mut books = HashMap::new();
+        let mut books = HashMap::default();
         for (info, prices, aliases) in prices::load_books(&mut tx).await? {
             books.insert(info.id, PriceBook::new(info, prices, aliases)?);
         }

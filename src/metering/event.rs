@@ -1,5 +1,6 @@
 //! One event of the wire format: the CloudEvents envelope, its data, and their way into [`UsageEvent`].
 
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -319,6 +320,7 @@ fn sequence_mark(
     epoch: Option<&Text<'_>>,
 ) -> Result<Option<SequenceMark>, Rejected> {
     let Some(&Sequence(number)) = number else { return Ok(None) };
-    let epoch = epoch.map_or(Ok(EPOCH_DEFAULT.to_owned()), |epoch| fields::machine_id("epoch", epoch))?;
+    let epoch = epoch
+        .map_or(Ok(CompactString::const_new(EPOCH_DEFAULT)), |epoch| fields::machine_id("epoch", epoch))?;
     Ok(Some(SequenceMark { epoch, number }))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use chrono::{DateTime, FixedOffset, SubsecRound, Timelike, Utc};
+use compact_str::CompactString;
 
 use super::json::Text;
 use super::reason::{Reason, Rejected};
@@ -13,52 +14,52 @@ pub(super) const TEXT_MAX_BYTES: usize = 128;
 const NO_IDS: [&str; 5] = ["undefined", "null", "none", "nil", "nan"];
 
 /// A machine id: 1 to 128 of `[A-Za-z0-9._:-]`.
-pub(super) fn machine_id(field: &'static str, text: &str) -> Result<String, Rejected> {
+pub(super) fn machine_id(field: &'static str, text: &str) -> Result<CompactString, Rejected> {
     sized(field, text)?;
     if !text.bytes().all(is_id_byte) {
         return Err(charset(field, "letters, digits and . _ : -"));
     }
-    Ok(text.to_owned())
+    Ok(text.into())
 }
 
 /// A provider: a machine id in lower case, as price books name it.
-pub(super) fn provider(text: &str) -> Result<String, Rejected> {
+pub(super) fn provider(text: &str) -> Result<CompactString, Rejected> {
     sized("provider", text)?;
     if !text.bytes().all(|byte| is_id_byte(byte) && !byte.is_ascii_uppercase()) {
         return Err(charset("provider", "lower-case letters, digits and . _ : -"));
     }
-    Ok(text.to_owned())
+    Ok(text.into())
 }
 
 /// A model: 1 to 128 printable ASCII characters, no blank at either end. A model is a key of the price book, so
 /// characters that cannot be told apart on a page are refused.
-pub(super) fn model(text: &str) -> Result<String, Rejected> {
+pub(super) fn model(text: &str) -> Result<CompactString, Rejected> {
     sized("model", text)?;
     let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     if !printable || text.trim_ascii().len() != text.len() {
         return Err(charset("model", "printable ASCII characters, without blanks at its ends"));
     }
-    Ok(text.to_owned())
+    Ok(text.into())
 }
 
 /// A text for people and reports: 1 to 128 bytes, stored as given; whoever shows it escapes it.
-pub(super) fn label(field: &'static str, text: &str) -> Result<String, Rejected> {
+pub(super) fn label(field: &'static str, text: &str) -> Result<CompactString, Rejected> {
     sized(field, text)?;
-    Ok(text.to_owned())
+    Ok(text.into())
 }
 
 /// The gateway's name, alone or followed by `/` and a path of its own in which `/` separates machine ids.
-pub(super) fn source(text: &str) -> Result<String, Rejected> {
+pub(super) fn source(text: &str) -> Result<CompactString, Rejected> {
     sized("source", text)?;
     let segment = |segment: &str| !segment.is_empty() && segment.bytes().all(is_id_byte);
     if !text.split('/').all(segment) {
         return Err(charset("source", "letters, digits and . _ : - in segments separated by one /"));
     }
-    Ok(text.to_owned())
+    Ok(text.into())
 }
 
 /// An event id: opaque, compared byte for byte, as design section 3 has it.
-pub(super) fn event_id(field: &'static str, text: Option<&str>) -> Result<String, Rejected> {
+pub(super) fn event_id(field: &'static str, text: Option<&str>) -> Result<CompactString, Rejected> {
     let id = text.unwrap_or_default();
     let names_nothing = id.trim().is_empty() || NO_IDS.iter().any(|word| word.eq_ignore_ascii_case(id));
     if names_nothing {
@@ -74,7 +75,7 @@ pub(super) fn event_id(field: &'static str, text: Option<&str>) -> Result<String
             format_args!("`{field}` may hold letters, digits and . _ : - only"),
         ));
     }
-    Ok(id.to_owned())
+    Ok(id.into())
 }
 
 /// An RFC 3339 time with an offset, in UTC and cut to the microsecond, so that no event moves into a later period.
@@ -98,7 +99,10 @@ pub(super) fn time(text: &str) -> Result<DateTime<Utc>, Rejected> {
 }
 
 /// A condition of the call: a machine id, brought to lower case.
-pub(super) fn condition(field: &'static str, text: Option<&Text<'_>>) -> Result<Option<String>, Rejected> {
+pub(super) fn condition(
+    field: &'static str,
+    text: Option<&Text<'_>>,
+) -> Result<Option<CompactString>, Rejected> {
     let Some(text) = text else { return Ok(None) };
     let mut value = machine_id(field, text)?;
     value.make_ascii_lowercase();

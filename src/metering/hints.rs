@@ -43,7 +43,7 @@ impl MarkHint {
         };
         let number = i64::try_from(number).ok().filter(|number| (1..=SEQUENCE_MAX).contains(number))?;
         let epoch = match self.epoch {
-            None => EPOCH_DEFAULT.to_owned(),
+            None => EPOCH_DEFAULT.into(),
             Some(Hint::Text(epoch)) => fields::machine_id("epoch", &epoch).ok()?,
             Some(Hint::Number(_) | Hint::Other(_)) => return None,
         };

@@ -1,13 +1,14 @@
 //! Values of an event with a form of their own: the sequence, the token classes, the attributes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use compact_str::CompactString;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::fields;
 use super::json::{Count, Text, fault};
 use super::reason::{Reason, Rejected};
+use crate::domain::event;
 use crate::domain::tokens::{Quantities, TokenClass};
 
 /// Most attributes of one event.
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for Classes {
 }
 
 /// The `attributes` object: texts by key; `null` says that there is none.
-pub(super) struct Attributes(pub BTreeMap<String, String>);
+pub(super) struct Attributes(pub event::Attributes);
 
 impl<'de> Deserialize<'de> for Attributes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -113,17 +114,17 @@ impl<'de> Deserialize<'de> for Attributes {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
-                let mut attributes = BTreeMap::new();
-                let mut absent = Vec::new();
+                let mut attributes = event::Attributes::default();
+                let mut absent: Vec<CompactString> = Vec::new();
                 while let Some(key) = map.next_key::<Text<'de>>()? {
                     let key = fields::machine_id("attribute key", &key).map_err(refused)?;
-                    if attributes.len() + absent.len() == ATTRIBUTES_MAX {
+                    if attributes.iter().len() + absent.len() == ATTRIBUTES_MAX {
                         return Err(fault(
                             Reason::Limit,
                             format_args!("an event has at most {ATTRIBUTES_MAX} attributes"),
                         ));
                     }
-                    if attributes.contains_key(&key) || absent.contains(&key) {
+                    if attributes.get(&key).is_some() || absent.contains(&key) {
                         return Err(fault(
                             Reason::DuplicateKey,
                             format_args!("attribute `{key}` is given twice"),

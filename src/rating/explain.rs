@@ -1,6 +1,7 @@
 //! Why a price applies to a call, and why the others of its model do not.
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
+use compact_str::CompactString;
 
 use super::book::{Call, Condition, Entry, PriceBook};
 use crate::domain::event::UsagePart;
@@ -83,9 +84,9 @@ fn mismatch(entry: &Entry, part: &UsagePart, at: DateTime<Utc>, call: &Call<'_>)
 
 fn difference(condition: Condition, price: &Price, part: &UsagePart, at: DateTime<Utc>) -> Difference {
     let (asked, made) = (&price.conditions, &part.conditions);
-    let names = |asked: &Option<String>, made: &Option<String>, none: &str| {
-        let word = |name: &Option<String>| name.clone().unwrap_or_else(|| none.to_owned());
-        (word(asked), word(made))
+    let names = |asked: &Option<String>, made: &Option<CompactString>, none: &str| {
+        let word = |name: Option<&str>| name.unwrap_or(none).to_owned();
+        (word(asked.as_deref()), word(made.as_deref()))
     };
     let (asked, made) = match condition {
         Condition::Platform => names(&asked.platform, &made.platform, "none"),
@@ -142,8 +143,8 @@ mod tests {
         Price {
             id: PriceId(i64::try_from(id).unwrap()),
             book: BookId(1),
-            provider: "p".to_owned(),
-            model: model.to_owned(),
+            provider: "p".into(),
+            model: model.into(),
             conditions,
             rates: [None; CLASS_COUNT],
             valid_from: at(hours.0),
@@ -155,8 +156,8 @@ mod tests {
 
     fn part(model: &str, conditions: CallConditions, tier_input: i64) -> UsagePart {
         UsagePart {
-            provider: "p".to_owned(),
-            model: model.to_owned(),
+            provider: "p".into(),
+            model: model.into(),
             conditions,
             quantities: Quantities::NONE,
             tier_input,
@@ -168,9 +169,9 @@ mod tests {
         let currency = Currency::USD;
         let info = BookInfo { id: BookId(1), name: "cost".to_owned(), kind: BookKind::Cost, currency };
         let alias = |name: &str, model: &str| ModelAlias {
-            provider: "p".to_owned(),
+            provider: "p".into(),
             alias: name.to_owned(),
-            model: model.to_owned(),
+            model: model.into(),
             valid_from: start() + TimeDelta::hours(6),
             valid_to: None,
             inherited: false,
@@ -268,7 +269,13 @@ mod tests {
             }
             let book = book(prices).unwrap();
             let PriceConditions { platform, region, service_tier, .. } = asked;
-            let made = CallConditions { platform, region, service_tier, ..CallConditions::default() };
+            let text = |text: Option<String>| text.map(Into::into);
+            let made = CallConditions {
+                platform: text(platform),
+                region: text(region),
+                service_tier: text(service_tier),
+                ..CallConditions::default()
+            };
             let (call, at) = (part(&model, made, tier_input), start() + TimeDelta::hours(hour));
             let candidates = book.explain(&call, at);
             let applying: Vec<PriceId> = candidates

@@ -54,8 +54,8 @@ mod tests {
         let price = Price {
             id: PriceId(id),
             book: BookId(1),
-            provider: "p".to_owned(),
-            model: model.to_owned(),
+            provider: "p".into(),
+            model: model.into(),
             conditions: PriceConditions::default(),
             rates,
             valid_from: DateTime::UNIX_EPOCH,
@@ -71,8 +71,8 @@ mod tests {
         quantities.set(TokenClass::Input, input).unwrap();
         quantities.set(TokenClass::Output, output).unwrap();
         UsagePart {
-            provider: "p".to_owned(),
-            model: "m".to_owned(),
+            provider: "p".into(),
+            model: "m".into(),
             conditions: CallConditions::default(),
             quantities,
             tier_input: input,

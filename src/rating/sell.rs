@@ -83,8 +83,8 @@ mod tests {
         Price {
             id: PriceId(id),
             book: BookId(1),
-            provider: "p".to_owned(),
-            model: model.to_owned(),
+            provider: "p".into(),
+            model: model.into(),
             conditions: PriceConditions::default(),
             rates,
             valid_from: at(hours.0),
@@ -98,7 +98,7 @@ mod tests {
         let info =
             BookInfo { id: BookId(1), name: name.to_owned(), kind: BookKind::Sell, currency: Currency::USD };
         let aliases = aliases.iter().map(|(alias, model)| ModelAlias {
-            provider: "p".to_owned(),
+            provider: "p".into(),
             alias: (*alias).to_owned(),
             model: (*model).to_owned(),
             valid_from: at(0),
@@ -112,8 +112,8 @@ mod tests {
         let mut quantities = Quantities::NONE;
         quantities.set(TokenClass::Input, INPUT).unwrap();
         UsagePart {
-            provider: "p".to_owned(),
-            model: model.to_owned(),
+            provider: "p".into(),
+            model: model.into(),
             conditions: CallConditions::default(),
             quantities,
             tier_input: INPUT,

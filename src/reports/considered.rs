@@ -93,7 +93,7 @@ pub(super) async fn of_a_charge(
     let by_name = candidates(connection, &own, usage, as_of).await?;
     let mut considered = judged(&by_name, usage, at, taken, &elsewhere);
     if let Some(canonical) = standard.canonical(usage, at).filter(|name| *name != usage.model) {
-        let by_canonical = UsagePart { model: canonical.to_owned(), ..usage.clone() };
+        let by_canonical = UsagePart { model: canonical.into(), ..usage.clone() };
         let book = candidates(connection, &own, &by_canonical, as_of).await?;
         considered.extend(judged(&book, &by_canonical, at, taken, &elsewhere));
     }

@@ -92,8 +92,8 @@ pub async fn rows(
            WHERE e.event_key = $1 AND e.source = $2 AND e.id = $3
            ORDER BY e.part"#,
         identity.key() as EventKey,
-        identity.source,
-        identity.id,
+        identity.source.as_str(),
+        identity.id.as_str(),
     )
     .fetch_all(connection)
     .await?;
@@ -113,15 +113,15 @@ pub async fn rows(
                 .zip(stated_currency)
                 .map(|(amount, currency)| StatedCost { amount, currency });
             let conditions = CallConditions {
-                platform: row.platform,
-                region: row.region,
-                service_tier: row.service_tier,
-                processing: row.processing,
-                speed: row.speed,
+                platform: row.platform.map(Into::into),
+                region: row.region.map(Into::into),
+                service_tier: row.service_tier.map(Into::into),
+                processing: row.processing.map(Into::into),
+                speed: row.speed.map(Into::into),
             };
             let usage = row.provider.zip(row.model).map(|(provider, model)| UsagePart {
-                provider,
-                model,
+                provider: provider.into(),
+                model: model.into(),
                 conditions,
                 quantities: joined(main, row.rare),
                 tier_input: row.tier_input,

@@ -201,11 +201,11 @@ pub async fn standing(
     rows.into_iter()
         .map(|row| {
             let conditions = CallConditions {
-                platform: row.platform,
-                region: row.region,
-                service_tier: row.service_tier,
-                processing: row.processing,
-                speed: row.speed,
+                platform: row.platform.map(Into::into),
+                region: row.region.map(Into::into),
+                service_tier: row.service_tier.map(Into::into),
+                processing: row.processing.map(Into::into),
+                speed: row.speed.map(Into::into),
             };
             let main = [
                 row.input,
@@ -221,12 +221,12 @@ pub async fn standing(
             Ok(StandingPart {
                 key: row.key,
                 part: row.part,
-                identity: EventIdentity { source: row.source, id: row.id },
+                identity: EventIdentity { source: row.source.into(), id: row.id.into() },
                 customer: row.customer,
                 occurred_at: row.occurred_at,
                 usage: UsagePart {
-                    provider: row.reported_provider,
-                    model: row.reported_model,
+                    provider: row.reported_provider.into(),
+                    model: row.reported_model.into(),
                     conditions,
                     quantities: joined(main, row.rare),
                     tier_input: row.tier_input,

@@ -70,8 +70,8 @@ fn call(model: &str, input: i64) -> UsagePart {
     let mut quantities = Quantities::NONE;
     quantities.set(TokenClass::Input, input).expect("in range");
     UsagePart {
-        provider: "openai".to_owned(),
-        model: model.to_owned(),
+        provider: "openai".into(),
+        model: model.into(),
         conditions: CallConditions::default(),
         quantities,
         tier_input: input,

@@ -116,7 +116,7 @@ struct IdentityView {
 
 impl From<EventIdentity> for IdentityView {
     fn from(EventIdentity { source, id }: EventIdentity) -> Self {
-        Self { source, id }
+        Self { source: source.into(), id: id.into() }
     }
 }
 
@@ -177,8 +177,13 @@ struct CallConditionsView {
 
 impl From<CallConditions> for CallConditionsView {
     fn from(made: CallConditions) -> Self {
-        let CallConditions { platform, region, service_tier, processing, speed } = made;
-        Self { platform, region, service_tier, processing, speed }
+        Self {
+            platform: made.platform.map(Into::into),
+            region: made.region.map(Into::into),
+            service_tier: made.service_tier.map(Into::into),
+            processing: made.processing.map(Into::into),
+            speed: made.speed.map(Into::into),
+        }
     }
 }
 
@@ -402,8 +407,8 @@ impl EventPartView {
         let stated_cost = usage.stated_cost.zip(cost.as_ref());
         Self {
             part,
-            provider: usage.provider,
-            model: usage.model,
+            provider: usage.provider.into(),
+            model: usage.model.into(),
             conditions: usage.conditions.into(),
             tier_input: usage.tier_input,
             quantities: QuantitiesView(usage.quantities),
@@ -433,7 +438,7 @@ impl EventView {
         let EventRow { occurred_at, task_id, task_type: kind, task_parent: parent, .. } = event;
         let taken_back = taken_back.into_iter().map(|row| TakenBackView {
             quantities: QuantitiesView(row.usage.as_ref().map(|usage| usage.quantities).unwrap_or_default()),
-            model: row.usage.map(|usage| usage.model),
+            model: row.usage.map(|usage| usage.model.into()),
             amount: row.charge,
             currency,
             cost: sees_cost.then_some(row.cost),
@@ -458,8 +463,8 @@ impl EventView {
             cost,
             cost_currency,
             received: received.map(|received| ReceivedView::new(event.stream_seq, &received)),
-            source: identity.source,
-            id: identity.id,
+            source: identity.source.into(),
+            id: identity.id.into(),
         }
     }
 }
@@ -497,7 +502,7 @@ async fn get_event(
     Path((source, id)): Path<(String, String)>,
     Read { caller, mut tx, .. }: Read<Reader>,
 ) -> Result<Json<EventView>, Problem> {
-    let identity = EventIdentity { source, id };
+    let identity = EventIdentity { source: source.into(), id: id.into() };
     let sees_cost = caller.sees_cost();
     let explanation = reports::explain(&mut tx, &identity, sees_cost).await?;
     let Some(explanation) = explanation else {

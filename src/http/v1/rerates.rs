@@ -163,7 +163,7 @@ impl GroupView {
 impl From<UnpricedPart> for UnpricedView {
     fn from(part: UnpricedPart) -> Self {
         let UnpricedPart { customer, event, part, occurred_at, reason } = part;
-        Self { customer, source: event.source, id: event.id, part, occurred_at, detail: reason }
+        Self { customer, source: event.source.into(), id: event.id.into(), part, occurred_at, detail: reason }
     }
 }
 

@@ -28,6 +28,7 @@ mod xai;
 use std::fmt;
 use std::str::FromStr;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -166,11 +167,11 @@ impl Served<'_> {
     /// The conditions of the call: what was served over what the event says (its own values, lower case).
     pub(super) fn over(
         &self,
-        platform: Option<String>,
-        region: Option<String>,
-        service_tier: Option<String>,
-        processing: Option<String>,
-        speed: Option<String>,
+        platform: Option<CompactString>,
+        region: Option<CompactString>,
+        service_tier: Option<CompactString>,
+        processing: Option<CompactString>,
+        speed: Option<CompactString>,
     ) -> Result<CallConditions, Rejected> {
         let served_tier = said(self.service_tier.as_ref()).filter(|tier| !tier.eq_ignore_ascii_case("auto"));
         let served_tier = fields::condition("service_tier", served_tier)?;
@@ -183,7 +184,7 @@ impl Served<'_> {
             tier => (tier, processing),
         };
         Ok(CallConditions {
-            platform: platform.or_else(|| self.platform.map(str::to_owned)),
+            platform: platform.or_else(|| self.platform.map(CompactString::const_new)),
             region: served_region.or(region),
             service_tier: other_than(&STANDARD_TIERS, tier),
             processing: other_than(&STANDARD_PROCESSING, processing),
@@ -197,7 +198,7 @@ fn said<'t, 'a>(served: Option<&'t Text<'a>>) -> Option<&'t Text<'a>> {
     served.filter(|text| !text.is_empty())
 }
 
-fn other_than(standard: &[&str], value: Option<String>) -> Option<String> {
+fn other_than(standard: &[&str], value: Option<CompactString>) -> Option<CompactString> {
     value.filter(|value| !standard.contains(&value.as_str()))
 }
 

@@ -42,7 +42,7 @@ fn price_book(vector: &Vector, parts: &[UsagePart]) -> PriceBook {
     let mut prices: BTreeMap<String, NewPrice> = BTreeMap::new();
     for part in parts {
         let rates = &vector.rates_per_mtok;
-        let rates = rates.get(&part.model).unwrap_or(rates);
+        let rates = rates.get(part.model.as_str()).unwrap_or(rates);
         let mut add = |rates: &Value, above: &Value| {
             let rates: BTreeMap<&str, &Value> =
                 rates.as_object().unwrap().iter().map(|(name, rate)| (class(name).name(), rate)).collect();
@@ -54,9 +54,10 @@ fn price_book(vector: &Vector, parts: &[UsagePart]) -> PriceBook {
                 })
                 .collect();
             let made = &part.conditions;
-            let price = json!({"provider": part.provider, "model": part.model, "per": 1_000_000, "rates": rates,
+            let price = json!({"provider": part.provider.as_str(), "model": part.model.as_str(), "per": 1_000_000, "rates": rates,
                 "fees": fees, "multiplier": vector.mult, "valid_from": "2020-01-01T00:00:00Z",
-                "conditions": {"service_tier": made.service_tier, "processing": made.processing, "speed": made.speed,
+                "conditions": {"service_tier": made.service_tier.as_deref(), "processing": made.processing.as_deref(),
+                    "speed": made.speed.as_deref(),
                     "context_above": above,
                     "context_inclusive": !above.is_null() && vector.tier_inclusive == Some(true)}});
             prices.insert(price.to_string(), serde_json::from_value(price).unwrap());

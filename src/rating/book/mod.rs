@@ -1,9 +1,10 @@
 //! One price book, indexed for rating.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use foldhash::HashMap;
 
 use crate::domain::event::{CallConditions, UsagePart};
 use crate::domain::ids::PriceId;
@@ -198,7 +199,7 @@ impl PriceBook {
     /// # Errors
     /// [`BookError`] where a price cannot be read, or two of them could apply to one call alike.
     pub fn new(info: BookInfo, prices: Vec<Price>, aliases: Vec<ModelAlias>) -> Result<Self, BookError> {
-        let mut providers: HashMap<String, ProviderPrices> = HashMap::new();
+        let mut providers: HashMap<String, ProviderPrices> = HashMap::default();
         for price in prices {
             let unreadable = |fault| BookError::Conditions { price: price.id, fault };
             let windows = price.conditions.windows().map_err(unreadable)?;
@@ -312,15 +313,16 @@ impl PriceBook {
 
     fn unknown(&self, part: &UsagePart, at: DateTime<Utc>) -> Unpriced {
         let provider = self.providers.get(part.provider.as_str());
-        let (book, model) = (self.info.name.clone(), part.model.clone());
+        let (book, model) = (self.info.name.clone(), part.model.to_string());
         if provider.is_some_and(|known| known.aliases.contains_key(part.model.as_str())) {
-            return Unpriced::NoPriceAt { book, provider: part.provider.clone(), model, at };
+            return Unpriced::NoPriceAt { book, provider: part.provider.to_string(), model, at };
         }
-        Unpriced::UnknownModel { book, provider: part.provider.clone(), model }
+        Unpriced::UnknownModel { book, provider: part.provider.to_string(), model }
     }
 
     fn no_price(&self, part: &UsagePart, at: DateTime<Utc>, entries: &[Entry]) -> Unpriced {
-        let (book, provider, model) = (self.info.name.clone(), part.provider.clone(), part.model.clone());
+        let (book, provider, model) =
+            (self.info.name.clone(), part.provider.to_string(), part.model.to_string());
         if entries.iter().any(|entry| entry.valid_at(at)) {
             let conditions = describe(part);
             return Unpriced::NoPriceFor { book, provider, model, at, conditions };

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use compact_str::CompactString;
 use proptest::prelude::*;
 
 use super::*;
@@ -33,8 +34,8 @@ fn price(id: i64, own: &[(&str, &str)]) -> Price {
     Price {
         id: PriceId(id),
         book: BookId(1),
-        provider: "openai".to_owned(),
-        model: "gpt-5".to_owned(),
+        provider: "openai".into(),
+        model: "gpt-5".into(),
         conditions: PriceConditions::default(),
         rates: resolve_parents(&rates(own, "1")),
         valid_from: at("2025-01-01T00:00:00Z"),
@@ -59,8 +60,8 @@ fn part(quantities: &[(&str, i64)]) -> UsagePart {
         disjoint.set(name.parse().unwrap(), *quantity).unwrap();
     }
     UsagePart {
-        provider: "openai".to_owned(),
-        model: "gpt-5".to_owned(),
+        provider: "openai".into(),
+        model: "gpt-5".into(),
         conditions: CallConditions::default(),
         quantities: disjoint,
         tier_input: disjoint.prompt_total(),
@@ -233,16 +234,16 @@ fn peak_hours_have_their_own_price() {
 
 #[test]
 fn a_call_of_another_tier_processing_or_speed_is_never_charged_the_standard_price() {
-    type Set = fn(&mut CallConditions, Option<String>);
+    type Set = fn(&mut CallConditions, Option<CompactString>);
     let book = book(vec![price(1, &[("input", "1")])]);
     let strict: [Set; 3] = [|c, v| c.service_tier = v, |c, v| c.processing = v, |c, v| c.speed = v];
     for set in strict {
         let mut call = part(&[("input", 10)]);
         for standard in [None, Some("default"), Some("Standard"), Some("")] {
-            set(&mut call.conditions, standard.map(str::to_owned));
+            set(&mut call.conditions, standard.map(Into::into));
             assert_eq!(amount(&book, &call), "0.00001");
         }
-        set(&mut call.conditions, Some("priority".to_owned()));
+        set(&mut call.conditions, Some("priority".into()));
         let unpriced = book.rate(&call, at("2026-11-23T10:00:00Z")).unwrap_err();
         assert!(matches!(unpriced, Unpriced::NoPriceFor { .. }), "{unpriced}");
         assert!(unpriced.to_string().contains("`priority`"), "{unpriced}");
@@ -258,8 +259,8 @@ fn a_region_or_platform_that_no_price_names_is_charged_as_any_other() {
     let book = book(vec![price(1, &[("input", "1")]), us]);
     let call = |region: Option<&str>, platform: Option<&str>| {
         let mut call = part(&[("input", 1_000_000)]);
-        call.conditions.region = region.map(str::to_owned);
-        call.conditions.platform = platform.map(str::to_owned);
+        call.conditions.region = region.map(Into::into);
+        call.conditions.platform = platform.map(Into::into);
         call
     };
     assert_eq!(amount(&book, &call(None, None)), "1");
@@ -278,8 +279,8 @@ fn platform_goes_before_region_before_hours_before_context() {
     let mut prices = vec![named(1, azure), named(2, eu), named(3, morning), named(4, longer), named(5, long)];
     prices.push(named(6, PriceConditions::default()));
     let mut call = part(&[("input", 10)]);
-    call.conditions.platform = Some("azure".to_owned());
-    call.conditions.region = Some("eu".to_owned());
+    call.conditions.platform = Some("azure".into());
+    call.conditions.region = Some("eu".into());
     while !prices.is_empty() {
         let chosen = book(prices.clone()).choose(&call, at("2026-11-23T10:00:00Z")).unwrap().id;
         assert_eq!(chosen, prices[0].id);
@@ -306,14 +307,14 @@ fn an_explicit_price_goes_before_a_derived_one_of_the_same_conditions_only() {
 #[test]
 fn a_model_is_found_by_its_name_and_then_by_an_alias_of_that_time() {
     let alias = |name: &str, from: &str, inherited| ModelAlias {
-        provider: "openai".to_owned(),
+        provider: "openai".into(),
         alias: name.to_owned(),
         model: if inherited { "gpt-4" } else { "gpt-5" }.to_owned(),
         valid_from: at(from),
         valid_to: None,
         inherited,
     };
-    let old = Price { model: "gpt-4".to_owned(), ..price(2, &[("input", "30")]) };
+    let old = Price { model: "gpt-4".into(), ..price(2, &[("input", "30")]) };
     let aliases = vec![
         alias("chat-latest", "2025-06-01T00:00:00Z", true),
         alias("chat-latest", "2026-01-01T00:00:00Z", false),
@@ -321,7 +322,7 @@ fn a_model_is_found_by_its_name_and_then_by_an_alias_of_that_time() {
     ];
     let book = PriceBook::new(info(), vec![price(1, &[("input", "1")]), old], aliases).unwrap();
     let named = |model: &str, time| {
-        let call = UsagePart { model: model.to_owned(), ..part(&[("input", 1)]) };
+        let call = UsagePart { model: model.into(), ..part(&[("input", 1)]) };
         book.rate(&call, at(time)).map(|rated| rated.price)
     };
     assert_eq!(
@@ -343,7 +344,7 @@ fn what_the_price_has_no_rate_for_is_unpriced_and_named() {
         book.rate(&part(&[("input", 10), ("web_search", 2)]), at("2026-11-23T10:00:00Z")).unwrap_err();
     let expected = Unpriced::NoRate {
         price: PriceId(1),
-        model: "gpt-5".to_owned(),
+        model: "gpt-5".into(),
         class: TokenClass::WebSearch,
         quantity: 2,
     };
@@ -456,7 +457,7 @@ proptest! {
     ) {
         let class = TokenClass::ALL[class];
         let book = book(vec![price(1, &[("input", "1"), ("output", "2")])]);
-        let call = UsagePart { model: model.clone(), ..part(&[(class.name(), quantity)]) };
+        let call = UsagePart { model: model.as_str().into(), ..part(&[(class.name(), quantity)]) };
         match book.rate(&call, at("2026-11-23T10:00:00Z")) {
             Ok(rated) => prop_assert!(model == "gpt-5" && rated.amount > Amount::ZERO),
             Err(Unpriced::NoRate { class: named, .. }) => prop_assert_eq!(named, class),

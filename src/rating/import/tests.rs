@@ -321,8 +321,8 @@ fn a_tenth_and_two_tenths_are_three_tenths_in_every_format() {
         let (provider, model) = if format == Format::OpenRouter { ("openrouter", "p/m") } else { ("p", "m") };
         let import = import(format, file);
         let call = UsagePart {
-            provider: provider.to_owned(),
-            model: model.to_owned(),
+            provider: provider.into(),
+            model: model.into(),
             conditions: CallConditions::default(),
             quantities: Quantities::from_raw(std::array::from_fn(|class| match TokenClass::ALL[class] {
                 TokenClass::Input | TokenClass::Output => 1_000_000,

@@ -68,8 +68,8 @@ pub(crate) mod tests {
             quantities.set(class.parse().unwrap(), *quantity).unwrap();
         }
         UsagePart {
-            provider: provider.to_owned(),
-            model: model.to_owned(),
+            provider: provider.into(),
+            model: model.into(),
             conditions: CallConditions::default(),
             tier_input: quantities.prompt_total(),
             quantities,
@@ -165,20 +165,20 @@ pub(crate) mod tests {
         let at = "2026-11-23T10:00:00Z";
         let mut priority =
             call("openai", "gpt-5", &[("input", 6000), ("cache_read", 4000), ("output", 1000)]);
-        priority.conditions.service_tier = Some("priority".to_owned());
+        priority.conditions.service_tier = Some("priority".into());
         assert_eq!(cost(&priority, at).as_deref(), Ok("0.036"));
         let mut us = call(
             "anthropic",
             "claude-opus-4-6",
             &[("input", 1000), ("cache_read", 3000), ("cache_write_5m", 2000), ("output", 400)],
         );
-        us.conditions.region = Some("us".to_owned());
+        us.conditions.region = Some("us".into());
         assert_eq!(cost(&us, at).as_deref(), Ok("0.0319"));
         let used = [("input", 1000), ("cache_read", 20_000), ("cache_write_1h", 10_000), ("output", 800)];
         let mut batch = call("anthropic", "claude-sonnet-4-5", &used);
-        batch.conditions.processing = Some("batch".to_owned());
+        batch.conditions.processing = Some("batch".into());
         assert_eq!(cost(&batch, at).as_deref(), Ok("0.0405"));
-        batch.conditions.service_tier = Some("scale".to_owned());
+        batch.conditions.service_tier = Some("scale".into());
         assert!(matches!(cost(&batch, at), Err(Unpriced::NoPriceFor { .. })));
     }
 }

@@ -1,6 +1,7 @@
 //! What one event adds to the journal.
 
 use chrono::{DateTime, Utc};
+use compact_str::CompactString;
 use uuid::Uuid;
 
 use crate::domain::event::{CallConditions, Outcome, StatedCost, TaskRef};
@@ -35,11 +36,11 @@ pub struct JournalEvent {
     /// How the task ended, where it reports that; then it has no parts.
     pub outcome: Option<Outcome>,
     /// Attribute `project`.
-    pub project: Option<String>,
+    pub project: Option<CompactString>,
     /// All attributes as a JSON object.
     pub attributes: Option<String>,
     /// The call's own status.
-    pub status: Option<String>,
+    pub status: Option<CompactString>,
     /// Whether the gateway estimated the usage.
     pub estimated: bool,
     /// How long the call took.
@@ -52,9 +53,9 @@ pub struct JournalEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalPart {
     /// The provider's name.
-    pub provider: String,
+    pub provider: CompactString,
     /// The model as reported.
-    pub model: String,
+    pub model: CompactString,
     /// Conditions of the call.
     pub conditions: CallConditions,
     /// What context tiers were compared with.

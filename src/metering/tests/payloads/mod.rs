@@ -148,7 +148,7 @@ fn what_the_provider_served_goes_before_what_the_event_says() {
         let part = usage(&event).parts[0].clone();
         (part.model, part.conditions.service_tier, part.conditions.processing)
     };
-    let some = |text: &str| Some(text.to_owned());
+    let some = |text: &str| Some(text.into());
     assert_eq!(with(json!({}), json!({})), ("asked".into(), None, None));
     assert_eq!(with(json!({}), json!({"model": "served"})).0, "served");
     assert_eq!(with(json!({}), json!({"model": ""})).0, "asked");
