@@ -50,6 +50,9 @@ pub enum IngestError {
         "rows that are kept for posting cannot be read: {0}; restart the program, which then reads them from the journal"
     )]
     Facts(#[from] postcard::Error),
+    /// Posting half of a slice broke off; the other half was not posted either.
+    #[error("posting half of a slice ended unexpectedly: {0}; please report it")]
+    Half(#[from] tokio::task::JoinError),
     /// The program is stopping; nothing was recorded, the messages will be delivered again.
     #[error("stopping")]
     Stopping,
@@ -72,6 +75,7 @@ impl IngestError {
             | Self::Drift { .. }
             | Self::Compress(_)
             | Self::Facts(_)
+            | Self::Half(_)
             | Self::Stopping => false,
         }
     }

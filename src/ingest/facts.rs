@@ -18,8 +18,8 @@ use crate::store::posting::{Row, RowKind};
 pub type TextId = u32;
 /// No text.
 pub const NO_TEXT: TextId = 0;
-/// Parts that a slice is posted in.
-const SHARES: usize = 8;
+/// Parts that a slice is posted in; an even number.
+const SHARES: usize = 16;
 /// More than any row takes: twenty bytes an amount, ten a quantity, and thirty the name of a class that is no main one.
 const ROW_BYTES_MAX: usize = 1024;
 
@@ -28,9 +28,19 @@ const ROW_BYTES_MAX: usize = 1024;
 pub struct Share(usize);
 
 impl Share {
-    /// All shares, in the order in which every poster takes them.
+    /// All shares.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..SHARES).map(Self)
+    }
+
+    /// Those of the customers with even ids, in the order in which every poster takes them.
+    pub fn even() -> impl Iterator<Item = Self> {
+        Self::all().step_by(2)
+    }
+
+    /// Those of the customers with odd ids, likewise.
+    pub fn odd() -> impl Iterator<Item = Self> {
+        Self::all().skip(1).step_by(2)
     }
 
     /// The one that a customer is in.

@@ -28,6 +28,7 @@ pub mod refold;
 pub mod repair;
 pub mod replay;
 mod settings;
+mod slice;
 pub mod stream;
 mod sums;
 pub mod supervisor;

@@ -23,8 +23,8 @@ const SLICE_SHORT: Duration = Duration::from_secs(4);
 const GATHER_MS: i64 = 400;
 /// ... by up to this while posting is slow: the more rows a slice has, the fewer sums are written for each ...
 const GATHER_SLOW_MS: i64 = 4_000;
-/// ... and by up to this while what is recorded has waited in the stream for longer than that anyway.
-const GATHER_BEHIND_MS: i64 = 15_000;
+/// ... and by up to this while what is recorded has waited in the stream for as long anyway.
+const GATHER_BEHIND_MS: i64 = 30_000;
 /// How old the newest batch is when nothing more seems to come, where the stream has nothing more.
 const QUIET_MS: i64 = 100;
 /// Where it is not known what waits in the stream.
@@ -138,7 +138,7 @@ impl Pace {
     pub fn due(self, waiting: Waiting, coming: Coming) -> bool {
         // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
         let last_took = i64::try_from(self.last_took.as_millis()).unwrap_or(i64::MAX).min(GATHER_SLOW_MS);
-        let behind = (waiting.behind_ms / 2).min(GATHER_BEHIND_MS);
+        let behind = waiting.behind_ms.min(GATHER_BEHIND_MS);
         let over = match coming {
             Coming::Unknown => waiting.newest_ms >= GATHER_MS,
             Coming::More => false,
@@ -161,9 +161,11 @@ mod tests {
             assert!(!quick.due(waiting(100, 399, 10, 20), coming));
             assert!(quick.due(waiting(100, 400, 10, 20), coming));
             assert!(quick.due(waiting(SLICE_ROWS_MAX, 0, 0, 20), coming), "a full slice waits for nothing");
-            assert!(!quick.due(waiting(100, 2_000, 10, 60_000), coming), "recording is a minute behind");
+            assert!(!quick.due(waiting(100, 9_999, 10, 10_000), coming), "recording is ten seconds behind");
+            assert!(quick.due(waiting(100, 10_000, 10, 10_000), coming), "figures trail it by ten more");
+            assert!(!quick.due(waiting(100, 20_000, 10, 60_000), coming), "recording is a minute behind");
             assert!(
-                quick.due(waiting(100, 15_000, 10, 60_000), coming),
+                quick.due(waiting(100, 30_000, 10, 60_000), coming),
                 "but nothing waits for longer than this"
             );
             let slow = Pace { last_took: Duration::from_secs(1), ..quick };

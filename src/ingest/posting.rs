@@ -4,18 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::PgConnection;
-
 use super::IngestError;
-use super::facts::{Facts, Gathering, Share, TextId};
+use super::facts::Facts;
 use super::pace::{Nudge, Pace, SLICE_ROWS_MAX};
 use super::recent::Recent;
-use super::sums::{self, Sums};
+use super::slice;
 use crate::domain::ids::BatchId;
-use crate::domain::period::BillingCalendar;
 use crate::shutdown::Shutdown;
-use crate::store::posting::{self, Row, Slice};
-use crate::store::{Database, commit, periods};
+use crate::store::posting::{self, Slice};
+use crate::store::{Database, commit};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 100_000;
@@ -67,7 +64,7 @@ async fn post(
         return Ok(slice);
     }
     let kept = take_kept(&mut slice, recent);
-    if let Err(error) = add_slice(&mut tx, &slice, kept, with_periods).await {
+    if let Err(error) = slice::add(database, &mut tx, &slice, kept, with_periods).await {
         // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
         if let Err(rollback) = tx.rollback().await {
             tracing::debug!(error = %rollback, "failed posting could not be rolled back; its connection is gone");
@@ -90,72 +87,6 @@ fn take_kept(slice: &mut Slice, recent: &Recent) -> HashMap<BatchId, Arc<Facts>>
         read <= READ_ROWS_MAX
     });
     kept
-}
-
-async fn add_slice(
-    tx: &mut PgConnection,
-    slice: &Slice,
-    kept: HashMap<BatchId, Arc<Facts>>,
-    with_periods: bool,
-) -> Result<(), IngestError> {
-    posting::require_partitions(tx, slice).await?;
-    let facts = facts(tx, slice, kept).await?;
-    if with_periods {
-        make_periods(tx, &facts).await?;
-    }
-    for share in Share::all() {
-        let mut sums = Sums::default();
-        for facts in &facts {
-            sums.add(facts, share)?;
-        }
-        posting::add_to_rollups(tx, sums.rollups()).await?;
-        let ranks = ranks(tx, &sums).await?;
-        let rank = |text| ranks.get(&text).copied().unwrap_or_default();
-        posting::add_to_tasks(tx, sums.tasks(rank)).await?;
-    }
-    posting::add_reasons(tx, slice).await?;
-    posting::mark_posted(tx, slice).await?;
-    Ok(posting::require_partitions(tx, slice).await?)
-}
-
-/// The rows of the slice: of batches that are kept as they were recorded, of others as the journal has them.
-async fn facts(
-    tx: &mut PgConnection,
-    slice: &Slice,
-    kept: HashMap<BatchId, Arc<Facts>>,
-) -> Result<Vec<Arc<Facts>>, IngestError> {
-    let mut read: HashMap<BatchId, Gathering> = HashMap::new();
-    for part in slice.parts(|batch| !kept.contains_key(&batch.id)) {
-        let gather = |batch, booked_on, row: &Row<'_>| {
-            read.entry(batch).or_insert_with(|| Gathering::new(batch, booked_on)).add(row)
-        };
-        posting::each_row(tx, &part, gather).await?;
-    }
-    let read = read.into_values().map(|batch| Arc::new(batch.finish()));
-    Ok(kept.into_values().chain(read).collect())
-}
-
-/// The order of the texts whose order counts.
-async fn ranks(tx: &mut PgConnection, sums: &Sums) -> Result<HashMap<TextId, i64>, IngestError> {
-    let texts = sums.ordered();
-    if texts.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let resolved: Vec<&str> = texts.iter().map(|text| sums.resolve(*text)).collect();
-    let ranks = posting::ranks(tx, &resolved).await?;
-    Ok(texts.into_iter().zip(ranks).collect())
-}
-
-async fn make_periods(tx: &mut PgConnection, facts: &[Arc<Facts>]) -> Result<(), IngestError> {
-    let used = sums::used(facts)?;
-    for missing in posting::missing_periods(tx, &used).await? {
-        let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
-        periods::ensure(tx, missing.customer, period).await?;
-    }
-    match posting::missing_periods(tx, &used).await?.first() {
-        Some(missing) => Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at }),
-        None => Ok(()),
-    }
 }
 
 async fn summarize(database: &Database) -> Result<(), IngestError> {

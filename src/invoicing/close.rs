@@ -229,8 +229,7 @@ async fn ensure_posted(
     connection: &mut PgConnection,
     watermark: Option<BatchId>,
 ) -> Result<(), InvoicingError> {
-    let Some(watermark) = watermark else { return Ok(()) };
-    match periods::unposted_up_to(connection, watermark).await? {
+    match periods::unposted_up_to(connection, watermark.unwrap_or(BatchId(0))).await? {
         0 => Ok(()),
         batches => Err(InvoicingError::NotPosted { batches }),
     }

@@ -226,13 +226,16 @@ pub async fn newest_unposted(connection: &mut PgConnection) -> Result<Option<Bat
     Ok(id.map(BatchId))
 }
 
-/// How many batches up to and including this one are not posted.
+/// How many batches up to and including this one are not posted, or later ones of which a half is: what is posted of one batch
+/// is booked by the same closings.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn unposted_up_to(connection: &mut PgConnection, batch: BatchId) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM ingest_batches WHERE posted_at IS NULL AND id <= $1"#,
+        r#"SELECT count(*) AS "count!" FROM ingest_batches b
+           WHERE posted_at IS NULL
+             AND (id <= $1 OR EXISTS (SELECT FROM half_postings h WHERE h.batch_id = b.id AND h.posted_closing IS NOT NULL))"#,
         batch.0
     )
     .fetch_one(connection)

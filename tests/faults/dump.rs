@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 /// The tables that the auditor knows; whatever columns they have.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "customers",
     "gateways",
     "gateway_sequences",
@@ -19,6 +19,7 @@ const TABLES: [&str; 10] = [
     "price_rates",
     "billing_periods",
     "ingest_batches",
+    "half_postings",
     "usage_events",
     "rejections",
     "tasks",

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 use waybill::domain::ids::CustomerId;
 use waybill::domain::period::BillingCalendar;
@@ -123,6 +123,11 @@ impl Ledger {
     /// With the rights of the owner, who drops months and puts sums right.
     pub async fn owner(&self) -> Database {
         Database::connect_as(&self.database_url, Rights::Owner).await.expect("the owner gets in")
+    }
+
+    /// A session of its own, as the owner.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url).await.expect("a connection")
     }
 
     /// Runs statements.

@@ -12,6 +12,7 @@ mod bad_inputs;
 mod compaction;
 mod forward;
 mod forward_bed;
+mod halves;
 mod harness;
 mod http_access;
 mod http_bed;

@@ -2,12 +2,15 @@
 //!
 //! Owns: which batches come next, their rows, adding sums, marking batches as posted.
 //! Does not own: making sums of rows (`ingest`).
-//! Invariants: a batch is marked posted in the transaction that adds it, so a crash anywhere leaves it either added or not.
+//! Invariants: a batch is marked posted in the transaction that adds it, and half of one in the transaction that adds that, so a
+//! crash anywhere leaves each half either added or not.
 //! Posters hold the close lock shared: a period is never closed while a batch is half-way into it.
 
+mod halves;
 mod row;
 mod sums;
 
+pub use halves::{mark_odd_half, take_odd_half, try_close_lock};
 pub use row::{Row, RowKind, each_row};
 pub use sums::{RollupSum, TaskSum, Totals, add_to_rollups, add_to_tasks, ranks};
 
@@ -278,9 +281,10 @@ pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result
          WHERE id = ANY($1) AND posted_at IS NULL",
         &ids(slice)
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    ensure_affected("marking batches as posted", &result, slice.batches.len() as u64)
+    ensure_affected("marking batches as posted", &result, slice.batches.len() as u64)?;
+    halves::forget_halves(connection, slice).await
 }
 
 fn ids(slice: &Slice) -> Vec<i64> {

@@ -26,8 +26,8 @@ pub async fn rollup_differences(
                           sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
                           sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
                           sum(e.charge) AS charge
-                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-                   WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+                   FROM posted_events e
+                   WHERE e.kind <> 'outcome'
                    GROUP BY 1, 2, 3, 4
                    UNION ALL
                    SELECT customer_id, cost_price_id, sell_price_id, kind, input, cache_read, cache_write_5m,
@@ -73,8 +73,8 @@ pub async fn rare_rollup_differences(
                    SELECT e.customer_id, e.cost_price_id, e.sell_price_id,
                           CASE WHEN e.restates IS NULL THEN 'usage' ELSE 'adjustment' END AS kind, q.key AS class,
                           q.value::numeric AS quantity
-                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
-                   WHERE b.posted_at IS NOT NULL AND e.kind <> 'outcome'
+                   FROM posted_events e, jsonb_each_text(e.rare) q
+                   WHERE e.kind <> 'outcome'
                    UNION ALL
                    SELECT a.customer_id, a.cost_price_id, a.sell_price_id, a.kind, q.key, q.value::numeric
                    FROM archived_rollups a, jsonb_each_text(a.rare) q
@@ -119,8 +119,8 @@ pub async fn task_differences(
                           sum(e.cache_write_5m) AS cache_write_5m, sum(e.cache_write_1h) AS cache_write_1h,
                           sum(e.output) AS output, sum(e.reasoning) AS reasoning, sum(e.cost) AS cost,
                           sum(e.charge) AS charge
-                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-                   WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+                   FROM posted_events e
+                   WHERE e.task_id IS NOT NULL
                    GROUP BY 1, 2
                    UNION ALL
                    SELECT customer_id, task_id, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning,
@@ -161,8 +161,8 @@ pub async fn rare_task_differences(
                SELECT customer_id, task_id, class, sum(quantity) AS quantity
                FROM (
                    SELECT e.customer_id, e.task_id, q.key AS class, q.value::numeric AS quantity
-                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id, jsonb_each_text(e.rare) q
-                   WHERE b.posted_at IS NOT NULL AND e.task_id IS NOT NULL
+                   FROM posted_events e, jsonb_each_text(e.rare) q
+                   WHERE e.task_id IS NOT NULL
                    UNION ALL
                    SELECT a.customer_id, a.task_id, q.key, q.value::numeric
                    FROM archived_tasks a, jsonb_each_text(a.rare) q
@@ -199,8 +199,8 @@ pub async fn outcome_differences(
                SELECT DISTINCT ON (customer_id, task_id) customer_id, task_id, outcome, occurred_at
                FROM (
                    SELECT e.customer_id, e.task_id, e.outcome, e.occurred_at
-                   FROM usage_events e JOIN ingest_batches b ON b.id = e.batch_id
-                   WHERE b.posted_at IS NOT NULL AND e.kind = 'outcome'
+                   FROM posted_events e
+                   WHERE e.kind = 'outcome'
                    UNION ALL
                    SELECT customer_id, task_id, outcome, ended_at FROM archived_outcomes
                ) AS outcomes

@@ -141,7 +141,7 @@ def conservation(ledger):
     journal, rollups, tasks, task_sums = Sums(), Sums(), Sums(), Sums()
     outcomes = defaultdict(list)
     for row in ledger.events:
-        if row["batch_id"] not in ledger.posted:
+        if not ledger.is_posted(row):
             continue
         if row["kind"] != "outcome":
             restated = row["kind"] in ("retraction", "restatement")

@@ -28,7 +28,13 @@ class Ledger:
         for row in self.table("price_rates"):
             self.rates.setdefault(row["price_id"], {})[row["class"]] = Fraction(row["rate"])
         self.posted = {row["id"] for row in self.batches if row["posted_at"]}
+        # Of batches that are not posted as a whole, the customers with odd ids may be.
+        self.half_posted = {row["batch_id"] for row in self.table("half_postings") if row["posted_closing"]}
         self.incarnation = {row["id"]: row["incarnation"] for row in self.batches}
+
+    def is_posted(self, event):
+        batch = event["batch_id"]
+        return batch in self.posted or batch in self.half_posted and int(event["customer_id"]) % 2 == 1
 
     def table(self, name):
         with open(self.folder / f"{name}.csv", newline="", encoding="utf-8") as file:

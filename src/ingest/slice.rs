@@ -1,0 +1,130 @@
+//! Adding one slice to the sums: a large one in two halves at a time, because one connection has one of the machine's cores.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+
+use super::IngestError;
+use super::facts::{Facts, Gathering, Share, TextId};
+use super::sums::{self, Sums};
+use crate::domain::ids::BatchId;
+use crate::domain::period::BillingCalendar;
+use crate::store::posting::{self, Row, Slice};
+use crate::store::{Database, commit, periods};
+
+/// Fewest rows of a slice that are worth a transaction of its own for half of them.
+const HALVES_ROWS_MIN: i64 = 5_000;
+
+/// Adds the slice to the sums and marks it posted; `kept` is what is known of its rows, the others are read. The odd half may
+/// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again.
+///
+/// # Errors
+/// [`IngestError`]; a not-null violation where billing periods are missing and `with_periods` does not ask to make them.
+pub(super) async fn add(
+    database: &Database,
+    tx: &mut PgConnection,
+    slice: &Slice,
+    kept: HashMap<BatchId, Arc<Facts>>,
+    with_periods: bool,
+) -> Result<(), IngestError> {
+    posting::require_partitions(tx, slice).await?;
+    let facts = facts(tx, slice, kept).await?;
+    if with_periods {
+        make_periods(tx, &facts).await?;
+    }
+    // Periods that are made here are not to be seen elsewhere.
+    let halves = slice.rows >= HALVES_ROWS_MIN && !with_periods;
+    let elsewhere = halves.then(|| {
+        let (database, slice, facts) = (database.clone(), slice.clone(), facts.clone());
+        tokio::spawn(async move { add_odd_half(&database, &slice, &facts).await })
+    });
+    let even = add_shares(tx, &facts, Share::even()).await;
+    let odd = match elsewhere {
+        Some(half) => half.await?,
+        None => Ok(false),
+    };
+    even?;
+    if !odd? {
+        let open = posting::take_odd_half(tx, slice).await?;
+        add_shares(tx, &of_batches(&facts, &open), Share::odd()).await?;
+    }
+    posting::add_reasons(tx, slice).await?;
+    posting::mark_posted(tx, slice).await?;
+    Ok(posting::require_partitions(tx, slice).await?)
+}
+
+/// Adds the odd half in a transaction of its own; `false`, and nothing is done, where a period is about to be closed.
+async fn add_odd_half(database: &Database, slice: &Slice, facts: &[Arc<Facts>]) -> Result<bool, IngestError> {
+    let mut tx = database.begin_ingest().await?;
+    if !posting::try_close_lock(&mut tx).await? {
+        return Ok(false);
+    }
+    let open = posting::take_odd_half(&mut tx, slice).await?;
+    add_shares(&mut tx, &of_batches(facts, &open), Share::odd()).await?;
+    posting::mark_odd_half(&mut tx, &open).await?;
+    commit(tx).await?;
+    Ok(true)
+}
+
+fn of_batches(facts: &[Arc<Facts>], batches: &[BatchId]) -> Vec<Arc<Facts>> {
+    facts.iter().filter(|facts| batches.contains(&facts.batch)).cloned().collect()
+}
+
+async fn add_shares(
+    tx: &mut PgConnection,
+    facts: &[Arc<Facts>],
+    shares: impl Iterator<Item = Share>,
+) -> Result<(), IngestError> {
+    for share in shares {
+        let mut sums = Sums::default();
+        for facts in facts {
+            sums.add(facts, share)?;
+        }
+        posting::add_to_rollups(tx, sums.rollups()).await?;
+        let ranks = ranks(tx, &sums).await?;
+        let rank = |text| ranks.get(&text).copied().unwrap_or_default();
+        posting::add_to_tasks(tx, sums.tasks(rank)).await?;
+    }
+    Ok(())
+}
+
+/// The rows of the slice: of batches that are kept as they were recorded, of others as the journal has them.
+async fn facts(
+    tx: &mut PgConnection,
+    slice: &Slice,
+    kept: HashMap<BatchId, Arc<Facts>>,
+) -> Result<Vec<Arc<Facts>>, IngestError> {
+    let mut read: HashMap<BatchId, Gathering> = HashMap::new();
+    for part in slice.parts(|batch| !kept.contains_key(&batch.id)) {
+        let gather = |batch, booked_on, row: &Row<'_>| {
+            read.entry(batch).or_insert_with(|| Gathering::new(batch, booked_on)).add(row)
+        };
+        posting::each_row(tx, &part, gather).await?;
+    }
+    let read = read.into_values().map(|batch| Arc::new(batch.finish()));
+    Ok(kept.into_values().chain(read).collect())
+}
+
+/// The order of the texts whose order counts.
+async fn ranks(tx: &mut PgConnection, sums: &Sums) -> Result<HashMap<TextId, i64>, IngestError> {
+    let texts = sums.ordered();
+    if texts.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let resolved: Vec<&str> = texts.iter().map(|text| sums.resolve(*text)).collect();
+    let ranks = posting::ranks(tx, &resolved).await?;
+    Ok(texts.into_iter().zip(ranks).collect())
+}
+
+async fn make_periods(tx: &mut PgConnection, facts: &[Arc<Facts>]) -> Result<(), IngestError> {
+    let used = sums::used(facts)?;
+    for missing in posting::missing_periods(tx, &used).await? {
+        let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
+        periods::ensure(tx, missing.customer, period).await?;
+    }
+    match posting::missing_periods(tx, &used).await?.first() {
+        Some(missing) => Err(IngestError::NoPeriod { customer: missing.customer, at: missing.at }),
+        None => Ok(()),
+    }
+}

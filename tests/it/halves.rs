@@ -1,0 +1,182 @@
+//! A large slice is posted in two halves: whatever becomes of one, each is added once.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+use tokio::task::JoinHandle;
+use waybill::domain::ids::{BatchId, CustomerId};
+use waybill::ingest::posting::post_once;
+use waybill::reports::verify;
+use waybill::store::periods;
+
+use crate::harness::wait_until;
+use crate::ledger::{Ledger, Row, task_call, utc};
+
+/// As many rows as are posted in two halves.
+const ROWS: i64 = 5_000;
+const AT: &str = "2026-10-02T01:00:00Z";
+
+/// A ledger in which both of two customers have used something, and a large batch of theirs waits.
+struct Waiting {
+    ledger: Ledger,
+    even: CustomerId,
+    odd: CustomerId,
+}
+
+impl Waiting {
+    async fn new() -> Self {
+        let mut ledger = Ledger::new().await;
+        let mut customers = [ledger.customer("acme", "UTC").await, ledger.customer("globex", "UTC").await];
+        customers.sort_by_key(|customer| customer.0 % 2);
+        let [even, odd] = customers;
+        ledger.record(&customers.map(|customer| task_call(customer, AT, "t", "test", 1))).await;
+        ledger.post().await;
+        let calls: Vec<Row> = (0..ROWS)
+            .map(|number| {
+                let customer = if number % 5 == 0 { odd } else { even };
+                Row { id: format!("call-{number}"), ..task_call(customer, AT, "t", "test", 7) }
+            })
+            .collect();
+        ledger.record(&calls).await;
+        assert_eq!(ledger.count("SELECT count(*) FROM half_postings").await, 1, "what is posted has no half");
+        Self { ledger, even, odd }
+    }
+
+    fn post(&self) -> JoinHandle<bool> {
+        let database = self.ledger.database.clone();
+        tokio::spawn(async move { post_once(&database).await.is_ok() })
+    }
+
+    /// Holds a customer's sums, so that nobody can add to them.
+    async fn hold(&self, customer: CustomerId) -> PgConnection {
+        let holding = format!("SELECT FROM tasks WHERE customer_id = {} FOR UPDATE", customer.0);
+        self.transaction(&holding).await
+    }
+
+    async fn transaction(&self, statement: &str) -> PgConnection {
+        let mut connection = self.ledger.connect().await;
+        let statements = format!("BEGIN; {statement}");
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.unwrap();
+        connection
+    }
+
+    /// Waits until a session is as the condition says.
+    async fn seen(&self, what: &str, condition: &str) {
+        let sessions = sessions(condition);
+        wait_until(what, async || (self.ledger.count(&sessions).await == 1).then_some(())).await;
+    }
+
+    async fn kill(&self, condition: &str) {
+        let killed = format!("SELECT count(pg_terminate_backend(pid)) FROM ({}) AS s", pids(condition));
+        assert_eq!(self.ledger.count(&killed).await, 1, "{condition}");
+    }
+
+    async fn half_is_added(&self) {
+        let added = "SELECT count(*) FROM half_postings WHERE posted_closing IS NOT NULL";
+        wait_until("half is added", async || (self.ledger.count(added).await == 1).then_some(())).await;
+    }
+
+    async fn verified(&self) {
+        let proof =
+            verify::rebuild(&self.ledger.database, utc("2026-10-03T00:00:00Z"), |_| ()).await.unwrap();
+        assert_eq!(proof.findings, []);
+    }
+
+    async fn calls(&self, customer: CustomerId) -> i64 {
+        let calls = format!("SELECT sum(calls)::bigint FROM tasks WHERE customer_id = {}", customer.0);
+        self.ledger.count(&calls).await
+    }
+
+    /// Everything is added once.
+    async fn settled(&self) {
+        self.ledger.post().await;
+        assert_eq!(self.ledger.count("SELECT count(*) FROM half_postings").await, 0);
+        assert_eq!(
+            (self.calls(self.even).await, self.calls(self.odd).await),
+            (1 + ROWS / 5 * 4, 1 + ROWS / 5)
+        );
+        self.verified().await;
+    }
+}
+
+fn pids(condition: &str) -> String {
+    format!("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {condition}")
+}
+
+fn sessions(condition: &str) -> String {
+    format!("SELECT count(*) FROM ({}) AS s", pids(condition))
+}
+
+const WAITS_FOR_TASK: &str = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO tasks%'";
+const WAITS_FOR_HALF: &str = "wait_event_type = 'Lock' AND query LIKE '%FROM half_postings%'";
+
+#[tokio::test]
+async fn a_half_that_is_added_stays_added_where_the_other_breaks_off() {
+    let waiting = Waiting::new().await;
+    let held = waiting.hold(waiting.even).await;
+    let posting = waiting.post();
+    waiting.half_is_added().await;
+    waiting.seen("the other half waits", WAITS_FOR_TASK).await;
+    waiting.kill(WAITS_FOR_TASK).await;
+    assert!(!posting.await.unwrap());
+
+    assert_eq!((waiting.calls(waiting.even).await, waiting.calls(waiting.odd).await), (1, 1 + ROWS / 5));
+    waiting.verified().await;
+    let mut connection = waiting.ledger.connect().await;
+    let left = periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap();
+    assert_eq!(left, 1, "no period is closed between two halves");
+    held.close().await.unwrap();
+    waiting.settled().await;
+    assert_eq!(periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_half_that_breaks_off_is_added_with_the_other_later() {
+    let waiting = Waiting::new().await;
+    let held = waiting.hold(waiting.odd).await;
+    let posting = waiting.post();
+    waiting.seen("the odd half waits", WAITS_FOR_TASK).await;
+    waiting.kill(WAITS_FOR_TASK).await;
+    assert!(!posting.await.unwrap());
+    assert_eq!((waiting.calls(waiting.even).await, waiting.calls(waiting.odd).await), (1, 1));
+    waiting.verified().await;
+    held.close().await.unwrap();
+    waiting.settled().await;
+}
+
+#[tokio::test]
+async fn a_half_that_outlives_its_poster_is_waited_for() {
+    let waiting = Waiting::new().await;
+    let held = waiting.hold(waiting.odd).await;
+    let posting = waiting.post();
+    waiting.seen("the odd half waits", WAITS_FOR_TASK).await;
+    let added = "state = 'idle in transaction' AND query LIKE 'INSERT INTO tasks%'";
+    waiting.seen("the even half is written", added).await;
+    waiting.kill(added).await;
+    // The batch is nobody's now, and another poster takes it.
+    let again = waiting.post();
+    waiting.seen("it waits for the half", WAITS_FOR_HALF).await;
+    held.close().await.unwrap();
+    assert!(!posting.await.unwrap());
+    assert!(again.await.unwrap());
+    waiting.settled().await;
+}
+
+#[tokio::test]
+async fn a_closing_that_waits_for_the_poster_is_not_waited_for_by_half_of_it() {
+    let waiting = Waiting::new().await;
+    let table = waiting.transaction("LOCK TABLE ONLY usage_events IN ACCESS EXCLUSIVE MODE").await;
+    let posting = waiting.post();
+    waiting.seen("the poster has begun", "wait_event_type = 'Lock' AND query LIKE 'LOCK TABLE%'").await;
+    let mut closer = waiting.ledger.connect().await;
+    let closing = tokio::spawn(async move {
+        periods::lock_closing(&mut closer).await.unwrap();
+        closer
+    });
+    waiting
+        .seen("a closing waits", "wait_event = 'advisory' AND query LIKE '%pg_advisory_xact_lock(%'")
+        .await;
+    table.close().await.unwrap();
+    assert!(posting.await.unwrap());
+    drop(closing.await.unwrap());
+    waiting.settled().await;
+}
