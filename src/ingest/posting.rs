@@ -37,10 +37,11 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
 
 async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Result<usize, IngestError> {
     let started = Instant::now();
-    let slice = match post(database, recent, rows_max, false).await {
+    let slice = match on_slice(database, recent, rows_max, Work::Posting).await {
         // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
         Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
-            post(database, recent, rows_max, true).await?
+            on_slice(database, recent, rows_max, Work::Periods).await?;
+            on_slice(database, recent, rows_max, Work::Posting).await?
         }
         posted => posted?,
     };
@@ -51,12 +52,21 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
     Ok(slice.batches.len())
 }
 
-/// Posts the next slice in one transaction, after making the billing periods it lacks where that is asked for.
-async fn post(
+/// What is done with a slice.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// It is added to the sums.
+    Posting,
+    /// The billing periods that it lacks are made.
+    Periods,
+}
+
+/// Takes the next slice and does its work in one transaction.
+async fn on_slice(
     database: &Database,
     recent: &Recent,
     rows_max: i64,
-    with_periods: bool,
+    work: Work,
 ) -> Result<Slice, IngestError> {
     let mut tx = database.begin_ingest().await?;
     let mut slice = posting::next_slice(&mut tx, rows_max).await?;
@@ -64,7 +74,11 @@ async fn post(
         return Ok(slice);
     }
     let kept = take_kept(&mut slice, recent);
-    if let Err(error) = slice::add(database, &mut tx, &slice, kept, with_periods).await {
+    let done = match work {
+        Work::Posting => slice::add(database, &mut tx, &slice, kept).await,
+        Work::Periods => slice::make_periods(&mut tx, &slice, kept).await,
+    };
+    if let Err(error) = done {
         // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
         if let Err(rollback) = tx.rollback().await {
             tracing::debug!(error = %rollback, "failed posting could not be rolled back; its connection is gone");

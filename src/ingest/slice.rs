@@ -20,22 +20,16 @@ const HALVES_ROWS_MIN: i64 = 5_000;
 /// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again.
 ///
 /// # Errors
-/// [`IngestError`]; a not-null violation where billing periods are missing and `with_periods` does not ask to make them.
+/// [`IngestError`]; a not-null violation where billing periods are missing.
 pub(super) async fn add(
     database: &Database,
     tx: &mut PgConnection,
     slice: &Slice,
     kept: HashMap<BatchId, Arc<Facts>>,
-    with_periods: bool,
 ) -> Result<(), IngestError> {
     posting::require_partitions(tx, slice).await?;
     let facts = facts(tx, slice, kept).await?;
-    if with_periods {
-        make_periods(tx, &facts).await?;
-    }
-    // Periods that are made here are not to be seen elsewhere.
-    let halves = slice.rows >= HALVES_ROWS_MIN && !with_periods;
-    let elsewhere = halves.then(|| {
+    let elsewhere = (slice.rows >= HALVES_ROWS_MIN).then(|| {
         let (database, slice, facts) = (database.clone(), slice.clone(), facts.clone());
         tokio::spawn(async move { add_odd_half(&database, &slice, &facts).await })
     });
@@ -117,8 +111,17 @@ async fn ranks(tx: &mut PgConnection, sums: &Sums) -> Result<HashMap<TextId, i64
     Ok(texts.into_iter().zip(ranks).collect())
 }
 
-async fn make_periods(tx: &mut PgConnection, facts: &[Arc<Facts>]) -> Result<(), IngestError> {
-    let used = sums::used(facts)?;
+/// Makes the billing periods that the slice lacks. In a transaction before the one that adds it: both halves must see them.
+///
+/// # Errors
+/// [`IngestError`].
+pub(super) async fn make_periods(
+    tx: &mut PgConnection,
+    slice: &Slice,
+    kept: HashMap<BatchId, Arc<Facts>>,
+) -> Result<(), IngestError> {
+    posting::require_partitions(tx, slice).await?;
+    let used = sums::used(&facts(tx, slice, kept).await?)?;
     for missing in posting::missing_periods(tx, &used).await? {
         let period = BillingCalendar::new(&missing.time_zone, missing.anchor_day)?.period_at(missing.at)?;
         periods::ensure(tx, missing.customer, period).await?;
