@@ -31,7 +31,10 @@ GRANT SELECT, DELETE, UPDATE (posted_closing) ON half_postings TO waybill_ingest
 -- What is posted: what the sums must be is made of these rows.
 
 CREATE VIEW posted_events AS
-    SELECT e.*, COALESCE(b.posted_closing, h.posted_closing) AS posted_closing
+    SELECT e.customer_id, e.batch_id, e.booked_on, e.kind, e.part, e.restates, e.occurred_at, e.cost_price_id,
+           e.sell_price_id, e.project, e.task_id, e.task_type, e.task_parent, e.model, e.outcome, e.input, e.cache_read,
+           e.cache_write_5m, e.cache_write_1h, e.output, e.reasoning, e.rare, e.cost, e.charge,
+           COALESCE(b.posted_closing, h.posted_closing) AS posted_closing
     FROM usage_events e
     JOIN ingest_batches b ON b.id = e.batch_id
     LEFT JOIN half_postings h ON h.batch_id = e.batch_id AND h.posted_closing IS NOT NULL AND e.customer_id % 2 = 1

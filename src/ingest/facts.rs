@@ -19,7 +19,7 @@ pub type TextId = u32;
 /// No text.
 pub const NO_TEXT: TextId = 0;
 /// Parts that a slice is posted in; an even number.
-const SHARES: usize = 16;
+const SHARES: usize = 32;
 /// More than any row takes: twenty bytes an amount, ten a quantity, and thirty the name of a class that is no main one.
 const ROW_BYTES_MAX: usize = 1024;
 

@@ -104,6 +104,23 @@ const POSTING: [Point; 7] = [
     answer("P7 COMMIT is done, its answer underway", |m| m.completes("COMMIT") && posting(m)),
 ];
 
+fn half(message: &Message) -> bool {
+    message.follows("UPDATE half_postings")
+}
+
+/// Posting half of a large slice on a connection of its own, in the order in which it happens.
+const HALF_POSTING: [Point; 7] = [
+    statement("H1 before the odd half is taken", |m| m.is_statement("FROM half_postings")),
+    statement("H2 before it is marked", |m| m.is_statement("UPDATE half_postings")),
+    statement("H3 before its COMMIT", |m| m.is_statement("COMMIT") && half(m)),
+    answer("H4 its COMMIT is done, the answer underway", |m| m.completes("COMMIT") && half(m)),
+    statement("H5 before the slice is marked posted", |m| {
+        m.is_statement("UPDATE ingest_batches SET posted_at") && posting(m)
+    }),
+    statement("H6 before its half is forgotten", |m| m.is_statement("DELETE FROM half_postings")),
+    statement("H7 before its COMMIT", |m| m.is_statement("COMMIT") && m.follows("DELETE FROM half_postings")),
+];
+
 fn after_some_acks(message: &Message) -> bool {
     static ACKS: AtomicU32 = AtomicU32::new(0);
     message.is_ack() && ACKS.fetch_add(1, Ordering::Relaxed) % (ACKS_BEFORE + 1) == ACKS_BEFORE
@@ -166,6 +183,52 @@ async fn f47_killed_at_every_point_of_recording() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f47_killed_at_every_point_of_posting() {
     every_point("f47-posting", &POSTING).await;
+}
+
+/// A ledger with a large slice that nobody has posted.
+async fn large_slice(name: &str) -> Bed {
+    let bed = Bed::new(name).await;
+    let load = Load { messages: 400, events_max: 40, pause: Duration::ZERO, ..Load::seeded(seed(name)) };
+    load.sent(&bed).await;
+    let mut recording = bed.serve().roles(&["--consumer"]).start();
+    bed.acknowledged().await;
+    recording.kill();
+    bed
+}
+
+/// Kills whoever posts at the point, so often.
+async fn crash_posting(bed: &Bed, serve: &Serve, point: Point, rounds: u32) {
+    for _ in 0..rounds {
+        let reaching = hold(bed, point);
+        let mut service = serve.start();
+        let message = reaching.reached(point.name).await;
+        service.kill();
+        message.end(End::Cut);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f47_killed_at_every_point_of_posting_in_halves() {
+    let mut bed = large_slice("f47-halves").await;
+    let posting = bed.serve().roles(&["--jobs"]);
+    for point in HALF_POSTING {
+        crash_posting(&bed, &posting, point, rounds(100)).await;
+        bed.audit().await.clean();
+    }
+    let _service = posting.start();
+    bed.posted().await;
+    bed.audit().await.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f47_control_a_half_that_nobody_marks_is_added_twice() {
+    let mut bed = large_slice("f47-control-halves").await;
+    let posting = bed.serve_sabotaged("half_unmarked").roles(&["--jobs"]);
+    crash_posting(&bed, &posting, HALF_POSTING[4], 1).await;
+    let _service = posting.start();
+    bed.posted().await;
+    bed.audit().await.violates("I3");
 }
 
 /// The point whose name begins so.

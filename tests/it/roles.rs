@@ -105,6 +105,9 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (INGEST, "UPDATE ingest_batches SET posted_at = NULL, posted_closing = NULL", true),
         (INGEST, "UPDATE ingest_batches SET rows = rows + 1", false),
         (INGEST, "DELETE FROM ingest_batches", false),
+        (INGEST, "UPDATE half_postings SET posted_closing = 0", true),
+        (INGEST, "DELETE FROM half_postings", true),
+        (INGEST, "INSERT INTO half_postings SELECT id FROM ingest_batches", false),
         (INGEST, "UPDATE rejections SET raw = ''", false),
         (INGEST, "DELETE FROM rejections", false),
         (INGEST, "UPDATE tasks SET calls = calls + 1", true),
@@ -169,6 +172,8 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (FINANCE, &posted, false),
         (FINANCE, "UPDATE ingest_batches SET posted_at = NULL, posted_closing = NULL", false),
         (FINANCE, "INSERT INTO usage_events_2026_11 SELECT * FROM usage_events", false),
+        (FINANCE, "UPDATE half_postings SET posted_closing = 0", false),
+        (FINANCE, "DELETE FROM half_postings", false),
         (FINANCE, "UPDATE usage_rollups SET charge = 0", false),
         (FINANCE, "UPDATE tasks SET charge = 0", false),
         (FINANCE, "SELECT summarize_journal_batches()", false),
@@ -280,7 +285,12 @@ async fn what_runs_with_the_owners_rights_is_not_for_everybody() {
     let ledger = ledger().await;
     let privileged = "SELECT oid::regprocedure::text FROM pg_proc
         WHERE prosecdef AND pronamespace = 'public'::regnamespace ORDER BY 1";
-    let expected = ["open_booking_date(date)", "refresh_journal_statistics()", "summarize_journal_batches()"];
+    let expected = [
+        "expect_half_posting()",
+        "open_booking_date(date)",
+        "refresh_journal_statistics()",
+        "summarize_journal_batches()",
+    ];
     assert_eq!(names(&ledger.pool, privileged).await, expected);
     let loose = "SELECT oid::regprocedure::text FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace
         AND (proconfig IS DISTINCT FROM '{\"search_path=public, pg_temp\"}'

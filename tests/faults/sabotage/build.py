@@ -34,17 +34,30 @@ EDITS = [
                 Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {"""),
     # Marks batches as posted in a transaction before the one that adds them to the sums.
     ("post_apart", "src/ingest/posting.rs",
-     "    if let Err(error) = add_slice(",
-     """    if crate::sabotage::on("post_apart") {
+     "    let done = match work {",
+     """    if crate::sabotage::on("post_apart") && matches!(work, Work::Posting) {
         posting::mark_posted(&mut tx, &slice).await?;
         commit(tx).await?;
         tx = database.begin_ingest().await?;
     }
-    if let Err(error) = add_slice("""),
-    ("post_apart", "src/ingest/posting.rs",
+    let done = match work {"""),
+    ("post_apart", "src/ingest/slice.rs",
+     "        let open = posting::take_odd_half(tx, slice).await?;",
+     """        let open = if crate::sabotage::on("post_apart") {
+            slice.batches.iter().map(|batch| batch.id).collect()
+        } else {
+            posting::take_odd_half(tx, slice).await?
+        };"""),
+    ("post_apart", "src/ingest/slice.rs",
      "    posting::mark_posted(tx, slice).await?;",
      """    if !crate::sabotage::on("post_apart") {
         posting::mark_posted(tx, slice).await?;
+    }"""),
+    # Adds half of a slice without saying so.
+    ("half_unmarked", "src/ingest/slice.rs",
+     "    posting::mark_odd_half(&mut tx, &open).await?;",
+     """    if !crate::sabotage::on("half_unmarked") {
+        posting::mark_odd_half(&mut tx, &open).await?;
     }"""),
     # Takes what has a lower sequence than something else for known.
     ("skip_below", "src/ingest/batch.rs",
