@@ -51,7 +51,7 @@ test-peers: ## Compare our amounts with genai-prices and LiteLLM (fetches both; 
 bench-rating: ## What rating one call costs
 	cargo bench --quiet --bench rating
 
-bench-ingest: ## What recording and posting cost (WAYBILL_BENCH_EVENTS=1000000 WAYBILL_BENCH_REPEATS=5: longer)
+bench-ingest: ## What recording and posting cost (WAYBILL_BENCH_EVENTS=200000 WAYBILL_BENCH_REPEATS=3: shorter)
 	cargo bench --quiet --bench ingest
 
 bench-ingest-50m: ## How recording slows down with 50 million rows in the journal (half an hour, 40 GB)

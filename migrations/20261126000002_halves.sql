@@ -27,6 +27,19 @@ BEGIN
 END $$;
 GRANT SELECT, DELETE, UPDATE (posted_closing) ON half_postings TO waybill_ingest;
 
+-- A release that knows no halves posts whole batches; it must not post one of which half is added already.
+CREATE FUNCTION refuse_posting_twice() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- After whoever is still at the half.
+    DELETE FROM half_postings WHERE batch_id = NEW.id AND posted_closing IS NULL;
+    IF EXISTS (SELECT FROM half_postings WHERE batch_id = NEW.id) THEN
+        RAISE EXCEPTION 'half of batch % is posted already; the release of Waybill that posted it must post the rest', NEW.id;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER refuse_posting_twice AFTER UPDATE OF posted_at ON ingest_batches
+    FOR EACH ROW WHEN (OLD.posted_at IS NULL AND NEW.posted_at IS NOT NULL) EXECUTE FUNCTION refuse_posting_twice();
+
 ---------------------------------------------------------------------------------------------------------------------
 -- What is posted: what the sums must be is made of these rows.
 

@@ -26,9 +26,9 @@ use workload::{Ids, PACKED};
 
 use crate::bed::Bed;
 
-/// Events of one run and repeats, where the environment does not say otherwise.
-const EVENTS: usize = 200_000;
-const REPEATS: usize = 3;
+/// Events of one run and repeats, where the environment does not say otherwise: as many as the figures are judged by.
+const EVENTS: usize = 1_000_000;
+const REPEATS: usize = 5;
 /// Single transactions of that baseline, and single messages to a stream that syncs each: both are slow.
 const SLOW_EVENTS: usize = 2_000;
 /// Rows of the large journal.

@@ -33,6 +33,7 @@ pub(super) async fn add(
         let (database, slice, facts) = (database.clone(), slice.clone(), facts.clone());
         tokio::spawn(async move { add_odd_half(&database, &slice, &facts).await })
     });
+    // Even before odd, as every poster adds them.
     let even = add_shares(tx, &facts, Share::even()).await;
     let odd = match elsewhere {
         Some(half) => half.await?,

@@ -114,10 +114,10 @@ const HALF_POSTING: [Point; 7] = [
     statement("H2 before it is marked", |m| m.is_statement("UPDATE half_postings")),
     statement("H3 before its COMMIT", |m| m.is_statement("COMMIT") && half(m)),
     answer("H4 its COMMIT is done, the answer underway", |m| m.completes("COMMIT") && half(m)),
-    statement("H5 before the slice is marked posted", |m| {
+    statement("H5 before the halves are forgotten", |m| m.is_statement("DELETE FROM half_postings")),
+    statement("H6 before the slice is marked posted", |m| {
         m.is_statement("UPDATE ingest_batches SET posted_at") && posting(m)
     }),
-    statement("H6 before its half is forgotten", |m| m.is_statement("DELETE FROM half_postings")),
     statement("H7 before its COMMIT", |m| m.is_statement("COMMIT") && m.follows("DELETE FROM half_postings")),
 ];
 

@@ -1,6 +1,6 @@
 //! A large slice is posted in two halves: whatever becomes of one, each is added once.
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgQueryResult};
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::task::JoinHandle;
 use waybill::domain::ids::{BatchId, CustomerId};
@@ -70,6 +70,12 @@ impl Waiting {
         assert_eq!(self.ledger.count(&killed).await, 1, "{condition}");
     }
 
+    /// As a release that knows no halves marks a batch.
+    async fn post_as_before(&self) -> Result<PgQueryResult, sqlx::Error> {
+        let mark = "UPDATE ingest_batches SET posted_at = now(), posted_closing = 0 WHERE posted_at IS NULL";
+        sqlx::query(mark).execute(&self.ledger.pool).await
+    }
+
     async fn half_is_added(&self) {
         let added = "SELECT count(*) FROM half_postings WHERE posted_closing IS NOT NULL";
         wait_until("half is added", async || (self.ledger.count(added).await == 1).then_some(())).await;
@@ -124,6 +130,8 @@ async fn a_half_that_is_added_stays_added_where_the_other_breaks_off() {
     let mut connection = waiting.ledger.connect().await;
     let left = periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap();
     assert_eq!(left, 1, "no period is closed between two halves");
+    let refused = waiting.post_as_before().await.unwrap_err().to_string();
+    assert!(refused.contains("half of batch"), "{refused}");
     held.close().await.unwrap();
     waiting.settled().await;
     assert_eq!(periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap(), 0);
@@ -179,4 +187,11 @@ async fn a_closing_that_waits_for_the_poster_is_not_waited_for_by_half_of_it() {
     assert!(posting.await.unwrap());
     drop(closing.await.unwrap());
     waiting.settled().await;
+}
+
+#[tokio::test]
+async fn a_release_that_knows_no_halves_posts_whole_batches() {
+    let waiting = Waiting::new().await;
+    assert_eq!(waiting.post_as_before().await.unwrap().rows_affected(), 1);
+    assert_eq!(waiting.ledger.count("SELECT count(*) FROM half_postings").await, 0);
 }

@@ -105,9 +105,6 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (INGEST, "UPDATE ingest_batches SET posted_at = NULL, posted_closing = NULL", true),
         (INGEST, "UPDATE ingest_batches SET rows = rows + 1", false),
         (INGEST, "DELETE FROM ingest_batches", false),
-        (INGEST, "UPDATE half_postings SET posted_closing = 0", true),
-        (INGEST, "DELETE FROM half_postings", true),
-        (INGEST, "INSERT INTO half_postings SELECT id FROM ingest_batches", false),
         (INGEST, "UPDATE rejections SET raw = ''", false),
         (INGEST, "DELETE FROM rejections", false),
         (INGEST, "UPDATE tasks SET calls = calls + 1", true),
@@ -172,8 +169,6 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (FINANCE, &posted, false),
         (FINANCE, "UPDATE ingest_batches SET posted_at = NULL, posted_closing = NULL", false),
         (FINANCE, "INSERT INTO usage_events_2026_11 SELECT * FROM usage_events", false),
-        (FINANCE, "UPDATE half_postings SET posted_closing = 0", false),
-        (FINANCE, "DELETE FROM half_postings", false),
         (FINANCE, "UPDATE usage_rollups SET charge = 0", false),
         (FINANCE, "UPDATE tasks SET charge = 0", false),
         (FINANCE, "SELECT summarize_journal_batches()", false),
@@ -278,6 +273,21 @@ async fn roles_own_nothing_and_see_every_row_but_a_customer() {
     let seen: i64 =
         sqlx::query_scalar("SELECT count(*) FROM usage_events").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(seen, 0, "a customer that is not named sees nothing");
+}
+
+#[tokio::test]
+async fn halves_are_expected_by_recording_and_marked_by_posting_alone() {
+    let ledger = ledger().await;
+    for (role, statement, allowed) in [
+        (INGEST, "UPDATE half_postings SET posted_closing = 0", true),
+        (INGEST, "DELETE FROM half_postings", true),
+        (INGEST, "INSERT INTO half_postings SELECT id FROM ingest_batches", false),
+        (FINANCE, "UPDATE half_postings SET posted_closing = 0", false),
+        (FINANCE, "DELETE FROM half_postings", false),
+    ] {
+        let refused = outcome(&ledger.pool, role, statement).await;
+        assert_eq!(refused.is_none(), allowed, "{role}: {statement}");
+    }
 }
 
 #[tokio::test]

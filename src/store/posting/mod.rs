@@ -274,6 +274,7 @@ pub async fn add_reasons(connection: &mut PgConnection, slice: &Slice) -> Result
 /// # Errors
 /// [`StoreError::RowsAffected`] where one of its batches was posted already, which the locks make impossible.
 pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result<(), StoreError> {
+    halves::forget_halves(connection, slice).await?;
     let result = sqlx::query!(
         // How many periods were closed before says for ever which period its late usage was booked to.
         "UPDATE ingest_batches SET posted_at = now(),
@@ -281,10 +282,9 @@ pub async fn mark_posted(connection: &mut PgConnection, slice: &Slice) -> Result
          WHERE id = ANY($1) AND posted_at IS NULL",
         &ids(slice)
     )
-    .execute(&mut *connection)
+    .execute(connection)
     .await?;
-    ensure_affected("marking batches as posted", &result, slice.batches.len() as u64)?;
-    halves::forget_halves(connection, slice).await
+    ensure_affected("marking batches as posted", &result, slice.batches.len() as u64)
 }
 
 fn ids(slice: &Slice) -> Vec<i64> {
