@@ -68,14 +68,10 @@ pub struct Usage {
 pub struct Attributes(Vec<(CompactString, CompactString)>);
 
 impl Attributes {
-    /// Adds a label; returns `false`, and changes nothing, where its key has one already.
-    pub fn insert(&mut self, key: CompactString, value: CompactString) -> bool {
-        match self.place(&key) {
-            Ok(_) => false,
-            Err(place) => {
-                self.0.insert(place, (key, value));
-                true
-            }
+    /// Adds a label; a key that has one keeps it.
+    pub fn insert(&mut self, key: CompactString, value: CompactString) {
+        if let Err(place) = self.place(&key) {
+            self.0.insert(place, (key, value));
         }
     }
 

@@ -229,6 +229,7 @@ async fn ensure_posted(
     connection: &mut PgConnection,
     watermark: Option<BatchId>,
 ) -> Result<(), InvoicingError> {
+    // Where nothing waited, a later batch may still be half-way; ids count from one.
     match periods::unposted_up_to(connection, watermark.unwrap_or(BatchId(0))).await? {
         0 => Ok(()),
         batches => Err(InvoicingError::NotPosted { batches }),

@@ -133,19 +133,24 @@ fn hold(bed: &Bed, point: Point) -> Hold {
     }
 }
 
+/// Kills the program at the point, so often.
+async fn kill_at(bed: &Bed, serve: &Serve, point: Point, rounds: u32) {
+    for _ in 0..rounds {
+        let reaching = hold(bed, point);
+        let mut service = serve.start();
+        let message = reaching.reached(point.name).await;
+        service.kill();
+        message.end(End::Cut);
+    }
+}
+
 /// Kills the program so often at each of the points, then lets one finish.
 async fn crash(bed: &mut Bed, serve: Serve, points: &[Point], rounds: u32) -> Verdict {
     let serve = serve.roles(&["--consumer", "--jobs"]);
     bed.take_snapshots();
     let load = Load { pause: PAUSE, ..Load::endless(seed(points[0].name)) }.start(bed).await;
     for point in points {
-        for _ in 0..rounds {
-            let reaching = hold(bed, *point);
-            let mut service = serve.start();
-            let message = reaching.reached(point.name).await;
-            service.kill();
-            message.end(End::Cut);
-        }
+        kill_at(bed, &serve, *point, rounds).await;
     }
     load.stop().await;
     let _service = serve.start();
@@ -196,23 +201,12 @@ async fn large_slice(name: &str) -> Bed {
     bed
 }
 
-/// Kills whoever posts at the point, so often.
-async fn crash_posting(bed: &Bed, serve: &Serve, point: Point, rounds: u32) {
-    for _ in 0..rounds {
-        let reaching = hold(bed, point);
-        let mut service = serve.start();
-        let message = reaching.reached(point.name).await;
-        service.kill();
-        message.end(End::Cut);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn f47_killed_at_every_point_of_posting_in_halves() {
     let mut bed = large_slice("f47-halves").await;
     let posting = bed.serve().roles(&["--jobs"]);
     for point in HALF_POSTING {
-        crash_posting(&bed, &posting, point, rounds(100)).await;
+        kill_at(&bed, &posting, point, rounds(100)).await;
         bed.audit().await.clean();
     }
     let _service = posting.start();
@@ -225,7 +219,7 @@ async fn f47_killed_at_every_point_of_posting_in_halves() {
 async fn f47_control_a_half_that_nobody_marks_is_added_twice() {
     let mut bed = large_slice("f47-control-halves").await;
     let posting = bed.serve_sabotaged("half_unmarked").roles(&["--jobs"]);
-    crash_posting(&bed, &posting, HALF_POSTING[4], 1).await;
+    kill_at(&bed, &posting, HALF_POSTING[4], 1).await;
     let _service = posting.start();
     bed.posted().await;
     bed.audit().await.violates("I3");

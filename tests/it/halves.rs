@@ -61,7 +61,7 @@ impl Waiting {
 
     /// Waits until a session is as the condition says.
     async fn seen(&self, what: &str, condition: &str) {
-        let sessions = sessions(condition);
+        let sessions = format!("SELECT count(*) FROM ({}) AS s", pids(condition));
         wait_until(what, async || (self.ledger.count(&sessions).await == 1).then_some(())).await;
     }
 
@@ -106,10 +106,6 @@ impl Waiting {
 
 fn pids(condition: &str) -> String {
     format!("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {condition}")
-}
-
-fn sessions(condition: &str) -> String {
-    format!("SELECT count(*) FROM ({}) AS s", pids(condition))
 }
 
 const WAITS_FOR_TASK: &str = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO tasks%'";
