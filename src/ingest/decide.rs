@@ -74,6 +74,8 @@ pub struct Candidate {
     pub backfill: bool,
     /// Its bytes in the message.
     range: Range<usize>,
+    /// Where in them the provider's payload lies; empty where there is none.
+    payload: Range<usize>,
 }
 
 /// A message taken apart.
@@ -107,11 +109,9 @@ impl Decided {
             let raw = &body.body()[range.clone()];
             let index = message.replay_of.map_or(index, |replay| replay.event_index);
             let decided =
-                catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, raw)));
+                catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, (range, raw))));
             decisions.push(match decided.unwrap_or_else(|_| Err(panicked())) {
-                Ok((event, mark, backfill)) => {
-                    Decision::Record(Box::new(Candidate { event, mark, backfill, range }))
-                }
+                Ok(candidate) => Decision::Record(Box::new(candidate)),
                 Err(rejected) => {
                     let mut rejection = rejection(&message, raw, index, rejected);
                     let counted = metering::hints(raw).mark;
@@ -131,12 +131,12 @@ impl Decided {
     /// Its payload without what people and models said to each other.
     pub fn without_texts(&self) -> Cow<'_, [u8]> {
         let Some(body) = &self.body else { return Cow::Borrowed(self.message.payload.as_ref()) };
-        // The range, because a message that was split in halves has the decisions of one half only.
-        let read = |index: usize| match self.decisions.get(index) {
-            Some(Decision::Record(candidate)) => candidate.range == body.ranges()[index],
-            _ => false,
+        let payload = |index: usize| match self.decisions.get(index)? {
+            // The range, because a message that was split in halves has the decisions of one half only.
+            Decision::Record(read) if read.range == body.ranges()[index] => Some(read.payload.clone()),
+            _ => None,
         };
-        metering::redact_message(body, read)
+        metering::redact_message(body, payload)
     }
 
     /// The rejection of an event that could have been recorded, but for what the database knows.
@@ -213,9 +213,9 @@ fn candidate(
     gateway: &str,
     message: &Incoming,
     event_index: i32,
-    raw: &[u8],
-) -> Result<(JournalEvent, Option<SequenceMark>, bool), Rejected> {
-    let event = metering::parse_event(raw)?;
+    (range, raw): (Range<usize>, &[u8]),
+) -> Result<Candidate, Rejected> {
+    let (event, payload) = metering::parse_with_payload(raw)?;
     let gateway = catalog.gateway(gateway).ok_or_else(|| {
         refuse(
             Reason::UnknownGateway,
@@ -241,7 +241,8 @@ fn candidate(
     let books = catalog.books(customer, event.occurred_at);
     let rows = Rows { gateway, customer: customer.id, message, event_index };
     let backfill = window.is_some();
-    rows.build(event, books).map(|(journal, mark)| (journal, mark, backfill))
+    let (event, mark) = rows.build(event, books)?;
+    Ok(Candidate { event, mark, backfill, range, payload })
 }
 
 /// What the rows of one event have in common.

@@ -1,5 +1,7 @@
 //! One event of the wire format: the CloudEvents envelope, its data, and their way into [`UsageEvent`].
 
+use std::ops::Range;
+
 use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -103,11 +105,29 @@ struct ProviderUsage<'a> {
 /// # Errors
 /// [`Rejected`] with the reason; the first fault found decides.
 pub fn parse_event(raw: &[u8]) -> Result<UsageEvent, Rejected> {
+    parse_with_payload(raw).map(|(event, _)| event)
+}
+
+/// Reads one event as [`parse_event`] does, and says where in it the provider's payload lies: an empty range where there is
+/// none.
+///
+/// # Errors
+/// As [`parse_event`].
+pub fn parse_with_payload(raw: &[u8]) -> Result<(UsageEvent, Range<usize>), Rejected> {
     let text = checked_text(raw)?;
     match read::<Envelope<'_, Object<Data<'_>>>>(text) {
-        Ok(envelope) => envelope.into_event(),
+        Ok(envelope) => {
+            let payload = envelope.payload().map_or(0..0, |payload| place_in(text, payload));
+            Ok((envelope.into_event()?, payload))
+        }
         Err(rejected) => Err(earlier_fault(text).unwrap_or(rejected)),
     }
+}
+
+/// Where a part of a text lies in it.
+fn place_in(text: &str, part: &str) -> Range<usize> {
+    let start = part.as_ptr().addr() - text.as_ptr().addr();
+    start..start + part.len()
 }
 
 /// What the envelope of an event says, whatever its data.
@@ -180,7 +200,13 @@ impl<D> Envelope<'_, D> {
     }
 }
 
-impl Envelope<'_, Object<Data<'_>>> {
+impl<'a> Envelope<'a, Object<Data<'a>>> {
+    /// What the provider answered, as it came.
+    fn payload(&self) -> Option<&'a str> {
+        let Object(provided) = self.data.as_ref()?.0.provider_usage.as_ref()?;
+        provided.body.map(RawValue::get)
+    }
+
     fn into_event(self) -> Result<UsageEvent, Rejected> {
         let is_usage = self.check_version()?;
         let id = fields::event_id("id", self.id.as_deref())?;

@@ -34,6 +34,7 @@ mod values;
 pub use admission::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS, admit, admit_source, admit_unarchived};
 pub use event::{
     Outline, PARTS_MAX, SPEC_VERSION, TASK_TYPE, USAGE_TYPE, parse_event, parse_outline, parse_usage,
+    parse_with_payload,
 };
 pub use formats::Format;
 pub use hash::content_hash;

@@ -5,6 +5,7 @@
 //! nobody thought of.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use memchr::memmem;
@@ -73,62 +74,34 @@ const COUNTS: &str = "metadata.usage_object";
 
 /// The event without texts of prompts and answers; as it is where it has none, or is not a valid JSON object.
 pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
-    let suspect = event.first() == Some(&b'{') && MARKS.find(event).is_some();
-    if !suspect || too_deep(event) || serde_json::from_slice::<IgnoredAny>(event).is_err() {
-        return Cow::Borrowed(event);
+    let mut cutter = Cutter::new(event);
+    if has_payload(event) {
+        cutter.run(0, Zone::Event);
     }
-    cut(event, (0, Zone::Event))
+    cutter.finish()
 }
 
-/// The same of a valid JSON object that does not nest too deep, from a value of it on.
-fn cut(event: &[u8], (at, zone): (usize, Zone)) -> Cow<'_, [u8]> {
-    let mut cutter = Cutter { text: event, at, out: Vec::new(), copied: 0 };
-    cutter.run(zone);
-    if cutter.copied == 0 {
-        return Cow::Borrowed(event);
-    }
-    cutter.out.extend_from_slice(&event[cutter.copied..]);
-    Cow::Owned(cutter.out)
+/// Whether this is an event with a payload of a provider, as far as can be told without reading it.
+fn has_payload(event: &[u8]) -> bool {
+    event.first() == Some(&b'{')
+        && MARKS.find(event).is_some()
+        && !too_deep(event)
+        && serde_json::from_slice::<IgnoredAny>(event).is_ok()
 }
 
-/// Where in an event that was read there is something to cut: in the object under the one key of that name, or, where
-/// that takes more than a glance (several of them, a key written with escapes), anywhere.
-fn start(event: &[u8]) -> (usize, Zone) {
-    let Some(mark) = MARKS.find(event) else { return (0, Zone::Event) };
-    let after = mark + MARK.len();
-    if memchr::memchr(b'\\', event).is_some() || MARKS.find(&event[after..]).is_some() {
-        return (0, Zone::Event);
-    }
-    match event.get(after..after + 2) {
-        Some(b":{") => (after + 1, Zone::ProviderUsage),
-        _ => (0, Zone::Event),
-    }
-}
-
-/// The body of a message, each of its events redacted; `read` says of which [`parse_event`](super::parse_event) made an
-/// event: these need not be checked again.
-pub fn redact_message(message: &Message, read: impl Fn(usize) -> bool) -> Cow<'_, [u8]> {
-    let body = message.body();
-    let mut redacted = Vec::new();
-    let mut copied = 0;
-    for (index, range) in message.ranges().iter().enumerate() {
-        let event = &body[range.clone()];
-        let event = match MARKS.find(event) {
-            None => continue,
-            Some(_) if read(index) => cut(event, start(event)),
-            Some(_) => redact(event),
-        };
-        if let Cow::Owned(event) = event {
-            redacted.extend_from_slice(&body[copied..range.start]);
-            redacted.extend_from_slice(&event);
-            copied = range.end;
+/// The body of a message, each of its events redacted; `payload` says of those that were read where in the event the
+/// provider's payload lies, as [`parse_with_payload`](super::parse_with_payload) found it: nothing else is gone through.
+pub fn redact_message(message: &Message, payload: impl Fn(usize) -> Option<Range<usize>>) -> Cow<'_, [u8]> {
+    let mut cutter = Cutter::new(message.body());
+    for (index, event) in message.ranges().iter().enumerate() {
+        match payload(index) {
+            Some(payload) if payload.is_empty() => {}
+            Some(payload) => cutter.run(event.start + payload.start, Zone::Body),
+            None if has_payload(&message.body()[event.clone()]) => cutter.run(event.start, Zone::Event),
+            None => {}
         }
     }
-    if copied == 0 {
-        return Cow::Borrowed(body);
-    }
-    redacted.extend_from_slice(&body[copied..]);
-    Cow::Owned(redacted)
+    cutter.finish()
 }
 
 /// Where in an event the scan is.
@@ -163,8 +136,22 @@ struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    /// Goes through the value ahead, in this zone.
-    fn run(&mut self, whole: Zone) {
+    const fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, out: Vec::new(), copied: 0 }
+    }
+
+    /// The whole text, without what was cut.
+    fn finish(mut self) -> Cow<'a, [u8]> {
+        if self.copied == 0 {
+            return Cow::Borrowed(self.text);
+        }
+        self.out.extend_from_slice(&self.text[self.copied..]);
+        Cow::Owned(self.out)
+    }
+
+    /// Goes through the value that begins there, in this zone.
+    fn run(&mut self, at: usize, whole: Zone) {
+        self.at = at;
         // The containers that are open: whether each is an object, and its zone.
         let mut open: Vec<(bool, Zone)> = Vec::new();
         loop {
@@ -198,6 +185,9 @@ impl<'a> Cutter<'a> {
                     self.empty();
                 }
                 _ => self.at = self.value_end(),
+            }
+            if open.is_empty() {
+                return;
             }
         }
     }
@@ -288,6 +278,16 @@ impl<'a> Cutter<'a> {
 mod tests {
     use super::*;
 
+    const ENVELOPE: &str = r#"{"specversion":"1.0","type":"llm.usage.v1","source":"gw","subject":"acme","id":"1",
+        "time":"2026-11-23T10:00:00Z","data":{"provider":"openai","model":"m","provider_usage":PROVIDED}}"#;
+
+    /// The event as it is stored in a message, twice, after it was read.
+    fn stored(event: &str) -> String {
+        let (_, payload) = super::super::parse_with_payload(event.as_bytes()).unwrap();
+        let message = super::super::split(format!(" [{event},{event}]").as_bytes(), None).unwrap();
+        String::from_utf8(redact_message(&message, |_| Some(payload.clone())).into_owned()).unwrap()
+    }
+
     fn event(body: &str) -> String {
         format!(r#"{{"id":"1","data":{{"model":"m","provider_usage":{{"format":"f","body":{body}}}}}}}"#)
     }
@@ -348,17 +348,35 @@ mod tests {
 
     #[test]
     fn events_that_were_read_are_cut_alike() {
-        for event in [
-            event(r#"{"messages":["SECRET"],"n":1}"#),
-            event(r#"{"m\u0065ssages":["SECRET"],"n":1}"#),
-            event(r#"{"usage":{"prompt_tokens":5}}"#),
-            event(r#"{"messages":["SECRET"]}"#).replace(r#"{"format""#, r#" {"format""#),
-            event(r#"{"prompt":"SECRET"}"#).replace(r#""id":"1""#, r#""id":"provider_usage""#),
-            event(r#"{"prompt":"SECRET"}"#).replace("provider_usage", r"provider\u005fusage"),
+        let usage = r#""usage":{"prompt_tokens":5,"completion_tokens":7}"#;
+        let chat = |texts: &str| format!(r#"{{"format":"openai.chat","body":{{{texts}{usage}}}}}"#);
+        for provided in [
+            chat(r#""messages":["SECRET"],"#),
+            chat(r#""m\u0065ssages":["SECRET"],"#),
+            chat(""),
+            chat(r#""prompt":"SECRET","#).replace(r#"{"format""#, r#" {"format""#),
+            format!(r#"{{"body" : {{ {usage}, "choices":["SECRET"]}} ,"format":"openai.chat"}}"#),
         ] {
-            let message = super::super::split(event.as_bytes(), None).unwrap();
-            assert_eq!(redact_message(&message, |_| true), redact(event.as_bytes()), "{event}");
+            let event = ENVELOPE.replace("PROVIDED", &provided);
+            for event in [
+                event.clone(),
+                event.replace(r#""id":"1""#, r#""id":"provider_usage""#),
+                event.replace(r#""data":"#, r#""provider_usage":{"body":{"prompt":"kept"}},"data":"#),
+            ] {
+                let alone = String::from_utf8(redact(event.as_bytes()).into_owned()).unwrap();
+                assert!(!alone.contains("SECRET"), "{event}");
+                assert_eq!(stored(&event), format!(" [{alone},{alone}]"));
+            }
         }
+    }
+
+    #[test]
+    fn a_payload_whose_key_is_written_with_escapes_is_cut_where_the_event_was_read() {
+        let body = r#"{"prompt":"SECRET","usage":{"prompt_tokens":5,"completion_tokens":7}}"#;
+        let provided = format!(r#"{{"format":"openai.chat","body":{body}}}"#);
+        let event = ENVELOPE.replace("PROVIDED", &provided).replace("provider_usage", r"provider\u005fusage");
+        let cut = event.replace("SECRET", "");
+        assert_eq!(stored(&event), format!(" [{cut},{cut}]"));
     }
 
     #[test]
@@ -366,10 +384,10 @@ mod tests {
         let (plain, told) = (r#"{"id":"0"}"#, event(r#"{"prompt":"SECRET"}"#));
         let body = format!(" [{plain} , {told},{told} ,{plain}, broken] ");
         let message = super::super::split(body.as_bytes(), None).unwrap();
-        let redacted = String::from_utf8(redact_message(&message, |_| false).into_owned()).unwrap();
+        let redacted = String::from_utf8(redact_message(&message, |_| None).into_owned()).unwrap();
         let cut = event(r#"{"prompt":""}"#);
         assert_eq!(redacted, format!(" [{plain} , {cut},{cut} ,{plain}, broken] "));
         let plain = super::super::split(plain.as_bytes(), None).unwrap();
-        assert!(matches!(redact_message(&plain, |_| false), Cow::Borrowed(_)));
+        assert!(matches!(redact_message(&plain, |_| None), Cow::Borrowed(_)));
     }
 }
