@@ -40,8 +40,9 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
     let slice = match on_slice(database, recent, rows_max, Work::Posting).await {
         // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
         Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
-            on_slice(database, recent, rows_max, Work::Periods).await?;
-            on_slice(database, recent, rows_max, Work::Posting).await?
+            let made = on_slice(database, recent, rows_max, Work::Periods).await?;
+            // No more than that: what was recorded since may lack others.
+            on_slice(database, recent, made.rows.max(1), Work::Posting).await?
         }
         posted => posted?,
     };

@@ -1,4 +1,4 @@
-//! A large slice is posted in two halves: whatever becomes of one, each is added once.
+//! A large slice is posted in two halves: whatever becomes of one, each is added once. Periods are made before either.
 
 use sqlx::postgres::{PgConnection, PgQueryResult};
 use sqlx::{AssertSqlSafe, Connection};
@@ -185,6 +185,25 @@ async fn a_closing_that_waits_for_the_poster_is_not_waited_for_by_half_of_it() {
     assert!(posting.await.unwrap());
     drop(closing.await.unwrap());
     waiting.settled().await;
+}
+
+#[tokio::test]
+async fn usage_that_comes_while_periods_are_made_waits_for_periods_of_its_own() {
+    let mut ledger = Ledger::new().await;
+    let [first, second] = [ledger.customer("acme", "UTC").await, ledger.customer("globex", "UTC").await];
+    ledger.record(&[task_call(first, AT, "t", "test", 1)]).await;
+    let mut periods = ledger.connect().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE billing_periods IN SHARE MODE").execute(&mut periods).await.unwrap();
+    let database = ledger.database.clone();
+    let posting = tokio::spawn(async move { post_once(&database).await });
+    let waits = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO billing_periods%'";
+    let waiting = format!("SELECT count(*) FROM ({}) AS s", pids(waits));
+    wait_until("periods are made", async || (ledger.count(&waiting).await == 1).then_some(())).await;
+
+    ledger.record(&[task_call(second, AT, "t", "test", 1)]).await;
+    periods.close().await.unwrap();
+    assert_eq!(posting.await.unwrap().unwrap(), 1, "the batch whose periods were made");
+    assert_eq!(post_once(&ledger.database).await.unwrap(), 1);
 }
 
 #[tokio::test]
