@@ -42,7 +42,7 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
         Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
             let made = on_slice(database, recent, rows_max, Work::Periods).await?;
             // No more than that: what was recorded since may lack others.
-            on_slice(database, recent, made.rows.max(1), Work::Posting).await?
+            on_slice(database, recent, made.rows, Work::Posting).await?
         }
         posted => posted?,
     };

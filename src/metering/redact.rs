@@ -14,10 +14,8 @@ use serde::de::IgnoredAny;
 use super::json::too_deep;
 use super::message::Message;
 
-/// Found in every event that has something to cut.
-const MARK: &[u8] = b"\"provider_usage\"";
-/// Made once: that takes as long as a search.
-static MARKS: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(MARK));
+/// Found in every event that has something to cut. Made once: that takes as long as a search.
+static MARK: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"provider_usage\""));
 /// Keys whose texts, lists and objects are cut; plain numbers under them are counts and stay.
 const CUT: [&str; 31] = [
     "arguments",
@@ -84,7 +82,7 @@ pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
 /// Whether this is an event with a payload of a provider, as far as can be told without reading it.
 fn has_payload(event: &[u8]) -> bool {
     event.first() == Some(&b'{')
-        && MARKS.find(event).is_some()
+        && MARK.find(event).is_some()
         && !too_deep(event)
         && serde_json::from_slice::<IgnoredAny>(event).is_ok()
 }

@@ -61,8 +61,7 @@ impl Waiting {
 
     /// Waits until a session is as the condition says.
     async fn seen(&self, what: &str, condition: &str) {
-        let sessions = format!("SELECT count(*) FROM ({}) AS s", pids(condition));
-        wait_until(what, async || (self.ledger.count(&sessions).await == 1).then_some(())).await;
+        seen(&self.ledger, what, condition).await;
     }
 
     /// Kills the session that is as the condition says, as soon as one is, and returns when its locks are gone.
@@ -109,6 +108,11 @@ impl Waiting {
 
 fn pids(condition: &str) -> String {
     format!("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {condition}")
+}
+
+async fn seen(ledger: &Ledger, what: &str, condition: &str) {
+    let sessions = format!("SELECT count(*) FROM ({}) AS s", pids(condition));
+    wait_until(what, async || (ledger.count(&sessions).await == 1).then_some(())).await;
 }
 
 const WAITS_FOR_TASK: &str = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO tasks%'";
@@ -197,8 +201,7 @@ async fn usage_that_comes_while_periods_are_made_waits_for_periods_of_its_own() 
     let database = ledger.database.clone();
     let posting = tokio::spawn(async move { post_once(&database).await });
     let waits = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO billing_periods%'";
-    let waiting = format!("SELECT count(*) FROM ({}) AS s", pids(waits));
-    wait_until("periods are made", async || (ledger.count(&waiting).await == 1).then_some(())).await;
+    seen(&ledger, "periods are made", waits).await;
 
     ledger.record(&[task_call(second, AT, "t", "test", 1)]).await;
     periods.close().await.unwrap();
