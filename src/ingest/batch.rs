@@ -145,6 +145,18 @@ impl Batch {
         Self { catalog_version, decided, received: None }
     }
 
+    /// Adds the messages of another batch that was decided with the same version of the catalog.
+    pub fn append(&mut self, mut other: Self) {
+        self.decided.append(&mut other.decided);
+        self.received = match (self.received.take(), other.received) {
+            (Some(mut received), Some(others)) => {
+                received.extend_from_slice(&others);
+                Some(received)
+            }
+            _ => None,
+        };
+    }
+
     /// What it received, compressed, without what people and models said to each other.
     ///
     /// # Errors

@@ -1,47 +1,40 @@
-//! The loop that takes messages from the stream and records them; ack follows commit.
-//!
-//! Three tasks, each one batch ahead of the next: one fetches (network), one decides (CPU), one records and acknowledges
-//! (database). A stage that is slower holds the others back, so what is in memory is bounded by a few batches.
+//! The loop that takes messages from the stream; [`super::pipeline`] decides and records them.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::Subject;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::jetstream::message::{Acker, Info};
+use async_nats::jetstream::message::Info;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::IngestError;
-use super::batch::Batch;
 use super::decide::Incoming;
 use super::life::{self, Life};
 use super::message;
-use super::pace::{Nudge, Underway};
+use super::pace::Nudge;
+use super::pipeline::{self, Fetched};
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
 use crate::health::Health;
 use crate::store::StoreError;
-use crate::store::journal::Origin;
 
-/// Most messages of one batch, and so of one transaction: larger ones cost less per event up to here. Four batches on
-/// their way stay below the messages that the stream lets out at a time.
-const BATCH_MESSAGES_MAX: usize = 4_000;
-/// Most bytes that are fetched together, as the stream sends them.
-const BATCH_BYTES_MAX: usize = 4 << 20;
-/// A batch ends with the message that reaches this many events, however small they came: what bounds the memory, and
-/// where a larger transaction gains no more.
-const BATCH_EVENTS_MAX: usize = 12_500;
+/// Most messages that are fetched together. With what is recorded together, and as much that waits for it, three fetches
+/// are on their way at most: no more than the messages that the stream lets out at a time.
+const FETCH_MESSAGES_MAX: usize = 2_500;
+/// Most bytes that are fetched together, as the stream sends them: what is decided at a time, so little of it that the
+/// recording task, which takes what there is, finds almost a full batch.
+const FETCH_BYTES_MAX: usize = 2 << 20;
 /// How long one request waits for a first message; one that went to a leader that is gone is given up 5 s after that.
 const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
 /// The server ends a request that finds nothing when it expires; where it has not by then, it does not answer.
 const FETCH_SILENT: Duration = Duration::from_secs(5);
-/// How often a batch that is being recorded is looked at: whether it can be.
-const RECORDING_LOOK: Duration = Duration::from_millis(500);
 /// How long nothing may come in before it is asked whether something should have.
 const STARVED_AFTER: Duration = Duration::from_secs(12);
 /// Looks in a row, a fetch apart, that must find messages waiting before another subscription is tried.
@@ -71,20 +64,6 @@ pub(super) enum Ended {
     OtherLife,
 }
 
-/// Messages on their way from the fetching to the deciding task ...
-struct Fetched {
-    messages: Vec<Incoming>,
-    ackers: Vec<Acker>,
-    underway: Underway,
-}
-
-/// ... and from there to the recording task.
-struct Ready {
-    batch: Batch,
-    ackers: Vec<Acker>,
-    underway: Underway,
-}
-
 /// Consumes until a stop or a pause is asked for, or a watchdog ends it; what was taken is recorded first.
 ///
 /// # Errors
@@ -98,20 +77,7 @@ pub(super) async fn run(
     pause: CancellationToken,
 ) -> Result<Ended, IngestError> {
     let consumer = stream.consumer(limits).await?;
-    // One batch waits decided while one is being recorded, and one waits fetched while one is being decided.
-    let (sender, fetched) = mpsc::channel(1);
-    let (ready, receiver) = mpsc::channel(1);
-    let origin = Origin::Stream(stream.incarnation);
-    recorder.shutdown().spawn(decide_all(recorder.clone(), fetched, ready));
-    let acks = Acks(stream.client());
-    let recording = recorder.shutdown().spawn(record_all(
-        origin,
-        recorder.clone(),
-        receiver,
-        acks,
-        health.clone(),
-        nudge.clone(),
-    ));
+    let (sender, recording) = pipeline::start(&stream, &recorder, &health, &nudge);
     let mut fetching = Fetching {
         connects: connects(&stream),
         stream,
@@ -186,8 +152,8 @@ impl Fetching {
                         }
                     }
                     (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
-                    let Some((messages, ackers)) = self.with_bodies(messages).await else { continue };
-                    if sender.send(Fetched { messages, ackers, underway }).await.is_err() {
+                    let Some((messages, replies)) = self.with_bodies(messages).await else { continue };
+                    if sender.send(Fetched { messages, replies, underway }).await.is_err() {
                         return Ended::Stopped;
                     }
                     continue;
@@ -225,11 +191,11 @@ impl Fetching {
     }
 
     /// The messages as they are in the stream; `None` where one of them cannot be read: then all of them come again.
-    async fn with_bodies(&self, messages: Vec<Message>) -> Option<(Vec<Incoming>, Vec<Acker>)> {
+    async fn with_bodies(&self, messages: Vec<Message>) -> Option<(Vec<Incoming>, Vec<Option<Subject>>)> {
         let mut taken = Vec::with_capacity(messages.len());
-        let mut ackers = Vec::with_capacity(messages.len());
+        let mut replies = Vec::with_capacity(messages.len());
         for message in messages {
-            let (mut incoming, acker, left_out) = message::delivered(message);
+            let (mut incoming, reply, left_out) = message::delivered(message);
             if left_out {
                 match message::read(&self.stream, incoming.sequence).await {
                     Ok(whole) => incoming = whole.unwrap_or(incoming),
@@ -240,9 +206,9 @@ impl Fetching {
                 }
             }
             taken.push(incoming);
-            ackers.push(acker);
+            replies.push(reply);
         }
-        Some((taken, ackers))
+        Some((taken, replies))
     }
 
     /// Whether messages wait although none was delivered for a while, and none is held back because too many are out.
@@ -323,14 +289,14 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
     // later. Messages that are delivered again count as waiting nowhere: behind one there may be more.
     let count = match last_info(&messages) {
         Some(info) if info.delivered <= 1 => {
-            usize::try_from(info.pending).unwrap_or(usize::MAX).min(BATCH_MESSAGES_MAX)
+            usize::try_from(info.pending).unwrap_or(usize::MAX).min(FETCH_MESSAGES_MAX)
         }
-        _ => BATCH_MESSAGES_MAX,
+        _ => FETCH_MESSAGES_MAX,
     };
     if count == 0 {
         return Ok(messages);
     }
-    let rest = consumer.fetch().max_messages(count).max_bytes(BATCH_BYTES_MAX).expires(DRAIN_EXPIRES);
+    let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
     let mut rest = stream::within(FETCH, rest.messages()).await?;
     while let Some(message) = rest.next().await {
         match message {
@@ -343,99 +309,4 @@ async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, Ingest
         }
     }
     Ok(messages)
-}
-
-/// Decides batch after batch, outside of the threads that serve connections: it takes tens of milliseconds of CPU.
-async fn decide_all(recorder: Recorder, mut fetched: mpsc::Receiver<Fetched>, ready: mpsc::Sender<Ready>) {
-    while let Some(Fetched { messages, mut ackers, underway }) = fetched.recv().await {
-        let mut waiting = messages.into_iter();
-        while !ackers.is_empty() {
-            let recorder = recorder.clone();
-            let deciding = tokio::task::spawn_blocking(move || {
-                let batch = recorder.decide_next(&mut waiting, BATCH_EVENTS_MAX);
-                (batch, waiting)
-            });
-            let Ok((batch, rest)) = deciding.await else {
-                // Not acknowledged: the messages are delivered again after the ack wait.
-                tracing::error!("a batch could not be decided; its messages will be delivered again");
-                break;
-            };
-            waiting = rest;
-            let later = ackers.split_off(batch.decided.len());
-            let underway = underway.clone();
-            if ready.send(Ready { batch, ackers, underway }).await.is_err() {
-                return;
-            }
-            ackers = later;
-        }
-    }
-}
-
-/// Sends acknowledgements.
-struct Acks(async_nats::Client);
-
-impl Acks {
-    /// A lost one is harmless: the message comes again and is a duplicate.
-    async fn send(&self, ackers: &[Acker]) {
-        let sent = async {
-            for acker in ackers {
-                acker.ack().await?;
-            }
-            self.0.flush().await.map_err(async_nats::Error::from)
-        };
-        if let Err(error) = stream::within("acks could not be sent", sent).await {
-            tracing::debug!(%error, "messages will be delivered again");
-        }
-    }
-}
-
-async fn record_all(
-    origin: Origin,
-    recorder: Recorder,
-    mut receiver: mpsc::Receiver<Ready>,
-    acks: Acks,
-    health: Health,
-    nudge: Nudge,
-) {
-    while let Some(Ready { batch, ackers, underway }) = receiver.recv().await {
-        let started = Instant::now();
-        let events = batch.event_count();
-        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {
-            Ok(outcome) => outcome,
-            Err(IngestError::Stopping) => return,
-            Err(error) => {
-                // Not acknowledged: the messages are delivered again after the ack wait.
-                tracing::error!(%error, "a batch could not be recorded; its messages will be delivered again");
-                health.down(INGEST, "usage cannot be recorded");
-                continue;
-            }
-        };
-        health.up(INGEST);
-        drop(underway);
-        nudge.now();
-        acks.send(&ackers).await;
-        let elapsed = started.elapsed();
-        super::meters::recorded(outcome, ackers.len(), events, elapsed);
-        tracing::debug!(
-            messages = ackers.len(),
-            recorded = outcome.recorded,
-            duplicates = outcome.duplicates,
-            rejected = outcome.rejected,
-            elapsed_ms = elapsed.as_millis(),
-            "batch recorded"
-        );
-    }
-}
-
-/// Waits until a batch is recorded, and says so while it cannot be.
-async fn tell<T>(recorder: &Recorder, health: &Health, recording: impl Future<Output = T>) -> T {
-    tokio::pin!(recording);
-    loop {
-        tokio::select! {
-            done = &mut recording => return done,
-            () = tokio::time::sleep(RECORDING_LOOK) => if recorder.stuck() {
-                health.down(INGEST, "usage cannot be recorded");
-            }
-        }
-    }
 }

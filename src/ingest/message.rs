@@ -1,6 +1,6 @@
 //! Messages of the stream as recording takes them: as they are delivered, or read again by their sequence.
 
-use async_nats::jetstream::message::Acker;
+use async_nats::Subject;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError};
 use chrono::{DateTime, Utc};
 
@@ -11,19 +11,20 @@ use super::stream::{self, UsageStream};
 /// The header of a consumer that leaves the bodies out (`headers_only`): how long the body is that it left out.
 const LEFT_OUT: &str = "Nats-Msg-Size";
 
-/// A message that was delivered, what acknowledges it, and whether its body may have been left out. Only the stream can
-/// tell: a publisher of an empty message can set the header, too.
-pub(super) fn delivered(message: async_nats::jetstream::Message) -> (Incoming, Acker, bool) {
+/// A message that was delivered, the subject that acknowledges it, and whether its body may have been left out. Only the
+/// stream can tell: a publisher of an empty message can set the header, too.
+pub(super) fn delivered(message: async_nats::jetstream::Message) -> (Incoming, Option<Subject>, bool) {
     // Sequence and time come from the server's reply subject only; headers of the publisher are not trusted.
     let position = message.info().ok().map(|info| {
         let sequence = i64::try_from(info.stream_sequence).unwrap_or(i64::MAX);
         (sequence, time(info.published.unix_timestamp(), info.published.nanosecond()))
     });
     let (sequence, received_at) = position.unwrap_or_default();
-    let (message, acker) = message.split();
+    let mut message = message.message;
+    let reply = message.reply.take();
     let left_out = message.payload.is_empty()
         && message.headers.as_ref().is_some_and(|headers| headers.get(LEFT_OUT).is_some());
-    (incoming(sequence, received_at, message), acker, left_out)
+    (incoming(sequence, received_at, message), reply, left_out)
 }
 
 /// The message of a sequence; `None` where the stream does not hold it any more.

@@ -20,6 +20,7 @@ mod meters;
 mod monitor;
 mod pace;
 pub mod partitions;
+mod pipeline;
 pub mod posting;
 mod publisher;
 mod recent;

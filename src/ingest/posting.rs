@@ -48,7 +48,14 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
     };
     if let Some(last) = slice.batches.last() {
         recent.forget_through(last.id);
-        super::meters::posted(slice.rows, started.elapsed());
+        let elapsed = started.elapsed();
+        super::meters::posted(slice.rows, elapsed);
+        tracing::debug!(
+            batches = slice.batches.len(),
+            rows = slice.rows,
+            elapsed_ms = elapsed.as_millis(),
+            "slice posted"
+        );
     }
     Ok(slice.batches.len())
 }

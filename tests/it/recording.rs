@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use waybill::clock::Clock;
 use waybill::ingest::repair;
+use waybill::store::journal::JOURNAL_LOCK;
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
@@ -174,6 +175,35 @@ async fn copies_among_many_events_of_one_time_are_found_be_they_few_or_many() {
     world.settled().await;
     assert_eq!(world.outcomes(all, 200).await, [Outcome::Duplicate; 200]);
     assert_eq!(world.recorded_events().await, 290);
+    world.verified().await;
+}
+
+/// So an event waits for one transaction before its own, however many were fetched before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
+    const MESSAGES: usize = 12;
+    let world = World::start().await;
+    let consumer = world.stream.consumer(limits()).await.unwrap();
+    let mut holding = world.pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(JOURNAL_LOCK).execute(&mut *holding).await.unwrap();
+    let ids: Vec<String> = (0..MESSAGES).map(|number| format!("e-{number:02}")).collect();
+    for (id, before) in ids.iter().zip(0..) {
+        world.publish("gw-1", &usage_event(id)).await;
+        wait_until("the message was fetched", async || {
+            let info = consumer.clone().info().await.unwrap().clone();
+            (info.num_ack_pending > before).then_some(())
+        })
+        .await;
+    }
+    holding.rollback().await.unwrap();
+    world.settled().await;
+    let batches: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM ingest_batches").fetch_one(&world.pool).await.unwrap();
+    // The first one, what waited for it, and what was not decided yet.
+    assert!((2..=3).contains(&batches), "{batches} batches");
+    for id in &ids {
+        assert_eq!(world.bytes_with(id.as_bytes()).await, 1, "the evidence of each is kept");
+    }
     world.verified().await;
 }
 

@@ -1,5 +1,6 @@
 //! The form of `batch_payloads.body`: for each message its sequence, its length, its (decompressed) bytes, and zstd over
-//! all of them. Both numbers have eight bytes, the most significant first.
+//! all of them, in one frame or in several, one behind the other (RFC 8878, 3). Both numbers have eight bytes, the most
+//! significant first.
 
 use std::io::{self, Read};
 
@@ -66,6 +67,20 @@ pub fn message(stored: &[u8], sequence: i64) -> io::Result<Option<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_found_in_any_frame() {
+        let frame = |sequence, body: &[u8]| {
+            let mut payload = Payload::default();
+            payload.add(sequence, body);
+            payload.compressed().unwrap()
+        };
+        let stored = [frame(1, b"first"), frame(2, b""), frame(3, b"third")].concat();
+        for (sequence, body) in [(1, "first"), (2, ""), (3, "third")] {
+            assert_eq!(message(&stored, sequence).unwrap().as_deref(), Some(body.as_bytes()));
+        }
+        assert_eq!(message(&stored, 4).unwrap(), None);
+    }
 
     #[test]
     fn every_message_is_found_again() {

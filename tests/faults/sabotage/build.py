@@ -13,14 +13,12 @@ COPIED = ("src", "migrations", ".sqlx", "openapi", "docs", "Cargo.toml", "Cargo.
 # Fault, file, text that is there once, what takes its place.
 EDITS = [
     # Acknowledges before the commit; the repair at start would heal it, so there is none.
-    ("ack_first", "src/ingest/consumer.rs",
-     "        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {",
+    ("ack_first", "src/ingest/pipeline.rs",
+     "        let outcome = match self.tell(self.recorder.record(self.origin, batch)).await {",
      """        if crate::sabotage::on("ack_first") {
-            for acker in &ackers {
-                acker.ack().await.ok();
-            }
+            self.acks.send(replies.clone()).await;
         }
-        let outcome = match tell(&recorder, &health, recorder.record(origin, batch)).await {"""),
+        let outcome = match self.tell(self.recorder.record(self.origin, batch)).await {"""),
     ("no_repair", "src/ingest/repair.rs",
      ") -> Result<Repaired, IngestError> {",
      """) -> Result<Repaired, IngestError> {
