@@ -216,10 +216,11 @@ impl Batch {
                 }
             }
         }
-        let rejected_before = known_rejections(tx, origin, &refused).await?;
+        let mut rejected_before = known_rejections(tx, origin, &refused).await?;
         for (decided, rejection) in refused {
-            if rejected_before.contains(&rejection.position) {
-                // The message came again.
+            // The message came again, maybe while it waited to be recorded: then both are in this batch. Rejections that are
+            // tried again may be of several lives of the stream, with the same positions.
+            if origin != Origin::Replay && !rejected_before.insert(rejection.position) {
                 sorted.duplicates += 1;
             } else {
                 let again =

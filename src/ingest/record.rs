@@ -23,6 +23,8 @@ use crate::store::{Database, StoreError, Transactions, commit, replay};
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a transaction is tried again.
 const RETRY_LAST: Duration = Duration::from_secs(5);
+/// Races with other writers that a batch may lose before it pauses, and says so: each lost one shows it a row more.
+const RACES_MAX: u32 = 10;
 /// SQLSTATE of a unique violation: another writer was faster, the next try sees its row.
 const UNIQUE_VIOLATION: &str = "23505";
 /// SQLSTATE where no partition takes the row, without the name of a constraint: the booking date's partition is missing.
@@ -169,7 +171,7 @@ impl Recorder {
         mut batch: Batch,
     ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
         let mut pause = RETRY_FIRST;
-        let mut partition_made = false;
+        let (mut partition_made, mut races) = (false, 0);
         loop {
             match self.attempt(origin, &batch).await {
                 Ok(Attempt::Done(recorded)) => {
@@ -178,8 +180,9 @@ impl Recorder {
                 }
                 Ok(Attempt::StaleCatalog) => batch = self.reload(batch).await?,
                 Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
-                Err(IngestError::Store(error)) if lost_a_race(&error) => {
+                Err(IngestError::Store(error)) if lost_a_race(&error) && races < RACES_MAX => {
                     tracing::debug!(%error, "another writer was faster; trying the batch again");
+                    races += 1;
                 }
                 Err(IngestError::Store(error)) if lacks_partition(&error) && !partition_made => {
                     tracing::warn!(%error, "the journal lacks the partition of today; making it");
@@ -340,7 +343,9 @@ fn lacks_partition(error: &StoreError) -> bool {
 fn refused(error: &StoreError) -> bool {
     match error.sqlstate() {
         Some(state) => {
-            REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class)) && !lacks_partition(error)
+            REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class))
+                && !lacks_partition(error)
+                && !lost_a_race(error)
         }
         None => !error.retryable(),
     }

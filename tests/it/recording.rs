@@ -6,7 +6,6 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use waybill::clock::Clock;
 use waybill::ingest::repair;
-use waybill::store::journal::JOURNAL_LOCK;
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
@@ -184,8 +183,7 @@ async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
     const MESSAGES: usize = 12;
     let world = World::start().await;
     let consumer = world.stream.consumer(limits()).await.unwrap();
-    let mut holding = world.pool.begin().await.unwrap();
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(JOURNAL_LOCK).execute(&mut *holding).await.unwrap();
+    let holding = world.recording_held().await;
     let ids: Vec<String> = (0..MESSAGES).map(|number| format!("e-{number:02}")).collect();
     for (id, before) in ids.iter().zip(0..) {
         world.publish("gw-1", &usage_event(id)).await;
@@ -204,6 +202,28 @@ async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
     for id in &ids {
         assert_eq!(world.bytes_with(id.as_bytes()).await, 1, "the evidence of each is kept");
     }
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_delivered_again_before_it_is_recorded_is_recorded_once() {
+    let world = World::start().await;
+    let consumer = world.stream.consumer(limits()).await.unwrap();
+    let holding = world.recording_held().await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    let mut unknown = usage_event("e-2");
+    unknown["subject"] = json!("nobody");
+    let mut counted = usage_event("e-3");
+    (counted["sequence"], counted["epoch"]) = (json!("1"), json!("a"));
+    let bad = world.publish("gw-1", &json!([unknown, counted])).await;
+    wait_until("both messages were delivered again", async || {
+        (consumer.clone().info().await.unwrap().num_redelivered == 2).then_some(())
+    })
+    .await;
+    holding.rollback().await.unwrap();
+    world.settled().await;
+    assert_eq!(world.outcomes(bad, 2).await, [Outcome::Rejected("unknown_customer"), Outcome::Recorded]);
+    assert_eq!((world.recorded_events().await, world.open_rejections().await.len()), (2, 1));
     world.verified().await;
 }
 

@@ -10,7 +10,7 @@ use async_nats::{ConnectOptions, HeaderMap};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use sqlx::{PgPool, Row};
+use sqlx::{PgPool, Postgres, Row, Transaction};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use waybill::clock::Clock;
@@ -23,6 +23,7 @@ use waybill::ingest::{self, Nudge, Recent, Recorder, StreamLimits, StreamNames, 
 use waybill::reports;
 use waybill::shutdown::Shutdown;
 use waybill::store::customers::{CustomerStatus, NewAssignment, NewCustomer};
+use waybill::store::journal::JOURNAL_LOCK;
 use waybill::store::reports::TaskScope;
 use waybill::store::{Scope, catalog, commit, customers, gateways, prices};
 
@@ -245,6 +246,17 @@ impl World {
             supervisor::run(plan, context, recorder, Health::default(), Nudge::default(), current).await;
         });
         self.consumers.lock().unwrap().push((shutdown, task));
+    }
+
+    /// Holds back every transaction that records, until it is rolled back.
+    pub async fn recording_held(&self) -> Transaction<'static, Postgres> {
+        let mut holding = self.pool.begin().await.unwrap();
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(JOURNAL_LOCK)
+            .execute(&mut *holding)
+            .await
+            .unwrap();
+        holding
     }
 
     /// Stops them and waits until they have.
