@@ -26,12 +26,26 @@ use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mi
 
 /// How long the program may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Looks in a row that must find no more taken from the stream: for longer than deciding a batch takes.
+const LOOKS_UNCHANGED: u32 = 30;
 /// The most memory that recording may need.
 const MEMORY_MAX_MIB: u64 = 256;
 
 /// The COMMIT of a transaction that records, on its way.
 fn recording(message: &Message) -> bool {
     message.is_statement("COMMIT") && message.follows("COPY usage_events")
+}
+
+/// Waits until nothing more is taken from the stream.
+async fn takes_no_more(bed: &Bed) {
+    let (mut taken, mut looks) = (0, 0);
+    wait_until("nothing more is taken", async || {
+        let now = bed.consumer_info().await?.num_ack_pending;
+        looks = if now == taken { looks + 1 } else { 0 };
+        taken = now;
+        (taken > 0 && looks == LOOKS_UNCHANGED).then_some(())
+    })
+    .await;
 }
 
 /// Waits until a process has ended by itself; how, and how long that took.
@@ -169,8 +183,13 @@ async fn f54_full_batches_stay_within_the_memory_limit() {
     let held = stopping.reached("a full batch is about to be committed").await;
     first.kill();
     held.end(End::Reset);
-    // What it had in hand is delivered again once the server knows that it will not be acknowledged.
+    // What it had in hand is delivered again once the server knows that it will not be acknowledged. The first commit is
+    // held back until everything before it is full: what waits is recorded together.
+    let stopping = bed.postgres.hold(Way::ToServer, recording);
     let service = serve.start();
+    let held = stopping.reached("a batch is about to be committed again").await;
+    takes_no_more(&bed).await;
+    held.release();
     service.ready().await;
     let (mut exports, mut peak) = (tokio::task::JoinSet::new(), 0);
     while accounted(&bed).await.unwrap() < last {
