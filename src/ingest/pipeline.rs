@@ -49,9 +49,10 @@ struct Ready {
     batch: Batch,
     replies: Vec<Option<Subject>>,
     underway: Underway,
-    /// Its share of what may wait; given back when it is taken.
-    room: OwnedSemaphorePermit,
 }
+
+/// What waits for the recording task, with its share of what may wait, which is given back when it is taken.
+type Waiting = (Ready, OwnedSemaphorePermit);
 
 /// Starts both tasks; they end when the sender is dropped, after what was sent is recorded, which the second one tells.
 pub(super) fn start(
@@ -79,7 +80,7 @@ pub(super) fn start(
 async fn decide_all(
     recorder: Recorder,
     mut fetched: mpsc::Receiver<Fetched>,
-    ready: mpsc::UnboundedSender<Ready>,
+    ready: mpsc::UnboundedSender<Waiting>,
 ) {
     let room = Arc::new(Semaphore::new(BATCH_EVENTS_MAX));
     while let Some(Fetched { messages, mut replies, underway }) = fetched.recv().await {
@@ -97,8 +98,9 @@ async fn decide_all(
             };
             waiting = rest;
             let later = replies.split_off(batch.decided.len());
-            let Ok(room) = Arc::clone(&room).acquire_many_owned(weight(&batch)).await else { return };
-            if ready.send(Ready { batch, replies, underway: Underway::clone(&underway), room }).is_err() {
+            let Ok(share) = Arc::clone(&room).acquire_many_owned(weight(&batch)).await else { return };
+            let decided = Ready { batch, replies, underway: Underway::clone(&underway) };
+            if ready.send((decided, share)).is_err() {
                 return;
             }
             replies = later;
@@ -139,30 +141,23 @@ struct Recording {
     nudge: Nudge,
 }
 
-/// Batches that are recorded as one.
-struct Together {
-    batch: Batch,
-    replies: Vec<Option<Subject>>,
-    underway: Underway,
-}
-
 impl Recording {
-    async fn record_all(self, mut receiver: mpsc::UnboundedReceiver<Ready>) {
+    async fn record_all(self, mut receiver: mpsc::UnboundedReceiver<Waiting>) {
         let mut waiting = Vec::new();
-        while receiver.recv_many(&mut waiting, BATCH_EVENTS_MAX).await > 0 {
-            for together in joined(waiting.drain(..)) {
-                if self.record(together).await.is_err() {
+        while receiver.recv_many(&mut waiting, usize::MAX).await > 0 {
+            for ready in joined(waiting.drain(..)) {
+                if self.record(ready).await.is_err() {
                     return;
                 }
             }
         }
     }
 
-    /// Records what goes together and acknowledges it.
+    /// Records a batch and acknowledges its messages.
     ///
     /// # Errors
     /// [`IngestError::Stopping`], alone.
-    async fn record(&self, Together { batch, replies, underway }: Together) -> Result<(), IngestError> {
+    async fn record(&self, Ready { batch, replies, underway }: Ready) -> Result<(), IngestError> {
         let started = Instant::now();
         let events = batch.event_count();
         let outcome = match self.tell(self.recorder.record(self.origin, batch)).await {
@@ -208,16 +203,15 @@ impl Recording {
 }
 
 /// What waits, as few batches: those that were decided with one version of the catalog are one. Gives their room back.
-fn joined(waiting: impl Iterator<Item = Ready>) -> Vec<Together> {
-    let mut all: Vec<Together> = Vec::new();
-    for Ready { batch, mut replies, underway, room } in waiting {
-        drop(room);
+fn joined(waiting: impl Iterator<Item = Waiting>) -> Vec<Ready> {
+    let mut all: Vec<Ready> = Vec::new();
+    for (mut ready, _share) in waiting {
         match all.last_mut() {
-            Some(last) if last.batch.catalog_version == batch.catalog_version => {
-                last.batch.append(batch);
-                last.replies.append(&mut replies);
+            Some(last) if last.batch.catalog_version == ready.batch.catalog_version => {
+                last.batch.append(ready.batch);
+                last.replies.append(&mut ready.replies);
             }
-            _ => all.push(Together { batch, replies, underway }),
+            _ => all.push(ready),
         }
     }
     all
