@@ -46,7 +46,7 @@ impl TestBed {
         let id = Uuid::new_v4().simple();
         let database_name = format!("test_{id}");
         let (admin_url, database_url) = (format!("{server}/postgres"), format!("{server}/{database_name}"));
-        administer(&admin_url, format!("CREATE DATABASE {database_name} TEMPLATE {template}")).await;
+        administer(&admin_url, &format!("CREATE DATABASE {database_name} TEMPLATE {template}")).await;
         Self {
             database: Database::connect(&database_url).await.expect("the test's database answers"),
             nats: waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("NATS answers"),
@@ -61,7 +61,7 @@ impl TestBed {
 
     /// Runs statements in the test's own database, as its owner.
     pub async fn run(&self, statements: &str) {
-        administer(&self.database_url, statements.to_owned()).await;
+        administer(&self.database_url, statements).await;
     }
 }
 
@@ -136,16 +136,19 @@ pub fn address(variable: &str) -> String {
 
 /// An autovacuum that is at it is another role's process, which the login may not end, and is over soon.
 async fn remove_database(url: &str, name: &str) {
-    let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
     let deadline = Instant::now() + DEADLINE;
     let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-    while let Err(error) = sqlx::raw_sql(AssertSqlSafe(drop.clone())).execute(&mut connection).await {
+    while let Err(error) = try_administer(url, &drop).await {
         assert!(Instant::now() < deadline, "the test's database could not be removed: {error}");
         tokio::time::sleep(POLL).await;
     }
 }
 
-async fn administer(url: &str, statement: String) {
+async fn administer(url: &str, statement: &str) {
+    try_administer(url, statement).await.expect("the statement is done");
+}
+
+async fn try_administer(url: &str, statement: &str) -> sqlx::Result<()> {
     let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("the statement is done");
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.map(drop)
 }
