@@ -16,7 +16,7 @@ use crate::domain::ids::RejectionId;
 use crate::metering::Reason;
 use crate::store::journal::payload::Payload;
 use crate::store::journal::{
-    self, Existing, FreshMark, Mark, Origin, Recorded, Rejection, RejectionPosition,
+    self, Existing, FreshMark, LookUp, Mark, Origin, Recorded, Rejection, RejectionPosition,
 };
 use crate::store::replay::{Resolution, Resolved};
 use crate::store::{StoreError, journal::JournalEvent};
@@ -104,6 +104,13 @@ impl Batch {
         marks
     }
 
+    /// Whether it can be decided without all that the journal holds: an event that is there already can then only break the
+    /// journal's key. A correction may be refused for what another one has done, so it needs to know itself.
+    pub fn may_be_new(&self, origin: Origin) -> bool {
+        matches!(origin, Origin::Stream(_))
+            && self.candidates().all(|candidate| candidate.event.corrects.is_none())
+    }
+
     /// How many events it holds, whole-message faults counted as one.
     pub fn event_count(&self) -> usize {
         self.decided.iter().map(|decided| decided.decisions.len()).sum()
@@ -185,8 +192,9 @@ impl Batch {
         tx: &mut PgConnection,
         origin: Origin,
         horizon: NaiveDate,
+        look_up: LookUp,
     ) -> Result<Sorted<'_>, IngestError> {
-        let existing = self.existing(tx, horizon).await?;
+        let existing = self.existing(tx, horizon, look_up).await?;
         let in_batch = self.corrected(&existing);
         let mut sorted = Sorted::default();
         let mut refused: Vec<(&Decided, Rejection)> = Vec::new();
@@ -247,6 +255,7 @@ impl Batch {
         &self,
         tx: &mut PgConnection,
         horizon: NaiveDate,
+        look_up: LookUp,
     ) -> Result<HashMap<EventKey, Existing>, StoreError> {
         // Old events may have been recorded long ago: their look-up covers every partition.
         let old_too = self.candidates().any(|candidate| candidate.backfill) || !self.replayed().is_empty();
@@ -255,7 +264,7 @@ impl Batch {
         if keys.is_empty() {
             return Ok(HashMap::default());
         }
-        let rows = journal::existing(tx, &mut keys, horizon).await?;
+        let rows = journal::existing(tx, &mut keys, horizon, look_up).await?;
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
     }
 

@@ -1,6 +1,6 @@
 //! Recording a batch: one transaction, tried again as a whole, split where the data itself is at fault.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::facts::Gathering;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
-use crate::store::journal::{self, BatchRow, JournalEvent, Origin, Recorded};
+use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded};
 use crate::store::posting::Unposted;
 use crate::store::{Database, StoreError, Transactions, commit, replay};
 
@@ -25,6 +25,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// Races with other writers that a batch may lose before it pauses, and says so: each lost one shows it a row more.
 const RACES_MAX: u32 = 10;
+/// Batches that are looked up whole after one that held an event for the second time: where one comes again, because messages
+/// are delivered again or a gateway publishes again, others do. Each that is found by the journal's key instead costs a COPY.
+const WARY_BATCHES: u32 = 100;
 /// SQLSTATE of a unique violation: another writer was faster, the next try sees its row.
 const UNIQUE_VIOLATION: &str = "23505";
 /// SQLSTATE where no partition takes the row, without the name of a constraint: the booking date's partition is missing.
@@ -44,6 +47,8 @@ pub struct Recorder {
     // Set while a transaction has to be tried again.
     stuck: Arc<AtomicBool>,
     attempts: Transactions,
+    // For how many more batches events are expected to come again.
+    wary: Arc<AtomicU32>,
     // What it records, for posting in the same process.
     recent: Option<Recent>,
 }
@@ -77,6 +82,7 @@ impl Recorder {
             shutdown,
             stuck: Arc::default(),
             attempts: Transactions::default(),
+            wary: Arc::default(),
             recent: None,
         })
     }
@@ -172,14 +178,21 @@ impl Recorder {
     ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
         let mut pause = RETRY_FIRST;
         let (mut partition_made, mut races) = (false, 0);
+        let mut wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
         loop {
-            match self.attempt(origin, &batch).await {
+            match self.attempt(origin, &batch, wary).await {
                 Ok(Attempt::Done(recorded)) => {
                     self.stuck.store(false, Ordering::Relaxed);
+                    self.expect_copies(recorded.duplicates > 0);
                     return Ok(Ok(recorded));
                 }
                 Ok(Attempt::StaleCatalog) => batch = self.reload(batch).await?,
                 Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
+                Err(IngestError::Store(error)) if lost_a_race(&error) && !wary => {
+                    tracing::debug!(%error, "an event may have come again; looking up each of the batch");
+                    wary = true;
+                    self.expect_copies(true);
+                }
                 Err(IngestError::Store(error)) if lost_a_race(&error) && races < RACES_MAX => {
                     tracing::debug!(%error, "another writer was faster; trying the batch again");
                     races += 1;
@@ -213,8 +226,15 @@ impl Recorder {
         Ok(())
     }
 
-    /// One transaction from begin to commit.
-    async fn attempt(&self, origin: Origin, batch: &Batch) -> Result<Attempt, IngestError> {
+    /// Remembers whether the last batch held an event for the second time.
+    fn expect_copies(&self, came_again: bool) {
+        // Two batches at a time may count as one, which does no harm.
+        let left = self.wary.load(Ordering::Relaxed).saturating_sub(1);
+        self.wary.store(if came_again { WARY_BATCHES } else { left }, Ordering::Relaxed);
+    }
+
+    /// One transaction from begin to commit; a wary one looks for each event in the journal.
+    async fn attempt(&self, origin: Origin, batch: &Batch, wary: bool) -> Result<Attempt, IngestError> {
         let _underway = self.attempts.begin();
         let mut tx = self.database.begin_ingest().await?;
         let Some(opening) = journal::open(&mut tx).await? else { return Ok(Attempt::NoBookingDate) };
@@ -229,7 +249,8 @@ impl Recorder {
             return Ok(Attempt::Done(Recorded::default()));
         }
         let horizon = journal::dedup_horizon(opening.booked_on);
-        let sorted = batch.sort_out(&mut tx, origin, horizon).await?;
+        let look_up = if wary { LookUp::Whole } else { LookUp::ExceptOn(opening.booked_on) };
+        let sorted = batch.sort_out(&mut tx, origin, horizon, look_up).await?;
         self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
         commit(tx).await?;
         Ok(Attempt::Done(sorted.outcome(origin)))

@@ -177,6 +177,24 @@ async fn copies_among_many_events_of_one_time_are_found_be_they_few_or_many() {
     world.verified().await;
 }
 
+/// Within a date the journal's own key tells; what was booked on another date has to be looked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_another_date_are_found_among_many_events_of_one_time() {
+    let world = World::start().await;
+    world.publish("gw-1", &timed_events(0..100)).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer_at(Clock::fixed(now() + TimeDelta::days(1)));
+    // Nothing has come twice to this process yet: it takes all events for new unless it finds them.
+    let late = world.publish("gw-1", &timed_events(60..200)).await;
+    world.settled().await;
+    let outcomes = world.outcomes(late, 140).await;
+    assert_eq!(outcomes[..40], [Outcome::Duplicate; 40]);
+    assert_eq!(outcomes[40..], [Outcome::Recorded; 100]);
+    assert_eq!(world.recorded_events().await, 200);
+    world.verified().await;
+}
+
 /// So an event waits for one transaction before its own, however many were fetched before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
