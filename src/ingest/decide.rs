@@ -301,6 +301,8 @@ fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>)
         );
         return Err(refuse(Reason::Unpriced, detail));
     };
+    // Exactly: there is one part almost always, and thousands of events wait in memory.
+    journal.parts.reserve_exact(usage.parts.len());
     for part in usage.parts {
         journal.parts.push(rated(part, books, journal.occurred_at)?);
     }

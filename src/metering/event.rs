@@ -257,7 +257,11 @@ impl Data<'_> {
                 format_args!("one call has {} parts; it may have {PARTS_MAX}", readings.len()),
             ));
         }
-        let parts = readings.iter().map(|reading| self.part(reading)).collect::<Result<_, _>>()?;
+        // Collected, a fallible iterator would make room for four.
+        let mut parts = Vec::with_capacity(readings.len());
+        for reading in &readings {
+            parts.push(self.part(reading)?);
+        }
         let usage_source = match self.usage_source.as_deref() {
             None => UsageSource::Provider,
             Some(text) => text.parse().map_err(|unknown| Rejected::new(Reason::Type, unknown))?,

@@ -6,6 +6,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use sqlx::postgres::PgCopyIn;
+use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::numeric::encode_femtos;
@@ -102,7 +103,7 @@ impl Encoder {
     fn row(&mut self, event: &JournalEvent, number: i16, part: Option<&JournalPart>) {
         self.out.extend_from_slice(&COLUMN_COUNT.to_be_bytes());
         self.int4(self.booked_on);
-        self.bytes(event.key.0.as_bytes());
+        self.uuid(event.key.0);
         self.int2(number);
         self.text(if part.is_some() { "usage" } else { "outcome" });
         self.int8(self.batch.0);
@@ -113,8 +114,8 @@ impl Encoder {
         self.timestamp(event.occurred_at);
         self.text(&event.identity.source);
         self.text(&event.identity.id);
-        self.bytes(event.content_hash.as_bytes());
-        self.optional(event.corrects.as_ref(), |encoder, key| encoder.bytes(key.0.as_bytes()));
+        self.uuid(event.content_hash);
+        self.optional(event.corrects, |encoder, key| encoder.uuid(key.0));
         self.model(part);
         self.text_or_null(event.task.as_ref().map(|task| task.id.as_str()));
         self.text_or_null(event.task.as_ref().and_then(|task| task.kind.as_deref()));
@@ -123,7 +124,7 @@ impl Encoder {
         self.text_or_null(event.project.as_deref());
         self.optional(event.attributes.as_deref(), Self::jsonb);
         self.text_or_null(event.status.as_deref());
-        self.bytes(&[u8::from(event.estimated)]);
+        self.fixed([u8::from(event.estimated)]);
         self.optional(event.latency_ms, Self::int8);
         self.usage(part);
     }
@@ -188,16 +189,26 @@ impl Encoder {
         self.out.extend_from_slice(value.as_bytes());
     }
 
+    /// A field whose size is known when this is compiled, so that nothing is called to copy it.
+    fn fixed<const BYTES: usize>(&mut self, value: [u8; BYTES]) {
+        self.length(BYTES);
+        self.out.extend_from_slice(&value);
+    }
+
     fn int2(&mut self, value: i16) {
-        self.bytes(&value.to_be_bytes());
+        self.fixed(value.to_be_bytes());
     }
 
     fn int4(&mut self, value: i32) {
-        self.bytes(&value.to_be_bytes());
+        self.fixed(value.to_be_bytes());
     }
 
     fn int8(&mut self, value: i64) {
-        self.bytes(&value.to_be_bytes());
+        self.fixed(value.to_be_bytes());
+    }
+
+    fn uuid(&mut self, value: Uuid) {
+        self.fixed(value.into_bytes());
     }
 
     fn timestamp(&mut self, at: DateTime<Utc>) {

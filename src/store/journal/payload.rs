@@ -29,7 +29,10 @@ impl Payload {
     /// # Errors
     /// Whatever the compressor says.
     pub fn compressed(&self) -> io::Result<Vec<u8>> {
-        zstd::bulk::compress(&self.0, ZSTD_LEVEL)
+        let mut stored = zstd::bulk::compress(&self.0, ZSTD_LEVEL)?;
+        // Made as large as what cannot be compressed would be; it waits in memory until it is recorded.
+        stored.shrink_to_fit();
+        Ok(stored)
     }
 }
 
