@@ -12,9 +12,6 @@ use waybill::config::{
 };
 use waybill::{dev, http, telemetry};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Meters, prices and bills AI tokens: usage events from NATS JetStream, exact invoices and cost per task.
 #[derive(Debug, Parser)]
 #[command(version)]
