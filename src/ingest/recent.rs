@@ -11,8 +11,8 @@ use super::facts::Facts;
 use crate::domain::ids::BatchId;
 use crate::store::posting::Unposted;
 
-/// Most memory that is spent on it: about a million rows.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Most memory that is spent on it: about 1,300,000 rows, those of the largest slice and what comes while it is posted.
+const KEPT_BYTES_MAX: usize = 80 << 20;
 
 /// The facts of batches that are not posted yet; a clone shares them.
 #[derive(Debug, Clone, Default)]
