@@ -178,8 +178,9 @@ impl Recorder {
     ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
         let mut pause = RETRY_FIRST;
         let (mut partition_made, mut races) = (false, 0);
-        let mut wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
         loop {
+            // Of the batch as it is now: decided again, with a newer catalog, it may hold a correction that it did not.
+            let wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
             match self.attempt(origin, &batch, wary).await {
                 Ok(Attempt::Done(recorded)) => {
                     self.stuck.store(false, Ordering::Relaxed);
@@ -190,7 +191,6 @@ impl Recorder {
                 Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
                 Err(IngestError::Store(error)) if lost_a_race(&error) && !wary => {
                     tracing::debug!(%error, "an event may have come again; looking up each of the batch");
-                    wary = true;
                     self.expect_copies(true);
                 }
                 Err(IngestError::Store(error)) if lost_a_race(&error) && races < RACES_MAX => {

@@ -160,19 +160,20 @@ pub async fn existing(
     keys.sort_unstable();
     let near = near(keys);
     let [first, .., last] = keys[near.clone()] else { return each_of(connection, keys, horizon).await };
-    let apart = || [&keys[..near.start], &keys[near.end..]].concat();
-    if let LookUp::ExceptOn(date) = look_up {
-        if all_booked_on(connection, date, first, last, horizon, near.len()).await? {
-            return each_of(connection, &apart(), horizon).await;
+    // What the range tells of those that lie in it; nothing where each is looked up by itself after all.
+    let in_range = match look_up {
+        LookUp::ExceptOn(date) => {
+            all_booked_on(connection, date, first, last, horizon, near.len()).await?.then(Vec::new)
         }
-        return each_of(connection, keys, horizon).await;
-    }
-    let most = near.len() / IN_RANGE_SHARE;
-    let mut found = between(connection, first, last, horizon, most + 1).await?;
-    if found.len() > most {
-        return each_of(connection, keys, horizon).await;
-    }
-    found.extend(each_of(connection, &apart(), horizon).await?);
+        LookUp::Whole => {
+            let most = near.len() / IN_RANGE_SHARE;
+            Some(between(connection, first, last, horizon, most + 1).await?)
+                .filter(|found| found.len() <= most)
+        }
+    };
+    let Some(mut found) = in_range else { return each_of(connection, keys, horizon).await };
+    let apart = [&keys[..near.start], &keys[near.end..]].concat();
+    found.extend(each_of(connection, &apart, horizon).await?);
     Ok(found)
 }
 
