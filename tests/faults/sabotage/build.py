@@ -65,17 +65,17 @@ EDITS = [
                         match if below { Known::Duplicate } else { known } {"""),
     # Records what the journal has already, under another key.
     ("double", "src/ingest/batch.rs",
-     "        let existing = self.existing(tx, horizon).await?;",
-     """        let mut existing = self.existing(tx, horizon).await?;
+     "        let existing = self.existing(tx, horizon, look_up).await?;",
+     """        let mut existing = self.existing(tx, horizon, look_up).await?;
         if crate::sabotage::on("double") {
             existing.clear();
         }"""),
     ("double", "src/store/journal/copy.rs",
-     "        self.bytes(event.key.0.as_bytes());",
+     "        self.uuid(event.key.0);",
      """        if crate::sabotage::on("double") {
-            self.bytes(uuid::Uuid::new_v4().as_bytes());
+            self.uuid(Uuid::new_v4());
         } else {
-            self.bytes(event.key.0.as_bytes());
+            self.uuid(event.key.0);
         }"""),
     # One of two writers takes the keys the other way round.
     ("reversed", "src/ingest/record.rs",
