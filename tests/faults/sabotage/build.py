@@ -1,6 +1,7 @@
 """Builds a deliberately wrong program: `build.py REPOSITORY TARGET` copies the repository into TARGET/sabotaged, makes the
 edits below, builds, and prints the path of the program. Each edit does nothing but where WAYBILL_SABOTAGE names it, so one
-build serves all controls. An edit whose place has changed stops with its name: find the new place."""
+build serves all controls. An edit whose place has changed stops with its name: find the new place. `build.py REPOSITORY`
+looks only whether all places are still there."""
 
 import os
 import subprocess
@@ -115,14 +116,20 @@ EDITS = [
 ]
 
 
-def main(repository, target):
-    copy = target / "sabotaged"
+def edited(repository):
+    """The files that the edits change, as they are then."""
     texts = {}
     for fault, file, place, instead in EDITS:
         text = texts.setdefault(file, (repository / file).read_text("utf-8"))
         if text.count(place) != 1:
             sys.exit(f"sabotage {fault}: {file} has {text.count(place)} times, not once:\n{place}")
         texts[file] = text.replace(place, instead)
+    return texts
+
+
+def build(repository, target):
+    copy = target / "sabotaged"
+    texts = edited(repository)
     library = (repository / "src/lib.rs").read_text("utf-8")
     texts["src/lib.rs"] = library + "\npub mod sabotage;\n"
     texts["src/sabotage.rs"] = (Path(__file__).parent / "sabotage.rs").read_text("utf-8")
@@ -158,4 +165,5 @@ def bring(repository, copy, texts):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
+    paths = [Path(argument).resolve() for argument in sys.argv[1:]]
+    build(*paths) if len(paths) == 2 else edited(*paths)
