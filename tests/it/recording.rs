@@ -195,6 +195,28 @@ async fn copies_of_another_date_are_found_among_many_events_of_one_time() {
     world.verified().await;
 }
 
+/// Nothing else would tell that a correction uses the id of another event of its date: it is refused, not recorded, so it
+/// never meets the journal's key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_only_a_newer_catalog_accepts_is_looked_up_whole() {
+    let world = World::start().await;
+    world.publish("gw-1", &timed_events(0..100)).await;
+    world.settled().await;
+    // The consumer hears of it when it records the batch: until then the correction is too old, and rejected.
+    let old = now() - TimeDelta::days(60);
+    world.backfill("gw-1", old - TimeDelta::days(1)).await;
+    let mut events = timed_events(99..200);
+    let no_estimate = events[1]["id"].clone();
+    events[0]["time"] = json!(old.to_rfc3339());
+    events[0]["data"]["corrects"] = no_estimate;
+    let sequence = world.publish("gw-1", &events).await;
+    world.settled().await;
+    let outcomes = world.outcomes(sequence, 101).await;
+    assert_eq!(outcomes[0], Outcome::Rejected("conflict"));
+    assert_eq!(outcomes[1..], [Outcome::Recorded; 100]);
+    world.verified().await;
+}
+
 /// So an event waits for one transaction before its own, however many were fetched before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_a_batch_is_recorded_is_recorded_together_after_it() {
