@@ -12,6 +12,11 @@ use waybill::config::{
 };
 use waybill::{dev, http, telemetry};
 
+/// Gives memory that is not used any more back within ten seconds; the C library keeps what a backlog took
+/// (`docs/performance.md`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Meters, prices and bills AI tokens: usage events from NATS JetStream, exact invoices and cost per task.
 #[derive(Debug, Parser)]
 #[command(version)]
