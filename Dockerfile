@@ -1,6 +1,8 @@
 # Waybill from source: one program, no root.
 
 FROM rust:1.95-slim-bookworm AS build
+# The allocator is built with it.
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /waybill
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/waybill/target \

@@ -17,7 +17,7 @@ use super::decide::Incoming;
 use super::life::{self, Life};
 use super::message;
 use super::pace::Nudge;
-use super::pipeline::{self, Fetched};
+use super::pipeline::{self, Fetched, INGEST};
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
 use crate::health::Health;
@@ -44,8 +44,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the stream failed.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
-/// The parts that this loop speaks for in the health of the program.
-pub(super) const INGEST: &str = "ingest";
+/// The part that this loop speaks for in the health of the program, besides [`INGEST`].
 pub(super) const STREAM: &str = "stream";
 
 /// Why consuming ended.

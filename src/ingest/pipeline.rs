@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 
 use super::IngestError;
 use super::batch::Batch;
-use super::consumer::INGEST;
 use super::decide::Incoming;
 use super::pace::{Nudge, Underway};
 use super::record::Recorder;
@@ -33,6 +32,9 @@ const MESSAGE_WEIGHT: usize = 2;
 const ACK: Bytes = Bytes::from_static(b"+ACK");
 /// How often a batch that is being recorded is looked at: whether it can be.
 const RECORDING_LOOK: Duration = Duration::from_millis(500);
+
+/// The part that recording speaks for in the health of the program.
+pub(super) const INGEST: &str = "ingest";
 
 /// Messages on their way from the fetching to the deciding task ...
 pub(super) struct Fetched {

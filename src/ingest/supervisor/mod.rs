@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::consumer::{self, Ended, INGEST, STREAM};
+use super::consumer::{self, Ended, STREAM};
 use super::life::{self, Life};
 use super::pace::Nudge;
+use super::pipeline::INGEST;
 use super::record::Recorder;
 use super::settings::WrongSetting;
 use super::stream::{self, StreamLimits, StreamNames, UsageStream};
