@@ -12,8 +12,7 @@ use waybill::config::{
 };
 use waybill::{dev, http, telemetry};
 
-/// Gives memory that is not used any more back within ten seconds; the C library keeps what a backlog took
-/// (`docs/performance.md`).
+/// Gives memory back some ten seconds after its last use; the C library keeps what a backlog took (`docs/performance.md`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

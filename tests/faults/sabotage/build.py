@@ -166,4 +166,7 @@ def bring(repository, copy, texts):
 
 if __name__ == "__main__":
     paths = [Path(argument).resolve() for argument in sys.argv[1:]]
-    build(*paths) if len(paths) == 2 else edited(*paths)
+    if len(paths) == 1:
+        edited(*paths)
+    else:
+        build(*paths)
