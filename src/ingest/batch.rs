@@ -37,8 +37,8 @@ pub struct Batch {
 pub struct Sorted<'a> {
     /// New events.
     pub events: Vec<&'a Candidate>,
-    /// Events and messages that cannot be recorded.
-    pub rejections: Vec<Rejection>,
+    /// Events and messages that cannot be recorded: by themselves, or for what the database holds.
+    pub rejections: Vec<Cow<'a, Rejection>>,
     /// Events that were recorded, or rejected, before.
     pub duplicates: i32,
     /// For a replay: what became of each rejection.
@@ -197,27 +197,28 @@ impl Batch {
         let existing = self.existing(tx, horizon, look_up).await?;
         let in_batch = self.corrected(&existing);
         let mut sorted = Sorted::default();
-        let mut refused: Vec<(&Decided, Rejection)> = Vec::new();
+        let mut refused: Vec<(&Decided, Cow<'_, Rejection>)> = Vec::new();
         let mut seen: HashMap<EventKey, &JournalEvent> =
             HashMap::with_capacity_and_hasher(self.event_count(), RandomState::default());
         for decided in &self.decided {
             for decision in &decided.decisions {
                 match decision {
-                    Decision::Reject(rejection) => refused.push((decided, rejection.as_ref().clone())),
+                    Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
                     Decision::Record(candidate) => {
                         let event = &candidate.event;
                         match known(tx, event, &existing, &seen, &in_batch).await? {
                             Known::New => {
                                 seen.insert(event.key, event);
                                 sorted.events.push(candidate);
-                                sorted.resolve(decided, Resolution::Recorded);
+                                sorted.resolve(decided, || Resolution::Recorded);
                             }
                             Known::Duplicate => {
                                 sorted.duplicates += 1;
-                                sorted.resolve(decided, Resolution::Duplicate);
+                                sorted.resolve(decided, || Resolution::Duplicate);
                             }
                             Known::Rejected(reason, detail) => {
-                                refused.push((decided, decided.reject(candidate, reason, detail)));
+                                let rejection = decided.reject(candidate, reason, detail);
+                                refused.push((decided, Cow::Owned(rejection)));
                             }
                         }
                     }
@@ -231,9 +232,10 @@ impl Batch {
             if origin != Origin::Replay && !rejected_before.insert(rejection.position) {
                 sorted.duplicates += 1;
             } else {
-                let again =
-                    Resolution::Rejected { reason: rejection.reason, detail: rejection.detail.clone() };
-                sorted.resolve(decided, again);
+                sorted.resolve(decided, || Resolution::Rejected {
+                    reason: rejection.reason,
+                    detail: rejection.detail.clone(),
+                });
                 sorted.rejections.push(rejection);
             }
         }
@@ -311,9 +313,9 @@ impl<'a> Sorted<'a> {
         self.events.iter().filter_map(fresh).collect()
     }
 
-    fn resolve(&mut self, decided: &Decided, resolution: Resolution) {
+    fn resolve(&mut self, decided: &Decided, resolution: impl FnOnce() -> Resolution) {
         if let Some(replay) = decided.message.replay_of {
-            self.resolutions.push(Resolved { rejection: replay.rejection, resolution });
+            self.resolutions.push(Resolved { rejection: replay.rejection, resolution: resolution() });
         }
     }
 }
@@ -322,7 +324,7 @@ impl<'a> Sorted<'a> {
 async fn known_rejections(
     tx: &mut PgConnection,
     origin: Origin,
-    refused: &[(&Decided, Rejection)],
+    refused: &[(&Decided, Cow<'_, Rejection>)],
 ) -> Result<HashSet<RejectionPosition>, StoreError> {
     let Some(incarnation) = origin.incarnation().filter(|_| !refused.is_empty()) else {
         return Ok(HashSet::default());

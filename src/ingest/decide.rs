@@ -99,11 +99,12 @@ impl Decided {
             Ok(body) => body,
             Err(rejected) => {
                 let index = message.replay_of.map_or(WHOLE_MESSAGE, |replay| replay.event_index);
-                let rejection = rejection(&message, &message.payload, index, rejected);
+                let rejection = rejection(&message, &message.payload, index, rejected, None);
                 return Self { message, body: None, decisions: vec![Decision::Reject(Box::new(rejection))] };
             }
         };
         let gateway = gateway_of(prefix, &message.subject);
+        let registered = catalog.gateway(gateway).map(|entry| entry.id);
         let mut decisions = Vec::with_capacity(body.ranges().len());
         for (range, index) in body.ranges().iter().cloned().zip(0_i32..) {
             let raw = &body.body()[range.clone()];
@@ -113,10 +114,7 @@ impl Decided {
             decisions.push(match decided.unwrap_or_else(|_| Err(panicked())) {
                 Ok(candidate) => Decision::Record(Box::new(candidate)),
                 Err(rejected) => {
-                    let mut rejection = rejection(&message, raw, index, rejected);
-                    let counted = metering::hints(raw).mark;
-                    rejection.mark = catalog.gateway(gateway).map(|entry| entry.id).zip(counted);
-                    Decision::Reject(Box::new(rejection))
+                    Decision::Reject(Box::new(rejection(&message, raw, index, rejected, registered)))
                 }
             });
         }
@@ -145,7 +143,7 @@ impl Decided {
         let raw = body.get(candidate.range.clone()).unwrap_or_default();
         let mark = candidate.mark.clone().map(|mark| (candidate.event.gateway, mark));
         let rejected = Rejected { reason, detail };
-        Rejection { mark, ..rejection(&self.message, raw, candidate.event.event_index, rejected) }
+        Rejection { mark, ..rejection(&self.message, raw, candidate.event.event_index, rejected, None) }
     }
 
     /// Splits the message's events in two; a single one that was to be recorded becomes a rejection, and `None` says
@@ -179,7 +177,14 @@ fn panicked() -> Rejected {
     }
 }
 
-fn rejection(message: &Incoming, raw: &[u8], event_index: i32, rejected: Rejected) -> Rejection {
+/// What is kept of an event that cannot be recorded; of a registered gateway also its place in the gateway's own count.
+fn rejection(
+    message: &Incoming,
+    raw: &[u8],
+    event_index: i32,
+    rejected: Rejected,
+    registered: Option<GatewayId>,
+) -> Rejection {
     let hints = catch_unwind(AssertUnwindSafe(|| metering::hints(raw))).unwrap_or_default();
     Rejection {
         position: RejectionPosition { stream_seq: message.sequence, event_index },
@@ -194,7 +199,7 @@ fn rejection(message: &Incoming, raw: &[u8], event_index: i32, rejected: Rejecte
         event_id: hints.id.map(without_nul),
         provider: hints.provider.map(without_nul),
         model: hints.model.map(without_nul),
-        mark: None,
+        mark: registered.zip(hints.mark),
     }
 }
 

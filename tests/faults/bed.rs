@@ -11,6 +11,7 @@ use chrono::DateTime;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -72,7 +73,14 @@ pub struct Own {
     pub catalog: Catalog,
     /// What the stream may hold, where that is not little.
     pub stream_bytes_max: Option<i64>,
+    /// No other test beside it, because it compares times.
+    pub alone: bool,
 }
+
+/// A share of the machine for as long as a bed is used; all of it for one that is alone.
+static MACHINE: Semaphore = Semaphore::const_new(BEDS_MAX as usize);
+/// More beds than there are at a time.
+const BEDS_MAX: u32 = 1_000;
 
 /// Gateways, customers and models of a test's own, each model with its provider.
 #[derive(Default)]
@@ -106,6 +114,7 @@ pub struct Bed {
     snapshots: Option<JoinHandle<()>>,
     // Removed last.
     _shared: Option<TestBed>,
+    _share: SemaphorePermit<'static>,
 }
 
 impl Bed {
@@ -121,6 +130,7 @@ impl Bed {
     }
 
     async fn start(name: &str, own: Own) -> Self {
+        let share = MACHINE.acquire_many(if own.alone { BEDS_MAX } else { 1 }).await.unwrap();
         let all_own = own.postgres && (own.nats || own.cluster);
         let shared = if all_own { None } else { Some(TestBed::new().await) };
         let own_postgres = if own.postgres {
@@ -181,6 +191,7 @@ impl Bed {
             stream_bytes_max: bytes_max,
             snapshots: None,
             _shared: shared,
+            _share: share,
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use waybill::ingest::Publisher;
 
 use crate::api::{ask, event, finance_key, gateway_key, write_down};
-use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS};
+use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS, Own};
 use crate::harness::{free_addresses, get, wait_until};
 use crate::protocol::{Kind, Message, Way};
 use crate::proxy::End;
@@ -26,8 +26,11 @@ use crate::watching::{accounted, caught_up, cpu_ticks, nothing_unearned, peak_mi
 
 /// How long the program may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Looks in a row that must find no more taken from the stream: for longer than deciding a batch takes.
-const LOOKS_UNCHANGED: u32 = 30;
+/// What counts as idle: for so long nothing is taken from the stream, and hardly any of a processor is used. A busy machine
+/// may give a program so little of it that it takes nothing for longer than that, but then it uses what it is given.
+const IDLE: Duration = Duration::from_millis(600);
+/// The most that an idle program uses in that time, in clock ticks: a tenth of a processor.
+const IDLE_TICKS_MAX: u64 = 6;
 /// The most memory that recording may need.
 const MEMORY_MAX_MIB: u64 = 256;
 
@@ -36,14 +39,15 @@ fn recording(message: &Message) -> bool {
     message.is_statement("COMMIT") && message.follows("COPY usage_events")
 }
 
-/// Waits until nothing more is taken from the stream.
-async fn takes_no_more(bed: &Bed) {
-    let (mut taken, mut looks) = (0, 0);
+/// Waits until a program takes nothing more from the stream, and has decided what it took.
+async fn takes_no_more(bed: &Bed, service: &Service) {
+    let (mut taken, mut ticks, mut since) = (0, 0, Instant::now());
     wait_until("nothing more is taken", async || {
-        let now = bed.consumer_info().await?.num_ack_pending;
-        looks = if now == taken { looks + 1 } else { 0 };
-        taken = now;
-        (taken > 0 && looks == LOOKS_UNCHANGED).then_some(())
+        let now = bed.consumer_info().await?.delivered.consumer_sequence;
+        if now != taken || cpu_ticks(service) > ticks + IDLE_TICKS_MAX {
+            (taken, ticks, since) = (now, cpu_ticks(service), Instant::now());
+        }
+        (taken > 0 && since.elapsed() >= IDLE).then_some(())
     })
     .await;
 }
@@ -188,7 +192,7 @@ async fn f54_full_batches_stay_within_the_memory_limit() {
     let stopping = bed.postgres.hold(Way::ToServer, recording);
     let service = serve.start();
     let held = stopping.reached("a batch is about to be committed again").await;
-    takes_no_more(&bed).await;
+    takes_no_more(&bed, &service).await;
     held.release();
     service.ready().await;
     let (mut exports, mut peak) = (tokio::task::JoinSet::new(), 0);
@@ -362,14 +366,22 @@ const STORM_TENTHS: usize = 3;
 /// F58: three of ten events cannot be recorded, in every way: the others are recorded as ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn f58_a_storm_of_poison_touches_no_good_event() {
-    let mut bed = Bed::new("f58").await;
-    let messages = if thorough() { 600 } else { 60 };
-    let calm = drained(&bed, "calm", messages, false).await;
-    let storm = drained(&bed, "storm", messages, true).await;
-    if thorough() {
+    let mut bed = Bed::with("f58", Own { alone: thorough(), ..Own::default() }).await;
+    let (pairs, messages) = if thorough() { (5, 600) } else { (1, 60) };
+    let mut shares = Vec::new();
+    for pair in 0..pairs {
+        let calm = drained(&bed, &format!("calm-{pair}"), messages, false).await;
+        let storm = drained(&bed, &format!("storm-{pair}"), messages, true).await;
         println!("good events per second: {calm} without poison, {storm} with three tenths of it");
-        assert!(storm * 2 >= calm, "poison takes more than its share: {storm} of {calm} a second");
+        shares.push(storm * 100 / calm.max(1));
     }
+    shares.sort_unstable();
+    let median = shares[shares.len() / 2];
+    // So few events as the short selection has are no measure.
+    assert!(
+        !thorough() || median >= 50,
+        "poison takes more than its share: {median} % are left, of {shares:?}"
+    );
     for (reason, _) in POISONS {
         let found: i64 = sqlx::query_scalar("SELECT count(*) FROM rejections WHERE reason = $1")
             .bind(reason)
@@ -401,7 +413,8 @@ async fn drained(bed: &Bed, name: &str, messages: usize, poisoned: bool) -> u64 
             notes.push("new");
             good += 1;
             if poisoned && index % (10 - STORM_TENTHS) < STORM_TENTHS {
-                let mut poison = event(&source, &format!("poison-{number}-{index}"), customer, "poison");
+                let mut poison =
+                    event(&source, &format!("{name}-poison-{number}-{index}"), customer, "poison");
                 POISONS[bad % POISONS.len()].1(&mut poison);
                 events.push(poison);
                 notes.push("poison");

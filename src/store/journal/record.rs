@@ -196,7 +196,7 @@ pub async fn insert_rejections(
     batch: BatchId,
     incarnation: Uuid,
     catalog_version: i64,
-    rejections: &[Rejection],
+    rejections: &[&Rejection],
 ) -> Result<(), StoreError> {
     if rejections.is_empty() {
         return Ok(());
