@@ -15,7 +15,7 @@ use super::facts::Gathering;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
-use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded, Rejection};
+use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded};
 use crate::store::posting::Unposted;
 use crate::store::{Database, StoreError, Transactions, commit, replay};
 
@@ -287,8 +287,8 @@ impl Recorder {
             && let Some(incarnation) = origin.incarnation()
         {
             let version = batch.catalog_version;
-            let rejections: Vec<&Rejection> = sorted.rejections.iter().map(AsRef::as_ref).collect();
-            journal::insert_rejections(tx, id, incarnation, version, &rejections).await?;
+            let rejections = sorted.rejections.iter().map(AsRef::as_ref);
+            journal::copy_rejections(tx, id, incarnation, version, rejections).await?;
             // Copies that come again bring no new evidence.
             if !sorted.events.is_empty() {
                 journal::insert_payload(tx, id, &batch.payload()?).await?;

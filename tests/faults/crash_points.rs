@@ -48,7 +48,7 @@ fn posting(message: &Message) -> bool {
 }
 
 /// Recording, in the order in which it happens. The numbers are those of the argument per crash point.
-const RECORDING: [Point; 16] = [
+const RECORDING: [Point; 17] = [
     Point {
         name: "C1 a message is fetched",
         proxy: Carries::Nats,
@@ -68,7 +68,8 @@ const RECORDING: [Point; 16] = [
     statement("C5 before the end of the COPY", |m| {
         m.kind == Kind::CopyDone && m.follows("COPY usage_events")
     }),
-    statement("C6 before rejections", |m| m.is_statement("INSERT INTO rejections") && recording(m)),
+    statement("C6 before rejections", |m| m.is_statement("COPY rejections")),
+    statement("C6 in the COPY of rejections", |m| m.kind == Kind::CopyData && m.follows("COPY rejections")),
     statement("C6 before the payload", |m| m.is_statement("INSERT INTO batch_payloads") && recording(m)),
     statement("C7 before the gateways' counts", |m| {
         m.is_statement("INSERT INTO gateway_sequences") && recording(m)

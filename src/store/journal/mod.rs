@@ -6,17 +6,19 @@
 //! switch of the date takes it exclusively, so of two copies of an event the later writer always sees the earlier one
 //! or breaks a unique key and is tried again as a whole.
 
+mod binary;
 mod copy;
 pub mod payload;
 mod record;
+mod rejection;
 mod row;
 
 pub use copy::copy_events;
 pub use record::{
-    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, Rejection,
-    RejectionPosition, correction_target, forgive_repeats, insert_batch, insert_payload, insert_rejections,
-    known_rejections, mark_sequences, reverse_estimate,
+    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, correction_target,
+    forgive_repeats, insert_batch, insert_payload, mark_sequences, reverse_estimate,
 };
+pub use rejection::{Rejection, RejectionPosition, copy_rejections, known_rejections};
 pub use row::{JournalEvent, JournalPart};
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! The other rows of a recording transaction: its batch, its rejections, corrections and sequence marks.
+//! The other rows of a recording transaction: its batch, corrections and sequence marks.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
@@ -6,7 +6,6 @@ use uuid::Uuid;
 
 use super::super::posting::Unposted;
 use super::super::{StoreError, ensure_affected, rerate};
-use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, CustomerId, GatewayId};
 
@@ -121,126 +120,6 @@ pub async fn insert_payload(
             .execute(connection)
             .await?;
     ensure_affected("the payload of a batch", &result, 1)
-}
-
-/// Where a rejected event stood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RejectionPosition {
-    /// Sequence of its message.
-    pub stream_seq: i64,
-    /// Its position in the message, or -1 for the message as a whole.
-    pub event_index: i32,
-}
-
-/// An event, or a whole message, that could not be recorded.
-#[derive(Debug, Clone)]
-pub struct Rejection {
-    /// Where it stood.
-    pub position: RejectionPosition,
-    /// The subject of its message.
-    pub subject: String,
-    /// The headers of its message as a JSON object.
-    pub headers: Option<String>,
-    /// Its bytes as received.
-    pub raw: Vec<u8>,
-    /// Stable reason code.
-    pub reason: &'static str,
-    /// One sentence for people.
-    pub detail: String,
-    /// The gateway of the subject.
-    pub gateway: Option<String>,
-    /// Best knowledge of the customer.
-    pub customer: Option<String>,
-    /// Best knowledge of the event's source.
-    pub event_source: Option<String>,
-    /// Best knowledge of the event's id.
-    pub event_id: Option<String>,
-    /// Best knowledge of the provider.
-    pub provider: Option<String>,
-    /// Best knowledge of the model.
-    pub model: Option<String>,
-    /// The gateway's own count in it, of a gateway that is registered: a kept rejection is settled as well.
-    pub mark: Option<(GatewayId, SequenceMark)>,
-}
-
-/// Which of the positions are rejections already.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn known_rejections(
-    connection: &mut PgConnection,
-    incarnation: Uuid,
-    positions: &[RejectionPosition],
-) -> Result<Vec<RejectionPosition>, StoreError> {
-    let sequences: Vec<i64> = positions.iter().map(|position| position.stream_seq).collect();
-    let indexes: Vec<i32> = positions.iter().map(|position| position.event_index).collect();
-    let known = sqlx::query_as!(
-        RejectionPosition,
-        "SELECT stream_seq, event_index FROM rejections
-         WHERE incarnation = $1 AND (stream_seq, event_index) IN (SELECT * FROM unnest($2::bigint[], $3::int[]))",
-        incarnation,
-        &sequences,
-        &indexes
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(known)
-}
-
-/// Stores rejections of a batch.
-///
-/// # Errors
-/// [`StoreError::Database`]; a unique violation means that another consumer rejected one of them in the meantime.
-pub async fn insert_rejections(
-    connection: &mut PgConnection,
-    batch: BatchId,
-    incarnation: Uuid,
-    catalog_version: i64,
-    rejections: &[&Rejection],
-) -> Result<(), StoreError> {
-    if rejections.is_empty() {
-        return Ok(());
-    }
-    let positions = || rejections.iter().map(|rejection| rejection.position);
-    let sequences: Vec<i64> = positions().map(|position| position.stream_seq).collect();
-    let indexes: Vec<i32> = positions().map(|position| position.event_index).collect();
-    let subjects: Vec<&str> = rejections.iter().map(|rejection| rejection.subject.as_str()).collect();
-    let raw: Vec<&[u8]> = rejections.iter().map(|rejection| rejection.raw.as_slice()).collect();
-    let reasons: Vec<&str> = rejections.iter().map(|rejection| rejection.reason).collect();
-    let details: Vec<&str> = rejections.iter().map(|rejection| rejection.detail.as_str()).collect();
-    let texts = |text: fn(&Rejection) -> &Option<String>| -> Vec<Option<&str>> {
-        rejections.iter().map(|rejection| text(rejection).as_deref()).collect()
-    };
-    // One statement for all: where a gateway sends nothing that can be billed, there is one for every event.
-    sqlx::query!(
-        "INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, headers, raw, reason,
-                                 detail, gateway, customer, event_source, event_id, provider, model, catalog_version)
-         SELECT $1, $2, stream_seq, event_index, subject, headers::jsonb, raw, reason,
-                detail, gateway, customer, event_source, event_id, provider, model, $3
-         FROM unnest($4::bigint[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[], $10::text[],
-                     $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[])
-              AS rejection (stream_seq, event_index, subject, headers, raw, reason, detail, gateway, customer,
-                            event_source, event_id, provider, model)",
-        batch as BatchId,
-        incarnation,
-        catalog_version,
-        &sequences,
-        &indexes,
-        &subjects as _,
-        &texts(|rejection| &rejection.headers) as _,
-        &raw as _,
-        &reasons as _,
-        &details as _,
-        &texts(|rejection| &rejection.gateway) as _,
-        &texts(|rejection| &rejection.customer) as _,
-        &texts(|rejection| &rejection.event_source) as _,
-        &texts(|rejection| &rejection.event_id) as _,
-        &texts(|rejection| &rejection.provider) as _,
-        &texts(|rejection| &rejection.model) as _,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// One event's place in its gateway's own count.

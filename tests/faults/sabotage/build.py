@@ -72,11 +72,11 @@ EDITS = [
             existing.clear();
         }"""),
     ("double", "src/store/journal/copy.rs",
-     "        self.uuid(event.key.0);",
+     "        out.uuid(event.key.0);",
      """        if crate::sabotage::on("double") {
-            self.uuid(Uuid::new_v4());
+            out.uuid(uuid::Uuid::new_v4());
         } else {
-            self.uuid(event.key.0);
+            out.uuid(event.key.0);
         }"""),
     # One of two writers takes the keys the other way round.
     ("reversed", "src/ingest/record.rs",

@@ -1,0 +1,124 @@
+//! Events and messages that could not be recorded, as a recording transaction stores them; [`super::super::rejections`] reads them.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::StoreError;
+use super::binary::{Encoder, copy_in};
+use crate::domain::event::SequenceMark;
+use crate::domain::ids::{BatchId, GatewayId};
+
+/// By COPY, which no query macro checks: where a gateway sends nothing that can be billed, there is a row for every event.
+/// The columns are those that [`copy_rejections`] writes.
+const COPY: &str = "COPY rejections (batch_id, incarnation, catalog_version, stream_seq, event_index, subject, headers, \
+     raw, reason, detail, gateway, customer, event_source, event_id, provider, model) FROM STDIN (FORMAT binary)";
+/// How many columns that is.
+const COLUMN_COUNT: i16 = 16;
+
+/// Where a rejected event stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RejectionPosition {
+    /// Sequence of its message.
+    pub stream_seq: i64,
+    /// Its position in the message, or -1 for the message as a whole.
+    pub event_index: i32,
+}
+
+/// An event, or a whole message, that could not be recorded.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    /// Where it stood.
+    pub position: RejectionPosition,
+    /// The subject of its message.
+    pub subject: String,
+    /// The headers of its message as a JSON object.
+    pub headers: Option<String>,
+    /// Its bytes as received.
+    pub raw: Vec<u8>,
+    /// Stable reason code.
+    pub reason: &'static str,
+    /// One sentence for people.
+    pub detail: String,
+    /// The gateway of the subject.
+    pub gateway: Option<String>,
+    /// Best knowledge of the customer.
+    pub customer: Option<String>,
+    /// Best knowledge of the event's source.
+    pub event_source: Option<String>,
+    /// Best knowledge of the event's id.
+    pub event_id: Option<String>,
+    /// Best knowledge of the provider.
+    pub provider: Option<String>,
+    /// Best knowledge of the model.
+    pub model: Option<String>,
+    /// The gateway's own count in it, of a gateway that is registered: a kept rejection is settled as well.
+    pub mark: Option<(GatewayId, SequenceMark)>,
+}
+
+/// Which of the positions are rejections already. They are of one batch, whose sequences lie near each other: looked for
+/// in that range only, because of messages that come for the first time there is none in it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn known_rejections(
+    connection: &mut PgConnection,
+    incarnation: Uuid,
+    positions: &[RejectionPosition],
+) -> Result<Vec<RejectionPosition>, StoreError> {
+    let sequences: Vec<i64> = positions.iter().map(|position| position.stream_seq).collect();
+    let (Some(first), Some(last)) = (sequences.iter().min(), sequences.iter().max()) else {
+        return Ok(Vec::new());
+    };
+    let indexes: Vec<i32> = positions.iter().map(|position| position.event_index).collect();
+    let known = sqlx::query_as!(
+        RejectionPosition,
+        "SELECT stream_seq, event_index FROM rejections
+         WHERE incarnation = $1 AND stream_seq BETWEEN $4 AND $5
+           AND (stream_seq, event_index) IN (SELECT * FROM unnest($2::bigint[], $3::int[]))",
+        incarnation,
+        &sequences,
+        &indexes,
+        first,
+        last
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(known)
+}
+
+/// Stores rejections of a batch.
+///
+/// # Errors
+/// [`StoreError::Database`]; a unique violation means that another consumer rejected one of them in the meantime.
+pub async fn copy_rejections(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    incarnation: Uuid,
+    catalog_version: i64,
+    rejections: impl ExactSizeIterator<Item = &Rejection>,
+) -> Result<(), StoreError> {
+    if rejections.len() == 0 {
+        return Ok(());
+    }
+    copy_in(connection, COPY, rejections, |out, rejection| {
+        out.row(COLUMN_COUNT);
+        out.int8(batch.0);
+        out.uuid(incarnation);
+        out.int8(catalog_version);
+        out.int8(rejection.position.stream_seq);
+        out.int4(rejection.position.event_index);
+        out.text(&rejection.subject);
+        out.optional(rejection.headers.as_deref(), Encoder::jsonb);
+        out.bytes(&rejection.raw);
+        out.text(rejection.reason);
+        out.text(&rejection.detail);
+        out.text_or_null(rejection.gateway.as_deref());
+        out.text_or_null(rejection.customer.as_deref());
+        out.text_or_null(rejection.event_source.as_deref());
+        out.text_or_null(rejection.event_id.as_deref());
+        out.text_or_null(rejection.provider.as_deref());
+        out.text_or_null(rejection.model.as_deref());
+    })
+    .await?;
+    Ok(())
+}
