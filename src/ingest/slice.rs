@@ -13,8 +13,9 @@ use crate::domain::period::BillingCalendar;
 use crate::store::posting::{self, Row, Slice};
 use crate::store::{Database, commit, periods};
 
-/// Fewest rows of a slice that are worth a transaction of its own for half of them.
-const HALVES_ROWS_MIN: i64 = 5_000;
+/// Fewest rows of a slice that are worth a transaction of its own for half of them: two of them leave recording less of a
+/// small machine, which matters where there is no backlog, and slices are of a second.
+const HALVES_ROWS_MIN: i64 = 20_000;
 
 /// Adds the slice to the sums and marks it posted; `kept` is what is known of its rows, the others are read. The odd half may
 /// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again.

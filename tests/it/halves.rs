@@ -12,7 +12,7 @@ use crate::harness::wait_until;
 use crate::ledger::{Ledger, Row, task_call, utc};
 
 /// As many rows as are posted in two halves.
-const ROWS: i64 = 5_000;
+const ROWS: i64 = 20_000;
 const AT: &str = "2026-10-02T01:00:00Z";
 
 /// A ledger in which both of two customers have used something, and a large batch of theirs waits.
