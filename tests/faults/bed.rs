@@ -73,8 +73,6 @@ pub struct Own {
     pub catalog: Catalog,
     /// What the stream may hold, where that is not little.
     pub stream_bytes_max: Option<i64>,
-    /// No other test beside it, because it compares times.
-    pub alone: bool,
 }
 
 /// A share of the machine for as long as a bed is used; all of it for one that is alone.
@@ -126,11 +124,16 @@ impl Bed {
     /// With servers of its own.
     pub async fn with(name: &str, own: Own) -> Self {
         // Starting servers takes a large future, which no test needs to carry along.
-        Box::pin(Self::start(name, own)).await
+        Box::pin(Self::start(name, own, 1)).await
     }
 
-    async fn start(name: &str, own: Own) -> Self {
-        let share = MACHINE.acquire_many(if own.alone { BEDS_MAX } else { 1 }).await.unwrap();
+    /// On the servers that all tests share, with no other test beside it, because it compares times.
+    pub async fn alone(name: &str) -> Self {
+        Box::pin(Self::start(name, Own::default(), BEDS_MAX)).await
+    }
+
+    async fn start(name: &str, own: Own, share: u32) -> Self {
+        let share = MACHINE.acquire_many(share).await.unwrap();
         let all_own = own.postgres && (own.nats || own.cluster);
         let shared = if all_own { None } else { Some(TestBed::new().await) };
         let own_postgres = if own.postgres {

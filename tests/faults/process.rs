@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use waybill::ingest::Publisher;
 
 use crate::api::{ask, event, finance_key, gateway_key, write_down};
-use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS, Own};
+use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS};
 use crate::harness::{free_addresses, get, wait_until};
 use crate::protocol::{Kind, Message, Way};
 use crate::proxy::End;
@@ -366,7 +366,7 @@ const STORM_TENTHS: usize = 3;
 /// F58: three of ten events cannot be recorded, in every way: the others are recorded as ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn f58_a_storm_of_poison_touches_no_good_event() {
-    let mut bed = Bed::with("f58", Own { alone: thorough(), ..Own::default() }).await;
+    let mut bed = if thorough() { Bed::alone("f58").await } else { Bed::new("f58").await };
     let (pairs, messages) = if thorough() { (5, 600) } else { (1, 60) };
     let mut shares = Vec::new();
     for pair in 0..pairs {

@@ -1,4 +1,4 @@
-//! The binary COPY format: rows on their way into a table, many times cheaper than as parameters of an INSERT.
+//! The binary COPY format: rows on their way into a table, cheaper than as parameters of an INSERT (`performance` section 4).
 //!
 //! COPY is the one statement that the query macros cannot check: who uses it must list the columns in the order in which it
 //! writes them, which every test that records something proves.

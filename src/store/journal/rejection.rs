@@ -1,4 +1,5 @@
-//! Events and messages that could not be recorded, as a recording transaction stores them; [`super::super::rejections`] reads them.
+//! Events and messages that could not be recorded, as a recording transaction stores them. Lists of them, and what finance
+//! does about them, are [`super::super::rejections`]'s.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
