@@ -326,9 +326,7 @@ async fn known_rejections(
     origin: Origin,
     refused: &[(&Decided, Cow<'_, Rejection>)],
 ) -> Result<HashSet<RejectionPosition>, StoreError> {
-    let Some(incarnation) = origin.incarnation().filter(|_| !refused.is_empty()) else {
-        return Ok(HashSet::default());
-    };
+    let Some(incarnation) = origin.incarnation() else { return Ok(HashSet::default()) };
     let positions: Vec<RejectionPosition> = refused.iter().map(|(_, rejection)| rejection.position).collect();
     Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())
 }

@@ -208,10 +208,7 @@ async fn f47_killed_at_every_point_of_posting_in_halves() {
     let posting = bed.serve().roles(&["--jobs"]);
     for point in HALF_POSTING {
         kill_at(&bed, &posting, point, rounds(100)).await;
-        if thorough() {
-            // So many rows that each takes longer than the kills of a short run.
-            bed.audit().await.clean();
-        }
+        bed.audit().await.clean();
     }
     let _service = posting.start();
     bed.posted().await;

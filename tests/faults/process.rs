@@ -43,9 +43,9 @@ fn recording(message: &Message) -> bool {
 async fn takes_no_more(bed: &Bed, service: &Service) {
     let (mut taken, mut ticks, mut since) = (0, 0, Instant::now());
     wait_until("nothing more is taken", async || {
-        let now = bed.consumer_info().await?.delivered.consumer_sequence;
-        if now != taken || cpu_ticks(service) > ticks + IDLE_TICKS_MAX {
-            (taken, ticks, since) = (now, cpu_ticks(service), Instant::now());
+        let (now, used) = (bed.consumer_info().await?.delivered.consumer_sequence, cpu_ticks(service));
+        if now != taken || used > ticks + IDLE_TICKS_MAX {
+            (taken, ticks, since) = (now, used, Instant::now());
         }
         (taken > 0 && since.elapsed() >= IDLE).then_some(())
     })

@@ -27,15 +27,17 @@ def row_content(ledger, row):
 
 
 def no_loss(ledger, journals):
-    """I1: whatever a gateway has sent is recorded, or a rejection where it cannot be."""
+    """I1: whatever a gateway has sent is recorded, or a rejection where it cannot be. A conflict says that another event
+    stands under the identity: where none does, that one is lost."""
     recorded = recorded_rows(ledger)
+    kept = {(r["event_source"], r["event_id"]) for r in ledger.rejections if r["reason"] != "conflict"}
     rejected = {(row["event_source"], row["event_id"]) for row in ledger.rejections}
     raws = [bytes.fromhex(row["raw"][2:]) for row in ledger.rejections if row["event_index"] == "-1"]
     for event in journals.events:
         if event.note == "poison":
             if event.identity not in rejected:
                 yield f"{event.identity} cannot be recorded and is no rejection"
-        elif event.identity not in recorded and event.identity not in rejected:
+        elif event.identity not in recorded and event.identity not in kept:
             yield f"{event.identity} ({event.note}) is nowhere"
     for body in journals.whole:
         if body.encode() not in raws:
