@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use async_nats::Subject;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::jetstream::message::Info;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::IngestError;
 use super::decide::Incoming;
+use super::fetch::{fetch, last_info};
 use super::life::{self, Life};
 use super::message;
 use super::pace::Nudge;
@@ -23,18 +22,6 @@ use super::stream::{self, StreamLimits, UsageStream};
 use crate::health::Health;
 use crate::store::StoreError;
 
-/// Most messages that are fetched together. With what is recorded together, and as much that waits for it, three fetches
-/// are on their way at most: no more than the messages that the stream lets out at a time.
-const FETCH_MESSAGES_MAX: usize = 2_500;
-/// Most bytes that are fetched together, as the stream sends them: what is decided at a time, so little of it that the
-/// recording task, which takes what there is, finds almost a full batch.
-const FETCH_BYTES_MAX: usize = 2 << 20;
-/// How long one request waits for a first message; one that went to a leader that is gone is given up 5 s after that.
-const FETCH_EXPIRES: Duration = Duration::from_secs(2);
-/// The same for the rest of a batch, which is there already or not.
-const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
-/// The server ends a request that finds nothing when it expires; where it has not by then, it does not answer.
-const FETCH_SILENT: Duration = Duration::from_secs(5);
 /// How long nothing may come in before it is asked whether something should have.
 const STARVED_AFTER: Duration = Duration::from_secs(12);
 /// Looks in a row, a fetch apart, that must find messages waiting before another subscription is tried.
@@ -42,7 +29,7 @@ const STARVED_LOOKS: u32 = 2;
 /// How long the database may take to show that it could take a commit.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the stream failed.
-const STREAM_RETRY: Duration = Duration::from_secs(1);
+const STREAM_RETRY: Duration = Duration::from_millis(500);
 
 /// The part that this loop speaks for in the health of the program, besides [`INGEST`].
 pub(super) const STREAM: &str = "stream";
@@ -259,53 +246,4 @@ impl Fetching {
             }
         }
     }
-}
-
-/// What the stream says of the last of these messages.
-fn last_info(messages: &[Message]) -> Option<Info<'_>> {
-    messages.last()?.info().ok()
-}
-
-/// The next messages: waits for a first one, then takes what is there with it.
-async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
-    const FETCH: &str = "cannot fetch messages";
-    let (mut messages, asked) = (Vec::new(), Instant::now());
-    let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
-    let mut first = stream::within(FETCH, first).await?;
-    while let Some(message) = first.next().await {
-        messages.push(message.map_err(IngestError::stream(FETCH))?);
-    }
-    if messages.is_empty() {
-        // The client itself ends a request that nobody has ended, and calls that no error.
-        let silent = asked.elapsed() >= FETCH_SILENT;
-        return if silent {
-            Err(IngestError::stream(FETCH)("the server is silent".into()))
-        } else {
-            Ok(messages)
-        };
-    }
-    // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
-    // later. Messages that are delivered again count as waiting nowhere: behind one there may be more.
-    let count = match last_info(&messages) {
-        Some(info) if info.delivered <= 1 => {
-            usize::try_from(info.pending).unwrap_or(usize::MAX).min(FETCH_MESSAGES_MAX)
-        }
-        _ => FETCH_MESSAGES_MAX,
-    };
-    if count == 0 {
-        return Ok(messages);
-    }
-    let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
-    let mut rest = stream::within(FETCH, rest.messages()).await?;
-    while let Some(message) = rest.next().await {
-        match message {
-            Ok(message) => messages.push(message),
-            // What was received is good; the fault shows again at the next fetch.
-            Err(error) => {
-                tracing::debug!(%error, "a fetch ended early");
-                break;
-            }
-        }
-    }
-    Ok(messages)
 }

@@ -14,6 +14,7 @@ mod consumer;
 mod decide;
 mod error;
 mod facts;
+mod fetch;
 mod life;
 mod message;
 mod meters;

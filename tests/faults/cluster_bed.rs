@@ -24,6 +24,9 @@ const START_PATIENCE: Duration = Duration::from_secs(40);
 const STARTS: usize = 3;
 /// How often it is looked whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// What each server is started with: the shipped configuration, and less time for clients to go in lame duck mode.
+const NODE_CONF: &str = "node.conf";
+const NODE: &str = "include ./nats-cluster.conf\nlame_duck_grace_period: 1s\n";
 /// What the configuration takes for passwords here.
 const PASSWORD: &str = "cluster-test";
 
@@ -113,6 +116,7 @@ impl Cluster {
         for name in ["nats.conf", "nats-cluster.conf"] {
             std::fs::copy(shipped.join(name), folder.join(name)).unwrap();
         }
+        std::fs::write(folder.join(NODE_CONF), NODE).unwrap();
         let quoted = |text: &str| format!("\"{text}\"");
         let routes = self.nodes.iter().map(|node| quoted(&format!("nats://route:{PASSWORD}@{}", node.route)));
         let routes = format!("[{}]", routes.collect::<Vec<_>>().join(", "));
@@ -120,7 +124,7 @@ impl Cluster {
         let node = &mut self.nodes[number];
         let child = Command::new(&self.program)
             .arg("-c")
-            .arg(folder.join("nats-cluster.conf"))
+            .arg(folder.join(NODE_CONF))
             .env("WAYBILL_NATS_NAME", format!("n{number}"))
             .env("WAYBILL_NATS_ZONE", quoted(&format!("zone:{number}")))
             .env("WAYBILL_NATS_HOST", quoted(&node.client.ip().to_string()))
@@ -181,13 +185,6 @@ impl Cluster {
     /// Lame duck mode: it hands over what it leads, asks its clients to go, and ends.
     pub async fn retire(&mut self, number: usize) {
         self.signal(number, Signal::SIGUSR2);
-        let mut child = self.nodes[number].child.take().expect("the server runs");
-        tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
-    }
-
-    /// SIGTERM, and waits until it has ended.
-    pub async fn stop(&mut self, number: usize) {
-        self.signal(number, Signal::SIGTERM);
         let mut child = self.nodes[number].child.take().expect("the server runs");
         tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     }

@@ -1,0 +1,133 @@
+//! One fetch of messages from the stream, for the loop in [`super::consumer`].
+
+use std::time::Duration;
+
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::{Consumer, pull};
+use async_nats::jetstream::message::Info;
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use super::IngestError;
+use super::stream;
+
+/// Most messages that are fetched together. With what is recorded together, and as much that waits for it, three fetches
+/// are on their way at most: no more than the messages that the stream lets out at a time.
+const FETCH_MESSAGES_MAX: usize = 2_500;
+/// Most bytes that are fetched together, as the stream sends them: what is decided at a time, so little of it that the
+/// recording task, which takes what there is, finds almost a full batch.
+const FETCH_BYTES_MAX: usize = 2 << 20;
+/// How long one request waits for a first message.
+const FETCH_EXPIRES: Duration = Duration::from_secs(2);
+/// The same for the rest of a batch, which is there already or not.
+const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
+/// How long after a request has expired the server may take to say so before it is asked whether it still knows of it.
+const OVERDUE_AFTER: Duration = Duration::from_millis(500);
+/// How long it may take to answer that before it is asked again, and the pause before.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_PAUSE: Duration = Duration::from_millis(250);
+/// What was sent before the answer to that question may arrive this much after it.
+const STRAGGLERS: Duration = Duration::from_millis(250);
+/// What the client waits for a request that nobody has ended, after it has expired, is at least this: the server is silent.
+const FETCH_SILENT: Duration = Duration::from_secs(5);
+
+const FETCH: &str = "cannot fetch messages";
+
+/// The next messages: waits for a first one, then takes what is there with it.
+///
+/// # Errors
+/// [`IngestError::Stream`] where the stream refuses or does not answer.
+pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
+    let mut messages = Vec::new();
+    let asked = Instant::now();
+    let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
+    let mut first = Request::new(consumer, stream::within(FETCH, first).await?, asked + FETCH_EXPIRES);
+    while let Some(message) = first.next().await {
+        messages.push(message.map_err(IngestError::stream(FETCH))?);
+    }
+    if messages.is_empty() {
+        // The client itself ends a request that nobody has ended, and calls that no error.
+        let silent = !first.lost && asked.elapsed() >= FETCH_SILENT;
+        return if silent {
+            Err(IngestError::stream(FETCH)("the server is silent".into()))
+        } else {
+            Ok(messages)
+        };
+    }
+    // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
+    // later. Messages that are delivered again count as waiting nowhere: behind one there may be more.
+    let count = match last_info(&messages) {
+        Some(info) if info.delivered <= 1 => {
+            usize::try_from(info.pending).unwrap_or(usize::MAX).min(FETCH_MESSAGES_MAX)
+        }
+        _ => FETCH_MESSAGES_MAX,
+    };
+    if count == 0 {
+        return Ok(messages);
+    }
+    let asked = Instant::now();
+    let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
+    let mut rest =
+        Request::new(consumer, stream::within(FETCH, rest.messages()).await?, asked + DRAIN_EXPIRES);
+    while let Some(message) = rest.next().await {
+        match message {
+            Ok(message) => messages.push(message),
+            // What was received is good; the fault shows again at the next fetch.
+            Err(error) => {
+                tracing::debug!(%error, "a fetch ended early");
+                break;
+            }
+        }
+    }
+    Ok(messages)
+}
+
+/// What the stream says of the last of these messages.
+pub(super) fn last_info(messages: &[Message]) -> Option<Info<'_>> {
+    messages.last()?.info().ok()
+}
+
+/// A request for messages.
+struct Request<'a> {
+    consumer: &'a Consumer<pull::Config>,
+    messages: pull::Batch,
+    overdue: Instant,
+    /// Whether it went to a leader that is gone, and with it whoever would end it.
+    lost: bool,
+}
+
+impl<'a> Request<'a> {
+    fn new(consumer: &'a Consumer<pull::Config>, messages: pull::Batch, expires: Instant) -> Self {
+        Self { consumer, messages, overdue: expires + OVERDUE_AFTER, lost: false }
+    }
+
+    /// The next message, or `None` at the end of the request. The client gives up a request that nobody has ended 5 s after
+    /// it expired; where the consumer answers what it was asked later, waiting for longer is in vain. By time alone it
+    /// would not do: over a slow connection every request would be given up, and its messages come again and again.
+    async fn next(&mut self) -> Option<Result<Message, async_nats::Error>> {
+        tokio::select! {
+            biased;
+            message = self.messages.next() => return message,
+            () = tokio::time::sleep_until(self.overdue) => {}
+        }
+        tokio::select! {
+            biased;
+            message = self.messages.next() => return message,
+            () = answered(self.consumer) => {}
+        }
+        match tokio::time::timeout(STRAGGLERS, self.messages.next()).await {
+            Ok(message) => message,
+            Err(_) => {
+                self.lost = true;
+                None
+            }
+        }
+    }
+}
+
+/// Returns once the consumer has answered a question; one that went to a leader that is gone has no answer either.
+async fn answered(consumer: &Consumer<pull::Config>) {
+    while !matches!(tokio::time::timeout(ASK_EVERY, consumer.get_info()).await, Ok(Ok(_))) {
+        tokio::time::sleep(ASK_PAUSE).await;
+    }
+}
