@@ -115,13 +115,9 @@ impl<'a> Request<'a> {
             message = self.messages.next() => return message,
             () = answered(self.consumer) => {}
         }
-        match tokio::time::timeout(STRAGGLERS, self.messages.next()).await {
-            Ok(message) => message,
-            Err(_) => {
-                self.lost = true;
-                None
-            }
-        }
+        let straggler = tokio::time::timeout(STRAGGLERS, self.messages.next()).await;
+        self.lost = straggler.is_err();
+        straggler.ok().flatten()
     }
 }
 
