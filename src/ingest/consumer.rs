@@ -26,6 +26,10 @@ use crate::store::StoreError;
 const STARVED_AFTER: Duration = Duration::from_secs(12);
 /// Looks in a row, a fetch apart, that must find messages waiting before another subscription is tried.
 const STARVED_LOOKS: u32 = 2;
+/// Requests in a row that may be lost, as one is when the consumer gets another leader, before the stream counts as silent.
+const LOST_REQUESTS_MAX: u32 = 2;
+/// What is said then.
+const SILENT: &str = "the stream does not answer";
 /// How long the database may take to show that it could take a commit.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the stream failed.
@@ -75,6 +79,7 @@ pub(super) async fn run(
         last_received: Instant::now(),
         received: false,
         starved_looks: 0,
+        lost_requests: 0,
     };
     fetching.probe().await;
     let ended = fetching.fetch_all(&sender, &pause).await;
@@ -104,6 +109,7 @@ struct Fetching {
     last_received: Instant,
     received: bool,
     starved_looks: u32,
+    lost_requests: u32,
 }
 
 impl Fetching {
@@ -116,14 +122,22 @@ impl Fetching {
                 messages = fetch(&self.consumer) => messages,
             };
             let failed = match messages {
-                Ok(messages) if messages.is_empty() => {
-                    self.health.up(STREAM);
+                Ok(None) => {
+                    self.lost_requests += 1;
+                    if self.lost_requests >= LOST_REQUESTS_MAX {
+                        tracing::warn!(in_a_row = self.lost_requests, "requests for messages are lost");
+                        self.health.down(STREAM, SILENT);
+                    }
+                    false
+                }
+                Ok(Some(messages)) if messages.is_empty() => {
+                    self.answers();
                     self.nudge.left(Some(0));
                     self.probe().await;
                     false
                 }
-                Ok(messages) => {
-                    self.health.up(STREAM);
+                Ok(Some(messages)) => {
+                    self.answers();
                     let underway = self.nudge.underway();
                     self.nudge.left(Some(last_info(&messages).map_or(0, |info| info.pending)));
                     // What is in hand may come again and again while it cannot be recorded.
@@ -146,7 +160,7 @@ impl Fetching {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the stream does not answer; trying again");
-                    self.health.down(STREAM, "the stream does not answer");
+                    self.health.down(STREAM, SILENT);
                     true
                 }
             };
@@ -161,6 +175,12 @@ impl Fetching {
                 }
             }
         }
+    }
+
+    /// The stream has answered a request for messages.
+    fn answers(&mut self) {
+        self.lost_requests = 0;
+        self.health.up(STREAM);
     }
 
     /// After a server was away it may be another one, or have lost the end of the stream: then its sequences mean something

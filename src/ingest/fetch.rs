@@ -33,11 +33,12 @@ const FETCH_SILENT: Duration = Duration::from_secs(5);
 
 const FETCH: &str = "cannot fetch messages";
 
-/// The next messages: waits for a first one, then takes what is there with it.
+/// The next messages: waits for a first one, then takes what is there with it. `None` where the request was lost on its way
+/// to a consumer that answers otherwise.
 ///
 /// # Errors
 /// [`IngestError::Stream`] where the stream refuses or does not answer.
-pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Message>, IngestError> {
+pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Vec<Message>>, IngestError> {
     let mut messages = Vec::new();
     let asked = Instant::now();
     let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
@@ -46,12 +47,14 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Messa
         messages.push(message.map_err(IngestError::stream(FETCH))?);
     }
     if messages.is_empty() {
+        if first.lost {
+            return Ok(None);
+        }
         // The client itself ends a request that nobody has ended, and calls that no error.
-        let silent = !first.lost && asked.elapsed() >= FETCH_SILENT;
-        return if silent {
+        return if asked.elapsed() >= FETCH_SILENT {
             Err(IngestError::stream(FETCH)("the server is silent".into()))
         } else {
-            Ok(messages)
+            Ok(Some(messages))
         };
     }
     // What waits behind the last one comes at once; where nothing does, a second request would only wait for what is made
@@ -63,7 +66,7 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Messa
         _ => FETCH_MESSAGES_MAX,
     };
     if count == 0 {
-        return Ok(messages);
+        return Ok(Some(messages));
     }
     let asked = Instant::now();
     let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
@@ -79,7 +82,7 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Vec<Messa
             }
         }
     }
-    Ok(messages)
+    Ok(Some(messages))
 }
 
 /// What the stream says of the last of these messages.
@@ -92,7 +95,7 @@ struct Request<'a> {
     consumer: &'a Consumer<pull::Config>,
     messages: pull::Batch,
     overdue: Instant,
-    /// Whether it went to a leader that is gone, and with it whoever would end it.
+    /// Whether nobody knows of it any more, because it went to a leader that is gone.
     lost: bool,
 }
 
