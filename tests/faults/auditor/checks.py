@@ -212,7 +212,7 @@ def accounted(ledger):
                 yield f"{position} is {identity} and recorded as {(at[position]['source'], at[position]['id'])}"
             if position in at and position in rejected:
                 yield f"{position} is recorded and rejected"
-            if position not in at and position not in rejected and identity not in recorded.keys() | rejections:
+            if position not in at and position not in rejected and identity not in recorded and identity not in rejections:
                 yield f"{position} with {identity} is neither recorded nor rejected nor a copy"
     rows, refusals = Counter(), Counter(row["batch_id"] for row in ledger.rejections)
     rows.update(row["batch_id"] for row in ledger.events if row["kind"] in ("usage", "outcome") and row["part"] == "0")
