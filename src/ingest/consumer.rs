@@ -28,8 +28,6 @@ const STARVED_AFTER: Duration = Duration::from_secs(12);
 const STARVED_LOOKS: u32 = 2;
 /// Requests in a row that may be lost, as one is when the consumer gets another leader, before the stream counts as silent.
 const LOST_REQUESTS_MAX: u32 = 2;
-/// What is said then.
-const SILENT: &str = "the stream does not answer";
 /// How long the database may take to show that it could take a commit.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the stream failed.
@@ -37,6 +35,8 @@ const STREAM_RETRY: Duration = Duration::from_millis(500);
 
 /// The part that this loop speaks for in the health of the program, besides [`INGEST`].
 pub(super) const STREAM: &str = "stream";
+/// What its health says while requests are not answered.
+pub(super) const SILENT: &str = "the stream does not answer";
 
 /// Why consuming ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,7 +42,7 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Ve
     let mut messages = Vec::new();
     let asked = Instant::now();
     let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
-    let mut first = Request::new(consumer, stream::within(FETCH, first).await?, asked + FETCH_EXPIRES);
+    let mut first = Request::new(consumer, stream::within(FETCH, first).await?, FETCH_EXPIRES);
     while let Some(message) = first.next().await {
         messages.push(message.map_err(IngestError::stream(FETCH))?);
     }
@@ -68,10 +68,8 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Ve
     if count == 0 {
         return Ok(Some(messages));
     }
-    let asked = Instant::now();
     let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
-    let mut rest =
-        Request::new(consumer, stream::within(FETCH, rest.messages()).await?, asked + DRAIN_EXPIRES);
+    let mut rest = Request::new(consumer, stream::within(FETCH, rest.messages()).await?, DRAIN_EXPIRES);
     while let Some(message) = rest.next().await {
         match message {
             Ok(message) => messages.push(message),
@@ -100,8 +98,9 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    fn new(consumer: &'a Consumer<pull::Config>, messages: pull::Batch, expires: Instant) -> Self {
-        Self { consumer, messages, overdue: expires + OVERDUE_AFTER, lost: false }
+    /// One that was made just now.
+    fn new(consumer: &'a Consumer<pull::Config>, messages: pull::Batch, expires: Duration) -> Self {
+        Self { consumer, messages, overdue: Instant::now() + expires + OVERDUE_AFTER, lost: false }
     }
 
     /// The next message, or `None` at the end of the request. The client gives up a request that nobody has ended 5 s after

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::consumer::{self, Ended, STREAM};
+use super::consumer::{self, Ended, SILENT, STREAM};
 use super::life::{self, Life};
 use super::pace::Nudge;
 use super::pipeline::INGEST;
@@ -327,7 +327,7 @@ impl Supervisor {
         tracing::warn!(%error, "the stream could not be looked at");
         // A session that runs says so itself once it hears of the stream again.
         if self.plan.consume {
-            self.health.down(STREAM, "the stream does not answer");
+            self.health.down(STREAM, SILENT);
         }
         let since = self.unreachable_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= CONNECTION_PATIENCE {
