@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use compact_str::CompactString;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::fields;
@@ -43,10 +43,29 @@ struct Envelope<'a, D> {
     subject: Option<Text<'a>>,
     #[serde(borrow)]
     time: Option<Text<'a>>,
-    sequence: Option<Sequence>,
-    #[serde(borrow)]
-    epoch: Option<Text<'a>>,
+    #[serde(default)]
+    sequence: Keyed<Sequence>,
+    #[serde(borrow, default)]
+    epoch: Keyed<Text<'a>>,
     data: Option<D>,
+}
+
+/// A value that counts as absent where it is `null`, and whether its key is there all the same.
+struct Keyed<T> {
+    key: bool,
+    value: Option<T>,
+}
+
+impl<T> Default for Keyed<T> {
+    fn default() -> Self {
+        Self { key: false, value: None }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Keyed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::deserialize(deserializer).map(|value| Self { key: true, value })
+    }
 }
 
 #[derive(Deserialize)]
@@ -135,7 +154,7 @@ fn place_in(text: &str, part: &str) -> Range<usize> {
 pub struct Outline {
     /// Who it says it is.
     pub identity: EventIdentity,
-    /// Whether it carries a `sequence` or an `epoch`.
+    /// Whether it has the key `sequence` or `epoch`, be its value `null`: no second one may be put in.
     pub counted: bool,
 }
 
@@ -152,7 +171,7 @@ pub fn parse_outline(raw: &[u8]) -> Result<Outline, Rejected> {
     fields::time(required("time", envelope.time.as_ref())?)?;
     required("specversion", envelope.specversion.as_ref())?;
     required("type", envelope.kind.as_ref())?;
-    let counted = envelope.sequence.is_some() || envelope.epoch.is_some();
+    let counted = envelope.sequence.key || envelope.epoch.key;
     Ok(Outline { identity: EventIdentity { source, id }, counted })
 }
 
@@ -213,7 +232,7 @@ impl<'a> Envelope<'a, Object<Data<'a>>> {
         let source = fields::source(required("source", self.source.as_ref())?)?;
         let customer = fields::machine_id("subject", required("subject", self.subject.as_ref())?)?;
         let occurred_at = fields::time(required("time", self.time.as_ref())?)?;
-        let sequence = sequence_mark(self.sequence.as_ref(), self.epoch.as_ref())?;
+        let sequence = sequence_mark(self.sequence.value.as_ref(), self.epoch.value.as_ref())?;
         let Some(Object(data)) = self.data else { return Err(missing("data")) };
         let corrects =
             data.corrects.as_deref().map(|id| fields::event_id("corrects", Some(id))).transpose()?;

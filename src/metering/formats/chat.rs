@@ -42,6 +42,8 @@ pub(super) struct Usage<'a> {
     pub cache_creation_input_tokens: Option<Count>,
     pub cache_creation: Option<Object<CacheCreation>>,
     pub server_tool_use: Option<Object<ToolUse>>,
+    /// LiteLLM's, of an image call.
+    pub web_search_requests: Option<Count>,
     #[serde(borrow)]
     pub inference_geo: Option<Text<'a>>,
     #[serde(borrow)]
@@ -77,6 +79,10 @@ pub(super) struct PromptDetails {
     pub audio_tokens: Option<Count>,
     pub image_tokens: Option<Count>,
     pub video_tokens: Option<Count>,
+    /// LiteLLM's copy of what Google, OpenAI, xAI, Perplexity and Mistral count elsewhere or only list.
+    pub web_search_requests: Option<Count>,
+    /// LiteLLM's copy of Google's tool-use prompt.
+    pub tool_use_tokens: Option<Count>,
 }
 
 #[derive(Deserialize, Default)]
@@ -112,6 +118,16 @@ pub(super) struct ServerSideTools {
 pub(super) struct CostDetails<'a> {
     #[serde(borrow)]
     pub upstream_inference_cost: Option<&'a RawValue>,
+}
+
+/// Beginnings of the models whose search Google bills by the grounded prompt, however many queries that took; later
+/// ones are billed by the query (`usage-and-prices` 1.5).
+const BILLED_BY_PROMPT: [&str; 3] = ["gemini-1.", "gemini-2.", "gemini-live-2."];
+
+/// Whether a model's searches are billed by the prompt, whatever names of providers lead its own.
+fn is_billed_by_prompt(model: &str) -> bool {
+    let name = model.rsplit_once('/').map_or(model, |(_, name)| name);
+    BILLED_BY_PROMPT.iter().any(|start| name.starts_with(start))
 }
 
 /// Where reasoning is counted when no total tells.
@@ -204,15 +220,35 @@ impl Usage<'_> {
         Caches::new(or_zero(details.cached_tokens), written, split)
     }
 
-    /// Web searches, under whatever name.
-    pub(super) fn web_searches(&self) -> Result<i64, Rejected> {
+    /// Web searches, under whatever name; the queries of a model that is billed by the grounded prompt are one.
+    pub(super) fn web_searches(&self, model: Option<&str>) -> Result<i64, Rejected> {
         let tools = |tools: &Option<Object<ToolUse>>| {
             tools.as_ref().and_then(|Object(tools)| tools.web_search_requests)
         };
+        let in_details =
+            self.prompt_tokens_details.as_ref().and_then(|Object(details)| details.web_search_requests);
+        let by_prompt = model.is_some_and(is_billed_by_prompt);
+        let billed = |queries: Option<Count>| if by_prompt { queries.min(Some(Count(1))) } else { queries };
         agreed(
-            &[tools(&self.server_tool_use), tools(&self.server_tool_use_details)],
+            &[
+                billed(in_details),
+                billed(self.web_search_requests),
+                tools(&self.server_tool_use),
+                tools(&self.server_tool_use_details),
+                self.num_search_queries,
+            ],
             "the number of web searches",
         )
+    }
+
+    /// Perplexity's reasoning, taken out of the usage: it stands beside the completion, and no total includes it.
+    pub(super) fn take_reasoning_of_perplexity(&mut self) -> Result<i64, Rejected> {
+        if self.citation_tokens.is_none() && self.num_search_queries.is_none() {
+            return Ok(0);
+        }
+        let details = self.completion_tokens_details.as_mut();
+        let in_details = details.and_then(|Object(details)| details.reasoning_tokens.take());
+        agreed(&[in_details, self.reasoning_tokens.take()], "reasoning")
     }
 
     /// Disjoint classes of an inclusive prompt and its completion, and the whole prompt.

@@ -1,10 +1,11 @@
 //! `gemini.generate_content`: the Gemini API and Vertex, and Gemini's Live API.
 //!
 //! Cached content is inside the prompt; thoughts are outside the candidates and tool-use prompts outside the prompt,
-//! except at older endpoints, which the total gives away. Each modality of the prompt includes its cached tokens.
-//! Choices: documents are text; cached tokens without a modality are text (implicit caching); tool-use prompts are
-//! input and count for context tiers; thoughts are outside where there is no total. Search grounding is billed by
-//! prompts or queries that the usage does not tell, so it is not here.
+//! except at older endpoints, which the total gives away: there they are part of the text. Each modality of the prompt
+//! includes its cached tokens. Choices: documents are text; cached tokens without a modality are text (implicit
+//! caching), and more of them than the prompt has text are refused: how much of which modality was cached is not told,
+//! and each has a rate of its own. Tool-use prompts are input and count for context tiers; thoughts are outside where
+//! there is no total. Search grounding is billed by prompts or queries that the usage does not tell, so it is not here.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -115,11 +116,10 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let prompt = need(usage.prompt, "promptTokenCount")?;
     let tool_use = or_zero(usage.tool_use);
     let thoughts = or_zero(usage.thoughts);
-    let candidates = visible(&usage, prompt + tool_use, thoughts)?;
     let cached = ByModality::new(or_zero(usage.cached), usage.cache_details.as_ref(), "the cached content")?;
     let fresh = ByModality::new(prompt, usage.prompt_details.as_ref(), "the prompt")?.without(&cached)?;
     let tools = ByModality::new(tool_use, usage.tool_use_details.as_ref(), "the tool-use prompt")?;
-    let shown = ByModality::new(candidates, usage.candidates_details.as_ref(), "the candidates")?;
+    let shown = shown(&usage, prompt + tool_use, thoughts)?;
     let quantities = quantities(&[
         (TokenClass::Input, fresh.text + tools.text),
         (TokenClass::InputAudio, fresh.audio + tools.audio),
@@ -145,20 +145,24 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     })
 }
 
-/// The candidates without thoughts.
-fn visible(usage: &Usage<'_>, prompts: i64, thoughts: i64) -> Result<i64, Rejected> {
+/// The candidates by modality, without the thoughts that older endpoints count among their text.
+fn shown(usage: &Usage<'_>, prompts: i64, thoughts: i64) -> Result<ByModality, Rejected> {
     let candidates = or_zero(usage.candidates);
+    let all = ByModality::new(candidates, usage.candidates_details.as_ref(), "the candidates")?;
     match usage.total.map(|total| total.0) {
-        None => Ok(candidates),
-        Some(total) if total == prompts + candidates + thoughts => Ok(candidates),
-        Some(total) if total == prompts + candidates => rest(candidates, &[thoughts], "the candidates"),
+        None => Ok(all),
+        Some(total) if total == prompts + candidates + thoughts => Ok(all),
+        Some(total) if total == prompts + candidates => {
+            Ok(ByModality { text: rest(all.text, &[thoughts], "the candidates' text")?, ..all })
+        }
         Some(total) => Err(inconsistent(format_args!(
             "totalTokenCount is {total}; prompts, candidates and thoughts are {prompts}, {candidates} and {thoughts}"
         ))),
     }
 }
 
-/// Vertex names the tier by its traffic: `ON_DEMAND_FLEX` is `flex`, `ON_DEMAND` the standard one.
+/// Vertex names the tier by its traffic: `ON_DEMAND_FLEX` is `flex`, `ON_DEMAND` the standard one. Traffic that is not
+/// known here is a tier of its own name, so that it has no price before one is published.
 fn tier_of_traffic(traffic: &str) -> Option<Text<'static>> {
     match traffic {
         "ON_DEMAND" => Some(Text::from("standard")),
@@ -166,6 +170,7 @@ fn tier_of_traffic(traffic: &str) -> Option<Text<'static>> {
         "ON_DEMAND_FLEX" => Some(Text::from("flex")),
         "ON_DEMAND_OFFPEAK" => Some(Text::from("offpeak")),
         "PROVISIONED_THROUGHPUT" => Some(Text::from("provisioned")),
-        _ => None,
+        "TRAFFIC_TYPE_UNSPECIFIED" => None,
+        other => Some(Text::owned(other)),
     }
 }

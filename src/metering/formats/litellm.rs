@@ -4,16 +4,23 @@
 //! own cache cost nothing and is recorded as zero, as is a failed call without any token; without a usage object the
 //! cache counts are unknown, so the totals alone are `unmetered`. The model is the response's, then the name with the
 //! provider's prefix taken off.
+//!
+//! Searches of most providers are counted in the prompt's details, which repeat xAI's searches of the web (not those of
+//! X), the sources of its older live search, and Perplexity's queries. Perplexity's citations are input for the one
+//! model that is billed for them: for every model LiteLLM may put an estimate there, from the length of the links.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::chat::{Caches, Reasoning, Usage};
 use super::iterations::{self, TopLevel};
-use super::{Format, Reading, Served, agreed, need, or_zero, stated, unmetered};
+use super::{Format, Reading, Served, agreed, need, or_zero, quantities, stated, unmetered};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
-use crate::metering::reason::{Reason, Rejected};
+use crate::metering::reason::Rejected;
+
+/// The model whose citations Perplexity bills.
+const BILLED_CITATIONS: &str = "sonar-deep-research";
 
 #[derive(Deserialize)]
 struct Payload<'a> {
@@ -63,21 +70,23 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         Some(raw) if raw.get().starts_with('{') => read(raw.get())?,
         _ => Response::default(),
     };
-    let usage =
+    let mut usage =
         payload.metadata.and_then(|Object(metadata)| metadata.usage_object).map(|Object(usage)| usage);
     let no_tokens = or_zero(payload.prompt_tokens) == 0 && or_zero(payload.completion_tokens) == 0;
     let failed = payload.status.as_deref() == Some("failure") && no_tokens;
-    let mut readings = match &usage {
-        _ if payload.cache_hit == Some(true) => vec![Reading::default()],
-        Some(usage) if usage.prompt_tokens.is_some() || usage.completion_tokens.is_some() => parts(usage)?,
-        _ if failed => vec![Reading::default()],
-        _ => return Err(unmetered(Format::LiteLlm)),
-    };
     let provider = payload.custom_llm_provider.filter(|provider| !provider.is_empty());
     let model = response
         .model
         .filter(|model| !model.is_empty())
         .or_else(|| payload.model.map(|model| without_prefix(model, provider.as_deref())));
+    let mut readings = match &mut usage {
+        _ if payload.cache_hit == Some(true) => vec![Reading::default()],
+        Some(usage) if usage.prompt_tokens.is_some() || usage.completion_tokens.is_some() => {
+            parts(usage, model.as_deref())?
+        }
+        _ if failed => vec![Reading::default()],
+        _ => return Err(unmetered(Format::LiteLlm)),
+    };
     let breakdown = payload.cost_breakdown.and_then(|Object(breakdown)| breakdown.service_tier);
     let tier = response
         .service_tier
@@ -106,11 +115,14 @@ fn served<'a>(usage: Option<&Usage<'a>>, service_tier: Option<Text<'a>>) -> Serv
     }
 }
 
-/// The prompt, the completion and the parts of a usage object that stands in a span, as JSON.
-pub(super) fn in_span(usage: &str) -> Result<(i64, i64, Vec<Reading<'static>>), Rejected> {
-    let usage: Usage<'_> = read(usage)?;
+/// The prompt, the completion and the parts of a usage object that stands in a span of a model, as JSON.
+pub(super) fn in_span(
+    usage: &str,
+    model: Option<&str>,
+) -> Result<(i64, i64, Vec<Reading<'static>>), Rejected> {
+    let mut usage: Usage<'_> = read(usage)?;
     let served = served(Some(&usage), usage.service_tier.clone());
-    let readings = parts(&usage)?
+    let readings = parts(&mut usage, model)?
         .into_iter()
         .map(|reading| Reading { conditions: served.clone(), ..reading }.into_owned())
         .collect();
@@ -118,21 +130,56 @@ pub(super) fn in_span(usage: &str) -> Result<(i64, i64, Vec<Reading<'static>>), 
 }
 
 /// The parts of a usage object: its attempts where it lists them, itself otherwise.
-fn parts<'a>(usage: &Usage<'a>) -> Result<Vec<Reading<'a>>, Rejected> {
+fn parts<'a>(usage: &mut Usage<'a>, model: Option<&str>) -> Result<Vec<Reading<'a>>, Rejected> {
     let caches = caches(usage)?;
-    let (quantities, prompt) = usage.inclusive(caches, Reasoning::Inside)?;
+    let (searches, sessions) = tool_calls(usage, model)?;
+    let reasoning_beside = usage.take_reasoning_of_perplexity()?;
+    if searches > 0 {
+        leave_out_what_the_search_read(usage);
+    }
+    let (whole, prompt) = usage.inclusive(caches, Reasoning::Inside)?;
     let completion = need(usage.completion_tokens, "completion_tokens")?;
     let attempts = iterations::billed(usage.iterations, TopLevel::Gateway { prompt, completion }, false)?;
     let mut readings = match attempts {
         Some(attempts) if !attempts.is_empty() => attempts,
-        _ => vec![Reading { quantities, tier_input: prompt, ..Reading::default() }],
+        _ => vec![Reading { quantities: whole, tier_input: prompt, ..Reading::default() }],
     };
+    let are_citations_billed = model.is_some_and(|model| model.ends_with(BILLED_CITATIONS));
+    let citations = if are_citations_billed { or_zero(usage.citation_tokens) } else { 0 };
     if let Some(last) = readings.last_mut() {
-        last.quantities
-            .set(TokenClass::WebSearch, usage.web_searches()?)
-            .map_err(|limit| Rejected::new(Reason::Limit, limit))?;
+        let mut counts: Vec<_> = last.quantities.non_zero().collect();
+        counts.extend([
+            (TokenClass::Input, citations),
+            (TokenClass::Reasoning, reasoning_beside),
+            (TokenClass::WebSearch, searches),
+            (TokenClass::CodeSession, sessions),
+        ]);
+        last.quantities = quantities(&counts)?;
     }
     Ok(readings)
+}
+
+/// Searches and code sessions that ran at the provider.
+fn tool_calls(usage: &Usage<'_>, model: Option<&str>) -> Result<(i64, i64), Rejected> {
+    let counted = Some(Count(usage.web_searches(model)?));
+    let (of_the_web, of_x, sessions) =
+        usage.server_side_tool_usage_details.as_ref().map_or((None, 0, 0), |Object(tools)| {
+            (tools.web_search_calls, or_zero(tools.x_search_calls), or_zero(tools.code_interpreter_calls))
+        });
+    let searches = match agreed(&[counted, of_the_web], "the number of web searches")? {
+        0 => or_zero(usage.num_sources_used),
+        searches => searches,
+    };
+    Ok((searches + of_x, sessions))
+}
+
+/// What Google's search read is free; LiteLLM leaves it out of the prompt, but not out of Google's total.
+fn leave_out_what_the_search_read(usage: &mut Usage<'_>) {
+    let read = usage.prompt_tokens_details.as_ref().and_then(|Object(details)| details.tool_use_tokens);
+    let billed = or_zero(usage.prompt_tokens) + or_zero(usage.completion_tokens);
+    if usage.total_tokens == Some(Count(billed + or_zero(read))) {
+        usage.total_tokens = Some(Count(billed));
+    }
 }
 
 /// Cache counts, which stand in the details and again beside them.

@@ -13,15 +13,16 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let mut call = chat::call(body, Format::OpenAiChat)?;
     let caches = call.usage.caches()?;
     let stated_cost = stated::cost_or_total(call.usage.cost);
-    let searches = [or_zero(call.usage.num_search_queries), call.usage.web_searches()?];
+    let searches = call.usage.web_searches(call.model.as_deref())?;
     let citations = or_zero(call.usage.citation_tokens);
-    let is_perplexity = call.usage.citation_tokens.is_some() || call.usage.num_search_queries.is_some();
-    let beside_reasoning = if is_perplexity { call.usage.reasoning_tokens.take() } else { None };
+    let beside_reasoning = call.usage.take_reasoning_of_perplexity()?;
     let (main, prompt) = call.usage.inclusive(caches, Reasoning::Inside)?;
     let mut counts: Vec<_> = main.non_zero().collect();
-    counts.push((TokenClass::Input, citations));
-    counts.push((TokenClass::Reasoning, or_zero(beside_reasoning)));
-    counts.extend(searches.map(|searches| (TokenClass::WebSearch, searches)));
+    counts.extend([
+        (TokenClass::Input, citations),
+        (TokenClass::Reasoning, beside_reasoning),
+        (TokenClass::WebSearch, searches),
+    ]);
     let quantities = quantities(&counts)?;
     Ok(Reading { stated_cost, ..call.reading(quantities, prompt) })
 }

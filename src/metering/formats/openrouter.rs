@@ -14,7 +14,7 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let call = chat::call(body, Format::OpenRouterChat)?;
     let (main, prompt) = call.usage.inclusive(call.usage.caches()?, Reasoning::Inside)?;
     let mut counts: Vec<_> = main.non_zero().collect();
-    counts.push((TokenClass::WebSearch, call.usage.web_searches()?));
+    counts.push((TokenClass::WebSearch, call.usage.web_searches(call.model.as_deref())?));
     let quantities = quantities(&counts)?;
     let cost = stated::cost(call.usage.cost);
     let upstream =

@@ -1,8 +1,8 @@
 //! `otel.gen_ai`: the attributes of one span by OpenTelemetry's `gen_ai` conventions, old and new names.
 //!
 //! The body is the attributes as an object, itself or under `attributes`. The rule is inclusive: input holds cache
-//! reads and writes. Some instrumentations break it: a total tells, and without one an input below its caches is
-//! taken as exclusive. Choices: cache writes have the five-minute lifetime, as no attribute splits them; spans of
+//! reads and writes. Some instrumentations break it: an input below its caches is exclusive, and so is one that a total
+//! exceeds by its caches. Choices: cache writes have the five-minute lifetime, as no attribute splits them; spans of
 //! agents and workflows sum their children and are `ambiguous`; counts may be texts of digits, as in OTLP/JSON.
 //!
 //! LiteLLM's spans leave out cached and reasoning tokens of OpenAI, the lifetime of cache writes and the searches, but
@@ -232,7 +232,8 @@ fn in_full<'a>(span: &Span<'_>) -> Result<Option<Vec<Reading<'a>>>, Rejected> {
     let json = python::json(printed).ok_or_else(|| {
         inconsistent("`metadata.usage_object` is neither JSON nor a dict as Python prints it")
     })?;
-    let (prompt, completion, readings) = litellm::in_span(&json)?;
+    let model = span.response_model.as_deref().or(span.request_model.as_deref());
+    let (prompt, completion, readings) = litellm::in_span(&json, model)?;
     for (slot, stated) in [(Slot::Input, prompt), (Slot::Output, completion)] {
         if let Some(Count(count)) = span.get(slot)
             && count != stated
@@ -279,8 +280,9 @@ fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
 /// The whole prompt, caches included.
 fn prompt(span: &Span<'_>, input: i64, output: i64, cached: i64) -> Result<i64, Rejected> {
     match span.get(Slot::Total).map(|total| total.0) {
-        Some(total) if total == input + output => Ok(input),
-        Some(total) if total == input + output + cached => Ok(input + cached),
+        // The total of some sums what they report, so an input below its caches is exclusive here too.
+        Some(total) if total == input + output && input >= cached => Ok(input),
+        Some(total) if total == input + output || total == input + output + cached => Ok(input + cached),
         Some(total) => Err(inconsistent(format_args!(
             "total_tokens is {total}; input, output and cache are {input}, {output} and {cached}"
         ))),

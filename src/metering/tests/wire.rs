@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{event_with, parse, plain_event, reason, usage};
 use crate::domain::event::{Outcome, Report, UsageSource};
 use crate::domain::tokens::{QUANTITY_MAX, TokenClass};
-use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, parse_usage, split};
+use crate::metering::{ATTRIBUTES_MAX, Reason, content_hash, parse_event, parse_outline, parse_usage, split};
 
 /// The plain event with one field set, by JSON pointer.
 pub(super) fn with(pointer: &str, value: Value) -> Value {
@@ -96,6 +96,28 @@ fn the_data_alone_reads_as_in_its_event() {
     assert_eq!(parse_usage(b"{}").unwrap_err().reason, Reason::Unmetered);
     assert_eq!(parse_usage(b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::Utf8);
     assert_eq!(parse_usage("[".repeat(200).as_bytes()).unwrap_err().reason, Reason::Json);
+}
+
+#[test]
+fn an_event_is_counted_where_either_key_stands_whatever_its_value() {
+    let counted = |event: &Value| parse_outline(event.to_string().as_bytes()).unwrap().counted;
+    assert!(!counted(&plain_event()));
+    for (pointer, value) in [
+        ("/sequence", json!(1)),
+        ("/sequence", Value::Null),
+        ("/epoch", json!("boot-7")),
+        ("/epoch", Value::Null),
+    ] {
+        let event = with(pointer, value);
+        assert!(counted(&event), "{event}");
+        assert!(parse(&event).is_ok(), "{event}");
+    }
+    for key in ["sequence", "epoch"] {
+        let null = with(&format!("/{key}"), Value::Null);
+        assert_eq!(parse(&null).unwrap().sequence, None, "{key}");
+        let twice = null.to_string().replacen('{', &format!("{{\"{key}\":null,"), 1);
+        assert_eq!(reason_of(twice.as_bytes()), Err(Reason::DuplicateKey), "{key}");
+    }
 }
 
 #[test]

@@ -104,6 +104,12 @@ fn otel_inclusive_exclusive_and_what_is_no_call() {
         "input=40 cache_read=30 output=5",
         "the total says exclusive"
     );
+    for total in [15, 45] {
+        let exclusive = json!({"gen_ai.usage.input_tokens": 10, "gen_ai.usage.total_tokens": total});
+        let call = part("otel.gen_ai", &span(exclusive));
+        assert_eq!(classes(&call), "input=10 cache_read=30 output=5", "an input below its caches, {total}");
+        assert_eq!(call.tier_input, 40);
+    }
     let all_cached = span(json!({"gen_ai.usage.cache_creation.input_tokens": 10}));
     assert_eq!(classes(&part("otel.gen_ai", &all_cached)), "cache_read=30 cache_write_5m=10 output=5");
     let below = span(json!({"gen_ai.usage.cache_creation.input_tokens": 20}));
@@ -145,6 +151,92 @@ fn otel_reads_the_usage_object_of_litellm() {
         body["metadata.usage_object"] = json!(nothing);
         assert_eq!(classes(&part("otel.gen_ai", &body)), "input=100 output=50", "{nothing}");
     }
+}
+
+/// LiteLLM's payload of a call of a model, with these additions to its usage object.
+fn called(model: &str, provider: &str, usage: &Value) -> Value {
+    let mut whole = json!({"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200});
+    whole.as_object_mut().unwrap().extend(usage.as_object().unwrap().clone());
+    json!({"custom_llm_provider": provider, "model": model, "status": "success", "prompt_tokens": 1000,
+        "completion_tokens": 200, "metadata": {"usage_object": whole}})
+}
+
+#[test]
+fn litellm_counts_searches_in_the_details_of_the_prompt() {
+    let searched = |count: i64| json!({"prompt_tokens_details": {"web_search_requests": count}});
+    let with = |count: i64, extra: Value| {
+        let mut usage = searched(count);
+        usage.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        usage
+    };
+    let tools = |count: i64| json!({"server_tool_use": {"web_search_requests": count}});
+    let xai = |calls: Value| json!({"server_side_tool_usage_details": calls});
+    for (model, provider, usage, fees) in [
+        ("gemini-3-flash-preview", "gemini", searched(3), "web_search=3"),
+        ("gemini/gemini-3.1-flash-image", "gemini", json!({"web_search_requests": 2}), "web_search=2"),
+        // Billed by the prompt, however many queries it took.
+        ("gemini-2.5-flash", "vertex_ai", searched(3), "web_search=1"),
+        ("gemini/gemini-2.5-flash-image", "gemini", json!({"web_search_requests": 2}), "web_search=1"),
+        ("vertex_ai/gemini-live-2.5-flash", "vertex_ai", searched(2), "web_search=1"),
+        ("gemini-2.5-pro", "vertex_ai", searched(0), ""),
+        ("gpt-5-search-api", "openai", searched(2), "web_search=2"),
+        ("claude-sonnet-4-5", "anthropic", with(2, tools(2)), "web_search=2"),
+        // One count under two names.
+        ("grok-4", "xai", with(5, json!({"num_sources_used": 5})), "web_search=5"),
+        ("grok-4", "xai", json!({"num_sources_used": 5}), "web_search=5"),
+        ("sonar-pro", "perplexity", with(3, json!({"num_search_queries": 3})), "web_search=3"),
+        // Searches of X have no second name, and those of the web none in xAI's responses.
+        (
+            "grok-4.3",
+            "xai",
+            with(2, xai(json!({"web_search_calls": 2, "x_search_calls": 3}))),
+            "web_search=5",
+        ),
+        ("grok-4.3", "xai", xai(json!({"web_search_calls": 2})), "web_search=2"),
+        ("grok-4.3", "xai", xai(json!({"code_interpreter_calls": 4})), "code_session=4"),
+        ("grok-4.3", "xai", with(0, xai(Value::Null)), ""),
+    ] {
+        let payload = called(model, provider, &usage);
+        let call = part("litellm", &payload);
+        assert_eq!(classes(&call), format!("input=1000 output=200 {fees}").trim_end(), "{model} {usage}");
+        assert_eq!(call.tier_input, 1000);
+        let printed = payload["metadata"]["usage_object"].to_string();
+        let span = json!({"gen_ai.response.model": model, "metadata.usage_object": printed});
+        assert_eq!(part("otel.gen_ai", &span).quantities, call.quantities, "{printed}");
+    }
+    let contradiction = called("claude-sonnet-4-5", "anthropic", &with(2, tools(3)));
+    assert_eq!(refused("litellm", &contradiction), Reason::Inconsistent);
+}
+
+#[test]
+fn litellm_leaves_out_of_the_total_what_a_search_of_google_read() {
+    let usage = |searches: i64, total: i64| {
+        let details = json!({"web_search_requests": searches, "tool_use_tokens": 70});
+        let usage = json!({"total_tokens": total, "prompt_tokens_details": details});
+        called("gemini-3-flash-preview", "gemini", &usage)
+    };
+    for total in [1200, 1270] {
+        let grounded = part("litellm", &usage(2, total));
+        assert_eq!(classes(&grounded), "input=1000 output=200 web_search=2", "{total}");
+    }
+    assert_eq!(refused("litellm", &usage(2, 1271)), Reason::Inconsistent);
+    assert_eq!(refused("litellm", &usage(0, 1270)), Reason::Inconsistent, "only what a search read is free");
+}
+
+#[test]
+fn litellm_adds_reasoning_and_billed_citations_of_perplexity() {
+    let usage = json!({"citation_tokens": 7299, "num_search_queries": 74, "completion_tokens_details":
+        {"reasoning_tokens": 73_248, "text_tokens": 0}, "prompt_tokens_details": {"web_search_requests": 74}});
+    let researched = part("litellm", &called("sonar-deep-research", "perplexity", &usage));
+    assert_eq!(classes(&researched), "input=8299 output=200 reasoning=73248 web_search=74");
+    assert_eq!(researched.tier_input, 1000);
+    let estimated = called("sonar-pro", "perplexity", &json!({"citation_tokens": 150}));
+    assert_eq!(classes(&part("litellm", &estimated)), "input=1000 output=200", "no count of Perplexity's");
+    let mut response = called("sonar-deep-research", "perplexity", &usage)["metadata"]["usage_object"].take();
+    let expected = "input=8299 output=200 reasoning=73248 web_search=74";
+    assert_eq!(classes(&part("openai.chat", &response)), expected, "as its caller gets it");
+    response["num_search_queries"] = json!(73);
+    assert_eq!(refused("openai.chat", &response), Reason::Inconsistent);
 }
 
 #[test]

@@ -34,6 +34,11 @@ fn gemini_modalities_thoughts_and_tiers() {
     let inside = json!({"promptTokenCount": 10, "candidatesTokenCount": 8, "thoughtsTokenCount": 3,
         "totalTokenCount": 18});
     assert_eq!(classes(&part("gemini.generate_content", &inside)), "input=10 output=5 reasoning=3");
+    let mut in_text = json!({"promptTokenCount": 10, "candidatesTokenCount": 100, "thoughtsTokenCount": 60,
+        "totalTokenCount": 110, "candidatesTokensDetails": [{"modality": "TEXT", "tokenCount": 100}]});
+    assert_eq!(classes(&part("gemini.generate_content", &in_text)), "input=10 output=40 reasoning=60");
+    in_text["candidatesTokensDetails"] = json!([{"modality": "IMAGE", "tokenCount": 40}]);
+    assert_eq!(classes(&part("gemini.generate_content", &in_text)), "input=10 reasoning=60 output_image=40");
     let no_total = json!({"promptTokenCount": 10, "candidatesTokenCount": 8, "thoughtsTokenCount": 3});
     assert_eq!(classes(&part("gemini.generate_content", &no_total)), "input=10 output=8 reasoning=3");
     let implicit = json!({"promptTokenCount": 10, "cachedContentTokenCount": 4, "candidatesTokenCount": 1});
@@ -44,6 +49,11 @@ fn gemini_modalities_thoughts_and_tiers() {
         json!({"promptTokenCount": 10, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 11}]}),
         json!({"promptTokenCount": 10, "cachedContentTokenCount": 5,
                "promptTokensDetails": [{"modality": "AUDIO", "tokenCount": 10}]}),
+        // How much of the text and of the audio was cached is not told.
+        json!({"promptTokenCount": 10_050, "cachedContentTokenCount": 8_000, "promptTokensDetails":
+               [{"modality": "TEXT", "tokenCount": 50}, {"modality": "AUDIO", "tokenCount": 10_000}]}),
+        json!({"promptTokenCount": 10, "candidatesTokenCount": 100, "thoughtsTokenCount": 60, "totalTokenCount": 110,
+               "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 50}]}),
     ] {
         assert_eq!(refused("gemini.generate_content", &usage), Reason::Inconsistent, "{usage}");
     }
@@ -59,6 +69,8 @@ fn gemini_tiers_by_traffic() {
         ("ON_DEMAND_OFFPEAK", Some("offpeak")),
         ("PROVISIONED_THROUGHPUT", Some("provisioned")),
         ("TRAFFIC_TYPE_UNSPECIFIED", None),
+        ("", None),
+        ("ON_DEMAND_TURBO", Some("on_demand_turbo")),
     ] {
         let usage = json!({"promptTokenCount": 1, "trafficType": traffic});
         assert_eq!(
