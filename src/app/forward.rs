@@ -8,21 +8,22 @@ use anyhow::Context;
 use axum::Router;
 use axum::serve::Listener;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::{bind, metrics_router, signalled};
 use crate::clock::Clock;
 use crate::config::{ForwardArgs, Listen};
 use crate::forward::{Delivery, Journal, Local, WATERMARK, WatermarkClient, probes, router};
 use crate::health::Health;
+use crate::http::server;
 use crate::ingest::Publisher;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
-/// Runs a forwarder until Ctrl-C, SIGTERM or the failure of a part.
+/// Runs a forwarder until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// A sentence for each thing that keeps it from starting, or ended it.
+/// A sentence for each thing that keeps it from starting.
 pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     args.check()?;
     let ForwardArgs { gateway, journal, journal_max_bytes, metrics_addr, nats_url, subject_prefix, .. } =
@@ -35,7 +36,6 @@ pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let client = WatermarkClient::new(&args.api_url, gateway, journal.epoch(), &args.key)?;
     let opened_at = journal.durable();
     let (shutdown, health) = (Shutdown::new(), Health::expecting(&[WATERMARK]));
-    let (failed, failures) = mpsc::channel(4);
     let gateway: Arc<str> = gateway.as_str().into();
     let local = Local {
         gateway: Arc::clone(&gateway),
@@ -45,11 +45,10 @@ pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         health: health.clone(),
         clock: Clock::System,
     };
-    let ends = Ends { shutdown: shutdown.clone(), failed };
     let listener = bind(*metrics_addr, "WAYBILL_FORWARD_METRICS_ADDR").await?;
     let metrics_addr = listener.local_addr()?;
-    ends.serve(listener, metrics_router(metrics).merge(probes(local.clone())));
-    listen(&args.listen, router(local), &ends).await?;
+    serve(&shutdown, listener, metrics_router(metrics).merge(probes(local.clone())));
+    listen(&args.listen, router(local), &shutdown).await?;
     tracing::info!(
         listen = ?args.listen, %metrics_addr, %gateway, epoch = %journal.epoch(),
         oldest = journal.oldest(), newest = journal.durable(), "forwarding"
@@ -70,50 +69,29 @@ pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     };
     shutdown.spawn(delivery.run());
     shutdown.spawn(client.run(Duration::from_millis(args.poll_ms), told, health, shutdown.clone()));
-    until_stopped(shutdown, failures).await
+    until_stopped(shutdown).await
 }
 
-async fn until_stopped(shutdown: Shutdown, mut failures: mpsc::Receiver<String>) -> anyhow::Result<()> {
-    let failure = tokio::select! {
-        signal = signalled() => { signal?; None }
-        failure = failures.recv() => failure,
-    };
+async fn until_stopped(shutdown: Shutdown) -> anyhow::Result<()> {
+    signalled().await?;
     tracing::info!("stopping; what is not published yet is at the next start");
     shutdown.stop();
     tokio::select! {
         _ = shutdown.drained() => {}
         _ = signalled() => {}
     }
-    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+    Ok(())
 }
 
-/// How the parts of the forwarder end.
-struct Ends {
-    shutdown: Shutdown,
-    failed: mpsc::Sender<String>,
+fn serve<L: Listener>(shutdown: &Shutdown, listener: L, router: Router) {
+    let stop = shutdown.clone();
+    shutdown.spawn(async move { server::serve(listener, router, stop.stopped()).await });
 }
 
-impl Ends {
-    fn serve<L>(&self, listener: L, router: Router)
-    where
-        L: Listener,
-        L::Addr: std::fmt::Debug,
-    {
-        let (stop, failed) = (self.shutdown.clone(), self.failed.clone());
-        self.shutdown.spawn(async move {
-            let stopped = async move { stop.stopped().await };
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-                // Nobody listens any more once the program stops.
-                let _ = failed.send(error.to_string()).await;
-            }
-        });
-    }
-}
-
-async fn listen(at: &Listen, router: Router, ends: &Ends) -> anyhow::Result<()> {
+async fn listen(at: &Listen, router: Router, shutdown: &Shutdown) -> anyhow::Result<()> {
     match at {
-        Listen::Tcp(address) => ends.serve(bind(*address, "WAYBILL_FORWARD_LISTEN").await?, router),
-        Listen::Unix(path) => ends.serve(socket(path)?, router),
+        Listen::Tcp(address) => serve(shutdown, bind(*address, "WAYBILL_FORWARD_LISTEN").await?, router),
+        Listen::Unix(path) => serve(shutdown, socket(path)?, router),
     }
     Ok(())
 }

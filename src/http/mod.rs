@@ -16,6 +16,7 @@ pub mod openapi;
 pub mod probes;
 pub mod problem;
 pub mod request;
+pub mod server;
 pub mod table;
 pub mod v1;
 pub mod write;
