@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::journal::{Journal, JournalError, Record};
 use super::settled::Settled;
-use super::stamp::{self, Packed, STAMP_BYTES_MAX};
+use super::stamp::{self, STAMP_BYTES_MAX};
+use super::way::Way;
 use super::{MESSAGE_BYTES_MAX, meters};
 use crate::clock::Clock;
 use crate::health::Health;
@@ -30,20 +31,20 @@ const EVENTS_BYTES_MAX: usize = MESSAGE_BYTES_MAX - EVENTS_PER_MESSAGE * STAMP_B
 const LINGER: Duration = Duration::from_millis(10);
 /// Messages on their way at a time.
 const IN_FLIGHT_MAX: usize = 32;
-/// First and longest pause before a message is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often is looked whether something must be published again.
 const TICK: Duration = Duration::from_secs(1);
 /// How much longer than a hole unsettled events above everything settled may stay so.
 const BEHIND_FACTOR: u32 = 15;
 /// The wait before events are published yet again doubles so often.
 const DOUBLINGS_MAX: u32 = 6;
-/// The parts of the program that this speaks for.
+/// The part of the program that this speaks for.
 const COUNT: &str = "count";
-const STREAM: &str = "stream";
 /// What is wrong with a journal whose numbers the ledger has seen before.
 const OLDER_COPY: &str = "the ledger has higher numbers of this journal than the journal itself, so this is an older copy of it; events are \
                           forwarded, but nothing is removed: stop, and start with a new folder once all is published";
+/// What is said when the ledger's database was restored.
+const FORGOTTEN: &str =
+    "the ledger does not have any more what it had; what is still in the journal is published again";
 /// How long a stop waits for the stream: what is not published then is at the next start.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -83,7 +84,10 @@ struct Sent {
 /// The state of the loop.
 #[derive(Debug)]
 struct Loop {
-    with: Delivery,
+    journal: Journal,
+    way: Arc<Way>,
+    resend_after: Duration,
+    clock: Clock,
     /// The next number to read.
     cursor: u64,
     /// By first number.
@@ -96,53 +100,58 @@ struct Loop {
     settled: Settled,
     /// Whether the ledger knows more of the journal than the journal itself.
     older_copy: bool,
-    /// Whether publishing fails at the moment.
-    failing: Arc<AtomicBool>,
 }
 
 impl Delivery {
     /// Publishes until a stop is asked for.
     pub async fn run(self) {
-        let settled = self.settled.borrow().clone();
-        let (cursor, opened_at) = (self.journal.oldest(), self.opened_at);
+        let Self { journal, publisher, gateway, opened_at, resend_after, settled, clock, health, shutdown } =
+            self;
+        let handed = AtomicU64::new(opened_at);
+        let way = Way { publisher, gateway, shutdown, health, handed, failing: Mutex::default() };
+        let first = settled.borrow().clone();
         let mut work = Loop {
-            with: self,
-            cursor,
+            cursor: journal.oldest(),
+            older_copy: journal.older_copy(),
+            journal,
+            way: Arc::new(way),
+            resend_after,
+            clock,
             unsettled: BTreeMap::new(),
             again: VecDeque::new(),
             in_flight: JoinSet::new(),
             waiting: None,
             settled: Settled::default(),
-            older_copy: false,
-            failing: Arc::default(),
         };
-        // Nothing was published yet: what the ledger has is what was in the journal then.
-        work.settle(settled, opened_at).await;
-        work.run().await;
+        work.settle(first).await;
+        work.run(settled).await;
     }
 }
 
 impl Loop {
-    async fn run(mut self) {
-        let (mut durable, mut told) = (self.with.journal.watch(), self.with.settled.clone());
-        let (shutdown, mut tick) = (self.with.shutdown.clone(), tokio::time::interval(TICK));
-        let mut stop_at = None;
+    async fn run(mut self, mut told: watch::Receiver<Settled>) {
+        let mut durable = self.journal.watch();
+        let (shutdown, mut tick) = (self.way.shutdown.clone(), tokio::time::interval(TICK));
+        let (mut stop_at, mut unreadable) = (None, false);
         loop {
-            if let Err(error) = self.fill(stop_at.is_some()).await {
+            let filled = self.fill(stop_at.is_some()).await;
+            if let (Err(error), false) = (&filled, unreadable) {
                 tracing::error!(%error, "the journal cannot be read; trying again");
             }
+            unreadable = filled.is_err();
             if let Some(at) = stop_at {
-                let done = self.in_flight.is_empty() && self.cursor > self.with.journal.durable();
-                if done || Instant::now() >= at || !self.with.publisher.connected() {
+                let done = self.in_flight.is_empty() && self.cursor > self.journal.durable();
+                if done || Instant::now() >= at || !self.way.publisher.connected() {
                     return;
                 }
             }
             let linger = self.waiting.map_or(TICK, |since| LINGER.saturating_sub(since.elapsed()));
+            let linger = if unreadable { TICK } else { linger };
             tokio::select! {
-                Some(Ok(first)) = self.in_flight.join_next() => self.ended(first),
+                Some(ended) = self.in_flight.join_next() => self.ended(ended.ok()),
                 Ok(()) = told.changed() => {
                     let settled = told.borrow_and_update().clone();
-                    self.settle(settled, self.with.journal.durable()).await;
+                    self.settle(settled).await;
                 }
                 Ok(()) = durable.changed() => {}
                 () = tokio::time::sleep(linger) => {}
@@ -157,7 +166,13 @@ impl Loop {
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Some(first) = self.again.pop_front() {
                 let Some(last) = self.unsettled.get(&first).map(|sent| sent.last) else { continue };
-                let mut records = self.read(first).await?;
+                let mut records = match self.read(first).await {
+                    Ok(records) => records,
+                    Err(error) => {
+                        self.again.push_front(first);
+                        return Err(error);
+                    }
+                };
                 records.retain(|record| record.sequence <= last && !self.settled.contains(record.sequence));
                 if records.is_empty() {
                     // The rest of it cannot be read any more, which was said.
@@ -169,7 +184,11 @@ impl Loop {
                 continue;
             }
             self.cursor = self.cursor.max(self.settled.through() + 1);
-            let backlog = (self.with.journal.durable() + 1).saturating_sub(self.cursor);
+            // After a step back: what is on its way, or waits to be settled, is not read anew.
+            if let Some((_, sent)) = self.unsettled.range(..=self.cursor).next_back() {
+                self.cursor = self.cursor.max(sent.last + 1);
+            }
+            let backlog = (self.journal.durable() + 1).saturating_sub(self.cursor);
             if backlog == 0 {
                 self.waiting = None;
                 return Ok(());
@@ -184,12 +203,18 @@ impl Loop {
             let mut records = self.read(self.cursor).await?;
             // What is damaged is never settled: a message ends before it.
             let start = records.first().map_or(self.cursor, |record| record.sequence);
-            let whole = records.iter().zip(start..).take_while(|(record, number)| record.sequence == *number);
+            let end = self.unsettled.range(self.cursor..).next().map_or(u64::MAX, |(first, _)| *first);
+            if start >= end {
+                self.cursor = end;
+                continue;
+            }
+            let whole =
+                records.iter().zip(start..end).take_while(|(record, number)| record.sequence == *number);
             let whole = whole.count();
             records.truncate(whole);
             let (Some(first), Some(last)) = (records.first(), records.last()) else {
                 // What is left of the journal cannot be read, which was said.
-                self.cursor = self.with.journal.durable() + 1;
+                self.cursor = self.journal.durable() + 1;
                 continue;
             };
             let (first, last, accepted_ms) = (first.sequence, last.sequence, first.accepted_ms);
@@ -204,7 +229,7 @@ impl Loop {
     }
 
     async fn read(&self, from: u64) -> Result<Vec<Record>, JournalError> {
-        let journal = self.with.journal.clone();
+        let journal = self.journal.clone();
         let read =
             tokio::task::spawn_blocking(move || journal.read(from, EVENTS_PER_MESSAGE, EVENTS_BYTES_MAX));
         read.await.unwrap_or_else(|_| Ok(Vec::new()))
@@ -212,20 +237,15 @@ impl Loop {
 
     /// Publishes records as one message, again and again until the stream has it.
     fn send(&mut self, first: u64, records: Vec<Record>) {
-        let way = Way {
-            publisher: self.with.publisher.clone(),
-            gateway: Arc::clone(&self.with.gateway),
-            shutdown: self.with.shutdown.clone(),
-            failing: Arc::clone(&self.failing),
-            health: self.with.health.clone(),
-        };
-        let epoch = self.with.journal.epoch();
+        let way = Arc::clone(&self.way);
+        let last = records.last().map_or(first, |record| record.sequence);
+        let epoch = self.journal.epoch();
         self.in_flight.spawn(async move {
             let count = records.len();
             match stamp::packed(&records, epoch) {
                 Ok(packed) => {
                     drop(records);
-                    way.publish(packed, count).await;
+                    way.publish(packed, count, last).await;
                 }
                 Err(error) => {
                     tracing::error!(%error, first, "a message could not be packed; trying again later");
@@ -235,26 +255,39 @@ impl Loop {
         });
     }
 
-    /// From now on the ledger's word is waited for.
-    fn ended(&mut self, first: u64) {
-        if let Some(sent) = self.unsettled.get_mut(&first) {
-            sent.waits_since = Some(Instant::now());
+    /// From now on the ledger's word is waited for: for one message, or for all where it is not known whose task has failed.
+    fn ended(&mut self, first: Option<u64>) {
+        let now = Instant::now();
+        for (_, sent) in
+            self.unsettled.iter_mut().filter(|(number, _)| first.is_none_or(|first| **number == first))
+        {
+            sent.waits_since.get_or_insert(now);
         }
     }
 
-    /// Forgets what the ledger has, unless it has numbers above `newest`: then the journal is an older copy of itself, and what it
-    /// gives those numbers to now is not what the ledger has.
-    async fn settle(&mut self, settled: Settled, newest: u64) {
-        if settled.highest() > newest && !self.older_copy {
-            tracing::error!(highest = settled.highest(), newest, "{OLDER_COPY}");
+    /// Forgets what the ledger has, unless it has numbers that were never handed to the stream: then the journal is an older copy of
+    /// itself, and what it gives those numbers to now is not what the ledger has.
+    async fn settle(&mut self, settled: Settled) {
+        let handed = self.way.handed.load(Ordering::Acquire);
+        if settled.highest() > handed && !self.older_copy {
+            tracing::error!(highest = settled.highest(), handed, "{OLDER_COPY}");
             self.older_copy = true;
         }
         if self.older_copy {
-            self.with.health.down(COUNT, OLDER_COPY);
+            self.way.health.down(COUNT, OLDER_COPY);
+            // Numbers go on past what the ledger has: the next run could not tell by itself.
+            let journal = self.journal.clone();
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || journal.mark_older_copy()).await {
+                tracing::warn!(%error, "that it is an older copy could not be noted; trying again");
+            }
             return;
         }
+        if !settled.keeps(&self.settled) {
+            tracing::warn!(before = ?self.settled, now = ?settled, "{FORGOTTEN}");
+            self.cursor = self.journal.oldest();
+        }
         self.unsettled.retain(|first, sent| !settled.covers(*first..=sent.last));
-        let (journal, released) = (self.with.journal.clone(), settled.clone());
+        let (journal, released) = (self.journal.clone(), settled.clone());
         meters::settled(settled.through());
         self.settled = settled;
         let released = tokio::task::spawn_blocking(move || journal.release(&released)).await;
@@ -266,7 +299,7 @@ impl Loop {
 
     /// Looks for messages that must have been lost on the way.
     fn look(&mut self) {
-        let (resend_after, highest) = (self.with.resend_after, self.settled.highest());
+        let (resend_after, highest) = (self.resend_after, self.settled.highest());
         for (first, sent) in &mut self.unsettled {
             let Some(waits_since) = sent.waits_since else { continue };
             let hole = *first <= highest;
@@ -287,65 +320,13 @@ impl Loop {
     }
 
     fn gauge(&self) {
-        let journal = &self.with.journal;
+        let journal = &self.journal;
         let sent: u64 = self.unsettled.iter().map(|(first, sent)| sent.last - first + 1).sum();
-        let unread = (journal.durable() + 1).saturating_sub(self.cursor);
+        // After a step back some of what is on its way lies above the cursor.
+        let ahead: u64 = self.unsettled.range(self.cursor..).map(|(first, sent)| sent.last - first + 1).sum();
+        let unread = (journal.durable() + 1).saturating_sub(self.cursor + ahead);
         let oldest_ms = self.unsettled.first_key_value().map(|(_, sent)| sent.accepted_ms);
-        let age_ms = oldest_ms.map_or(0, |oldest| (self.with.clock.now().timestamp_millis() - oldest).max(0));
+        let age_ms = oldest_ms.map_or(0, |oldest| (self.clock.now().timestamp_millis() - oldest).max(0));
         meters::state(sent + unread, age_ms, journal);
-    }
-}
-
-/// What one message needs on its way to the stream.
-struct Way {
-    publisher: Publisher,
-    gateway: Arc<str>,
-    shutdown: Shutdown,
-    failing: Arc<AtomicBool>,
-    health: Health,
-}
-
-impl Way {
-    /// Returns when the stream has the message, or when a stop is asked for.
-    async fn publish(&self, message: Packed, events: usize) {
-        let mut pause = RETRY.0;
-        while !self.tried(&message, events).await {
-            tokio::select! {
-                // Some longer and some shorter, so that they do not come back all at once.
-                () = tokio::time::sleep(pause + pause * u32::from(rand::random::<u8>()) / 512) => {}
-                () = self.shutdown.stopped() => return,
-            }
-            pause = (pause * 2).min(RETRY.1);
-        }
-    }
-
-    /// Whether the stream has the message now; says once why it has not.
-    async fn tried(&self, message: &Packed, events: usize) -> bool {
-        // While there is no connection, publishing would only pile up copies in the client.
-        if !self.publisher.connected() {
-            self.health.down(STREAM, "not connected; events are kept");
-            if !self.failing.swap(true, Ordering::Relaxed) {
-                tracing::warn!("there is no connection to NATS; events are kept and published later");
-            }
-            return false;
-        }
-        match self.publisher.publish_packed(&self.gateway, message.body.clone(), message.zstd).await {
-            Ok(_) => {
-                self.health.up(STREAM);
-                if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("events are published again");
-                }
-                meters::published(events);
-                true
-            }
-            Err(error) => {
-                meters::retried();
-                self.health.down(STREAM, "it takes no messages; events are kept");
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "events cannot be published; they are kept and tried again");
-                }
-                false
-            }
-        }
     }
 }

@@ -130,8 +130,10 @@ fn problem(refusal: &Refusal) -> Problem {
         Refusal::NoSpace => &DISK_FULL,
         Refusal::Failed(_) | Refusal::Busy | Refusal::Stopping => &UNAVAILABLE,
     };
-    Problem::new(kind, format!("{refusal} Nothing of this body was accepted."))
-        .retry_after(RETRY_AFTER_SECONDS)
+    let certain = !matches!(refusal, Refusal::Failed(_));
+    let detail =
+        if certain { format!("{refusal} Nothing of this body was accepted.") } else { refusal.to_string() };
+    Problem::new(kind, detail).retry_after(RETRY_AFTER_SECONDS)
 }
 
 /// What works and what does not.
@@ -148,7 +150,7 @@ async fn readyz(State(local): State<Local>) -> (StatusCode, Json<Readiness>) {
     let mut parts = local.health.parts();
     parts.insert("journal", refusal.map(|refusal| refusal.to_string()));
     if !local.publisher.connected() {
-        parts.insert("stream", Some("not connected; events are kept".to_owned()));
+        parts.insert("stream", Some(format!("{}; events are kept", local.publisher.not_connected())));
     } else if !parts.contains_key("stream") {
         parts.insert("stream", None);
     }

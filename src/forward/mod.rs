@@ -20,6 +20,7 @@ mod meters;
 mod settled;
 mod stamp;
 mod watermark;
+mod way;
 
 pub use delivery::Delivery;
 pub use journal::{Journal, JournalError, Writer};

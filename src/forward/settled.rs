@@ -63,6 +63,20 @@ impl Settled {
         sequence <= self.known && !in_hole
     }
 
+    /// Whether everything that `earlier` says is settled still is: a ledger that was restored to an older state has forgotten some.
+    pub fn keeps(&self, earlier: &Self) -> bool {
+        let forgotten = |hole: &RangeInclusive<u64>| {
+            *hole.start() <= earlier.known && {
+                let before = earlier.holes.partition_point(|known| *known.start() <= *hole.start());
+                let within = before.checked_sub(1).map(|known| &earlier.holes[known]);
+                within.is_none_or(|known| *known.end() < (*hole.end()).min(earlier.known))
+            }
+        };
+        self.through >= earlier.through
+            && self.highest >= earlier.highest
+            && !self.holes.iter().any(forgotten)
+    }
+
     /// Whether every number of a range is settled.
     pub fn covers(&self, range: RangeInclusive<u64>) -> bool {
         *range.end() <= self.through || range.into_iter().all(|sequence| self.contains(sequence))
@@ -90,6 +104,31 @@ mod tests {
         assert_eq!(numbers(&some), [1, 2, 3, 6, 7, 8, 10, 11, 12]);
         assert!(some.covers(6..=8) && !some.covers(8..=9) && !some.covers(12..=13));
         assert_eq!(numbers(&Settled::default()), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_ledger_that_has_forgotten_numbers_does_not_keep_what_it_had() {
+        let some = |through: u64, highest: u64, holes: &[(u64, u64)]| Settled {
+            through,
+            highest,
+            holes: holes.iter().map(|(first, last)| *first..=*last).collect(),
+            known: highest,
+        };
+        let earlier = some(60, 100, &[(61, 62), (70, 75)]);
+        for (now, keeps) in [
+            (earlier.clone(), true),
+            (some(62, 100, &[(70, 75)]), true),
+            (some(60, 140, &[(61, 62), (71, 72), (101, 110)]), true),
+            (some(59, 100, &[(60, 62), (70, 75)]), false),
+            (some(60, 99, &[(61, 62), (70, 75)]), false),
+            (some(60, 140, &[(61, 62), (70, 76)]), false),
+            (some(60, 140, &[(61, 62), (81, 100)]), false),
+            (some(60, 140, &[(61, 63)]), false),
+            (Settled::default(), false),
+        ] {
+            assert_eq!(now.keeps(&earlier), keeps, "{now:?}");
+            assert!(now.keeps(&Settled::default()));
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub enum WatermarkError {
         detail: String,
     },
     /// The API does not answer, or not as it should.
-    #[error("the API does not tell the watermark: {0}")]
+    #[error("the API does not tell the watermark: {}", with_causes(.0))]
     Http(#[from] reqwest::Error),
     /// It refuses.
     #[error("the API answers {status}; {}", match status.as_u16() {
@@ -46,6 +46,12 @@ pub enum WatermarkError {
     /// It answers something else.
     #[error("the API's answer is no watermark: {0}")]
     Answer(String),
+}
+
+/// What went wrong, down to the refused connection or the unknown name.
+fn with_causes(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
 }
 
 /// The one who asks.

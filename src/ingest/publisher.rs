@@ -1,12 +1,12 @@
 //! Publishing to the stream: what the API's `POST /v1/events` and the simulator use.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::{self, Context};
-use async_nats::{ConnectOptions, HeaderMap};
+use async_nats::{ConnectOptions, Event, HeaderMap};
 use bytes::Bytes;
 
 /// How long the stream may take to say that it stored a message.
@@ -21,6 +21,8 @@ const CLIENT_CAPACITY: usize = 64;
 pub struct Publisher {
     context: Context,
     prefix: Arc<str>,
+    /// What the last attempt to connect failed with, as the client says it.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// The stream's receipt for a message.
@@ -52,7 +54,9 @@ impl Publisher {
         prefix: &str,
         gateway: &str,
     ) -> Result<Self, async_nats::ConnectError> {
+        let trouble = Arc::default();
         let options = ConnectOptions::new()
+            .event_callback(note_in(&trouble))
             .name(format!("waybill forward {gateway}"))
             .custom_inbox_prefix(format!("_INBOX_{gateway}"))
             .ping_interval(PING_INTERVAL)
@@ -62,7 +66,7 @@ impl Publisher {
             .retry_on_initial_connect();
         let client = super::connect(url, options).await?;
         let context = jetstream::ContextBuilder::new().timeout(ACK_TIMEOUT).build(client);
-        Ok(Self::new(context, prefix))
+        Ok(Self { trouble, ..Self::new(context, prefix) })
     }
 
     /// Whether there is a connection at the moment.
@@ -70,9 +74,15 @@ impl Publisher {
         self.context.client().connection_state() == State::Connected
     }
 
+    /// That there is no connection, with why, where that is known.
+    pub fn not_connected(&self) -> String {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().map_or_else(|| "not connected".to_owned(), |why| format!("not connected: {why}"))
+    }
+
     /// A publisher on a JetStream context; `prefix` is what the stream's subjects start with.
     pub fn new(context: Context, prefix: &str) -> Self {
-        Self { context, prefix: prefix.into() }
+        Self { context, prefix: prefix.into(), trouble: Arc::default() }
     }
 
     /// Publishes one message (an event, or an array of events, as JSON) for a gateway and waits for the stream's ack.
@@ -111,5 +121,22 @@ impl Publisher {
             Ok(Err(error)) => Err(PublishError::Refused(error)),
             Err(_) => Err(PublishError::Unconfirmed),
         }
+    }
+}
+
+/// Keeps what the client says about connecting: with a wrong address or password it tries for ever, and else only its log knows.
+fn note_in(
+    trouble: &Arc<Mutex<Option<String>>>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + use<> {
+    let trouble = Arc::clone(trouble);
+    move |event| {
+        let why = match event {
+            Event::Connected => None,
+            Event::ServerError(error) => Some(error.to_string()),
+            Event::ClientError(error) => Some(error.to_string()),
+            _ => return std::future::ready(()),
+        };
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        std::future::ready(())
     }
 }

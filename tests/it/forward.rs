@@ -314,6 +314,8 @@ async fn what_is_wrong_is_refused_as_the_api_does_and_the_rest_is_kept() {
     };
     let mut own_count = event("own-count");
     (own_count["sequence"], own_count["epoch"]) = (json!("77"), json!("mine"));
+    let mut no_count = event("no-count");
+    (no_count["sequence"], no_count["epoch"]) = (Value::Null, Value::Null);
     let mut unpriced = event("unpriced");
     unpriced["data"]["model"] = json!("gpt-99");
     let mut long = event("long");
@@ -333,9 +335,10 @@ async fn what_is_wrong_is_refused_as_the_api_does_and_the_rest_is_kept() {
         unpriced,
         newer,
         own_count,
+        no_count,
     ]);
     let (status, answer) = forwarder.try_post(&bodies.to_string()).await.unwrap();
-    assert_eq!((status, &answer["accepted"], &answer["refused"]), (202, &json!(4), &json!(8)), "{answer}");
+    assert_eq!((status, &answer["accepted"], &answer["refused"]), (202, &json!(5), &json!(8)), "{answer}");
     assert_eq!(answer["sequence"], 1);
     let results = answer["results"].as_array().unwrap();
     let shown: Vec<&str> = results
@@ -355,14 +358,15 @@ async fn what_is_wrong_is_refused_as_the_api_does_and_the_rest_is_kept() {
         "accepted",
         "accepted",
         "accepted",
+        "accepted",
     ];
     assert_eq!(shown, expected);
     forwarder.settled().await;
-    assert_eq!(recorded(&world).await, BTreeSet::from(["good".to_owned(), "own-count".to_owned()]));
+    assert_eq!(recorded(&world).await, BTreeSet::from(["good", "own-count", "no-count"].map(str::to_owned)));
     let mut rejected = world.open_rejections().await;
     rejected.sort();
     assert_eq!(rejected, ["unpriced", "version"], "what only the ledger can judge is kept there");
-    assert_eq!(watermark(&setting).await, [(4, 4)], "the count is the journal's");
+    assert_eq!(watermark(&setting).await, [(5, 5)], "the count is the journal's");
 
     let zstd = zstd::bulk::compress(body(&ids("packed", 3)).as_bytes(), 1).unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -473,4 +477,50 @@ async fn an_older_copy_of_a_journal_is_recognised_and_believes_nothing() {
     wait_until("they are recorded", async || (recorded(&world).await.len() == all.len()).then_some(())).await;
     recorded_exactly(&world, &all).await;
     assert_eq!(forwarder.metric("waybill_forward_settled_sequence").await.to_string(), "0");
+    // By now the journal's own count has reached the ledger's: the next run knows it all the same.
+    forwarder.kill();
+    let forwarder = setting.start().await;
+    wait_until("it is still known", async || {
+        get(forwarder.metrics, "/readyz").await.filter(|answer| answer.contains("this is an older copy"))
+    })
+    .await;
+    assert_eq!(forwarder.metric("waybill_forward_settled_sequence").await.to_string(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_ledger_has_forgotten_is_published_again() {
+    let world = World::start().await;
+    let setting = setting(&world, world.bed.nats_url.clone()).await;
+    let forwarder = setting.start().await;
+    let all = ids("e", 10);
+    for body in all.chunks(5) {
+        forwarder.post(body).await;
+        forwarder.settled().await;
+    }
+    let published = forwarder.metric("waybill_forward_published_events_total").await;
+    sqlx::query("UPDATE gateway_sequences SET seen = '{[1,6)}'").execute(&world.pool).await.unwrap();
+    wait_until("they are published again, and settled", async || {
+        let again = forwarder.metric("waybill_forward_published_events_total").await - published;
+        (again >= 5.0 && watermark(&setting).await == [(10, 10)]).then_some(())
+    })
+    .await;
+    forwarder.settled().await;
+    recorded_exactly(&world, &all.into_iter().collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_there_is_no_connection_is_told() {
+    let nats = PrivateNats::start().await;
+    let world = World::over(nats.bed().await).await;
+    let good = nats.gateway_url();
+    let (before, host) = good.rsplit_once('@').unwrap();
+    let user = before.rsplit_once(':').unwrap().0;
+    let setting = setting(&world, format!("{user}:wrong@{host}")).await;
+    let forwarder = setting.start().await;
+    forwarder.post(&ids("kept", 1)).await;
+    wait_until("it says that the password is wrong", async || {
+        let answer = get(forwarder.events, "/readyz").await?;
+        answer.contains("authorization violation").then_some(())
+    })
+    .await;
 }

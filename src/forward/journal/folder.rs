@@ -21,6 +21,8 @@ const LOCK: &str = "lock";
 const SEGMENT: &str = "events";
 /// Ending of a segment that held damage, kept for whoever wants to save what can be saved.
 const DAMAGED: &str = "damaged";
+/// Its name; there where the journal was found to be an older copy of itself.
+pub const OLDER_COPY: &str = "older-copy";
 /// How long a process that was killed a moment ago may still hold it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two tries.
@@ -111,6 +113,25 @@ impl Folder {
         create_segment(&self.path, first)
     }
 
+    /// Notes, durably, that the journal of a folder is an older copy of itself.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn mark_older_copy(folder: &Path) -> Result<(), JournalError> {
+        let path = folder.join(OLDER_COPY);
+        let marked = || -> io::Result<()> {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(FILE_MODE)
+                .open(&path)?
+                .sync_all()?;
+            File::open(folder)?.sync_all()
+        };
+        marked().map_err(JournalError::io("cannot make", &path))
+    }
+
     /// Removes a segment that is of no more use; one that holds damage is set aside.
     ///
     /// # Errors
@@ -128,6 +149,7 @@ impl Folder {
 
 fn create_segment(folder: &Path, first: u64) -> Result<(PathBuf, File), JournalError> {
     let path = folder.join(format!("{first:020}.{SEGMENT}"));
+    let made_before = path.exists();
     let made = || -> io::Result<File> {
         // One that is there was made for a write that then failed: it holds nothing that was acknowledged.
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&path)?;
@@ -135,8 +157,16 @@ fn create_segment(folder: &Path, first: u64) -> Result<(PathBuf, File), JournalE
         File::open(folder)?.sync_all()?;
         Ok(file)
     };
-    let file = made().map_err(JournalError::io("cannot make", &path))?;
-    Ok((path, file))
+    match made() {
+        Ok(file) => Ok((path, file)),
+        Err(error) => {
+            // A later write may still go on in the file before: this name would then stand for numbers that it has not.
+            if !made_before {
+                let _ = std::fs::remove_file(&path);
+            }
+            Err(JournalError::io("cannot make", &path)(error))
+        }
+    }
 }
 
 fn lock(folder: &Path) -> Result<File, JournalError> {

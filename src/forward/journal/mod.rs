@@ -13,9 +13,11 @@
 //! 00000000000000000001.events   records from number 1 on (their form: record.rs)
 //! 00000000000000024011.events   the newest one is written to
 //! 00000000000000000001.damaged  settled, but for records that could not be read: for a person to look at
+//! older-copy                    there where the ledger had higher numbers: nothing is removed any more
 //! ```
 
 mod folder;
+mod read;
 mod record;
 mod state;
 #[cfg(test)]
@@ -24,7 +26,6 @@ mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -89,6 +90,7 @@ impl JournalError {
 #[derive(Debug, Clone)]
 pub struct Journal {
     epoch: Uuid,
+    folder: Arc<Path>,
     bytes_max: u64,
     state: Arc<Mutex<State>>,
     durable: watch::Receiver<u64>,
@@ -102,30 +104,23 @@ impl Journal {
     /// [`JournalError`].
     pub fn open(path: &Path, gateway: &str, bytes_max: u64) -> Result<(Self, Writer), JournalError> {
         let (folder, files) = Folder::open(path, gateway)?;
-        let mut state = State::default();
-        let mut next = files.first().map_or(1, |(first, _)| *first);
-        let newest = files.len().saturating_sub(1);
-        let mut sealed = false;
-        for (number, (first, path)) in files.into_iter().enumerate() {
-            if first > next {
-                state.report(next..=first - 1, &path, "numbers that no segment holds");
-                next = first;
-            }
-            let mut segment = Segment::empty(path, first);
-            sealed = state.read_segment(&mut segment, folder.epoch, number == newest)?;
-            next = next.max(segment.next);
-            state.segments.push_back(segment);
-        }
+        let (state, next, sealed) = State::read(files, folder.epoch)?;
+        let mut state = state;
         let active = state.segments.back().filter(|_| !sealed).map(|segment| segment.path.clone());
         let file = if let Some(path) = active {
-            OpenOptions::new().write(true).open(&path).map_err(JournalError::io("cannot open", &path))?
+            let failed = JournalError::io("cannot open", &path);
+            // What a process wrote and was killed before it synced is published from now on: its numbers must not be given again.
+            let opened =
+                OpenOptions::new().write(true).open(&path).and_then(|file| file.sync_all().map(|()| file));
+            opened.map_err(failed)?
         } else {
             let (path, file) = folder.create_segment(next)?;
             state.segments.push_back(Segment::empty(path, next));
             file
         };
         let (sender, durable) = watch::channel(next - 1);
-        let journal = Self { epoch: folder.epoch, bytes_max, state: Arc::new(Mutex::new(state)), durable };
+        let (epoch, state) = (folder.epoch, Arc::new(Mutex::new(state)));
+        let journal = Self { epoch, folder: folder.path().into(), bytes_max, state, durable };
         let segment_bytes = SEGMENT_BYTES.min(bytes_max / 8);
         let writer = Writer::start(folder, journal.clone(), file, segment_bytes, sender)?;
         Ok((journal, writer))
@@ -138,6 +133,19 @@ impl Journal {
     /// Names the count.
     pub const fn epoch(&self) -> Uuid {
         self.epoch
+    }
+
+    /// Whether it was found to be an older copy of itself, in this run or before.
+    pub fn older_copy(&self) -> bool {
+        self.folder.join(folder::OLDER_COPY).exists()
+    }
+
+    /// Notes for every run to come that it is an older copy of itself.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn mark_older_copy(&self) -> Result<(), JournalError> {
+        if self.older_copy() { Ok(()) } else { Folder::mark_older_copy(&self.folder) }
     }
 
     /// The number of the last event that is on disk for certain; 0 before the first.
@@ -206,9 +214,8 @@ impl Journal {
         bytes_max: usize,
     ) -> Result<Vec<Record>, JournalError> {
         let failed = JournalError::io("cannot read", &piece.path);
-        let mut bytes = vec![0; usize::try_from(piece.end - piece.start).unwrap_or(0)];
-        let read = File::open(&piece.path).and_then(|file| file.read_exact_at(&mut bytes, piece.start));
-        read.map_err(failed)?;
+        let bytes = File::open(&piece.path).and_then(|file| read::range(&file, piece.start..piece.end));
+        let bytes = bytes.map_err(failed)?;
         let (mut records, mut size) = (Vec::new(), 0);
         for item in Walk::new(&bytes, self.epoch.as_bytes(), piece.expected) {
             match item {

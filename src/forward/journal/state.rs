@@ -1,15 +1,15 @@
 //! What the journal knows of its segments: where records are, what is damaged.
 
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::JournalError;
 use super::record::{Item, Walk};
+use super::{JournalError, read};
 
 /// A place of the index for about so many bytes of a segment.
 pub const INDEX_EVERY_BYTES: u64 = 64 * 1024;
@@ -17,6 +17,7 @@ pub const INDEX_EVERY_BYTES: u64 = 64 * 1024;
 /// One file of the journal.
 #[derive(Debug)]
 pub struct Segment {
+    /// Where it is.
     pub path: PathBuf,
     /// Number of its first record.
     pub first: u64,
@@ -31,6 +32,7 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// One that nothing was written to yet.
     pub const fn empty(path: PathBuf, first: u64) -> Self {
         Self { path, first, next: first, bytes: 0, index: Vec::new(), damaged: false }
     }
@@ -43,25 +45,55 @@ impl Segment {
     }
 }
 
+/// What is known of all of them.
 #[derive(Debug, Default)]
 pub struct State {
+    /// In order; the last one is written to.
     pub segments: VecDeque<Segment>,
     /// Numbers that were accepted and cannot be read, in order.
     pub damaged: Vec<RangeInclusive<u64>>,
 }
 
 impl State {
+    /// Reads the files of a folder, `(first number, path)` in order; returns with what they hold the next number to give, and
+    /// whether the newest file must not be written to any more.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn read(files: Vec<(u64, PathBuf)>, epoch: Uuid) -> Result<(Self, u64, bool), JournalError> {
+        let mut state = Self::default();
+        let mut next = files.first().map_or(1, |(first, _)| *first);
+        let filled = |(_, path): &(u64, PathBuf)| path.metadata().is_ok_and(|data| data.len() > 0);
+        let newest = files.iter().rposition(filled);
+        let mut sealed = false;
+        for (number, (first, path)) in files.into_iter().enumerate() {
+            if first < next && newest.is_none_or(|newest| number > newest) {
+                // Made for a write that then failed; what came later went on in the file before.
+                std::fs::remove_file(&path).map_err(JournalError::io("cannot remove", &path))?;
+                continue;
+            }
+            if first > next {
+                state.report(next..=first - 1, &path, "numbers that no segment holds");
+                next = first;
+            }
+            let mut segment = Segment::empty(path, first);
+            sealed = state.read_segment(&mut segment, epoch, newest.is_none_or(|newest| number >= newest))?;
+            next = next.max(segment.next);
+            state.segments.push_back(segment);
+        }
+        Ok((state, next, sealed))
+    }
+
     /// What the segments take on disk.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
+    /// Whether a number was accepted and cannot be read.
     pub fn is_damaged(&self, sequence: u64) -> bool {
         self.damaged.iter().any(|range| range.contains(&sequence))
     }
-}
 
-impl State {
     /// Reads a segment into its index; returns whether it must not be written to any more.
     pub fn read_segment(
         &mut self,
@@ -69,7 +101,9 @@ impl State {
         epoch: Uuid,
         newest: bool,
     ) -> Result<bool, JournalError> {
-        let bytes = std::fs::read(&segment.path).map_err(JournalError::io("cannot read", &segment.path))?;
+        let read =
+            || File::open(&segment.path).and_then(|file| read::range(&file, 0..file.metadata()?.len()));
+        let bytes = read().map_err(JournalError::io("cannot read", &segment.path))?;
         let mut end = bytes.len();
         let mut sealed = false;
         for item in Walk::new(&bytes, epoch.as_bytes(), segment.first) {

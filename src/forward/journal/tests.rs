@@ -264,3 +264,46 @@ fn segments_that_are_gone_are_lost_numbers_or_a_new_count() {
     assert_ne!(journal.epoch(), epoch, "numbers are never given twice in one epoch");
     assert_eq!(journal.durable(), 0);
 }
+
+#[test]
+fn what_is_settled_makes_room_even_where_it_is_all_there_is() {
+    let place = Place::new();
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert_eq!(append(&writer, vec![event(1, 600_000)]), Ok(1));
+    let full = append(&writer, vec![event(2, 600_000)]).unwrap_err();
+    assert!(matches!(full, Refusal::Full { .. }), "{full}");
+    while place.segments().len() < 2 {
+        std::thread::yield_now();
+    }
+    journal.release(&settled(1, 1, "")).unwrap();
+    assert_eq!(append(&writer, vec![event(2, 600_000)]), Ok(2));
+}
+
+#[test]
+fn a_segment_that_was_made_in_vain_is_taken_away() {
+    let place = Place::new();
+    let (journal, writer) = place.open();
+    for number in 1..=5 {
+        append(&writer, vec![event(number, 10)]).unwrap();
+    }
+    drop((journal, writer));
+    std::fs::write(place.0.join("00000000000000000003.events"), b"").unwrap();
+    for number in 6..=7 {
+        let (journal, writer) = place.open();
+        assert_eq!((journal.durable(), journal.damaged()), (number - 1, 0));
+        assert_eq!(append(&writer, vec![event(number, 10)]), Ok(number));
+        assert_eq!((all(&journal).len() as u64, place.segments().len()), (number, 1));
+    }
+}
+
+#[test]
+fn that_it_is_an_older_copy_is_known_after_a_start() {
+    let place = Place::new();
+    let (journal, writer) = place.open();
+    assert!(!journal.older_copy());
+    journal.mark_older_copy().unwrap();
+    journal.mark_older_copy().unwrap();
+    assert!(journal.older_copy());
+    drop((journal, writer));
+    assert!(place.open().0.older_copy());
+}

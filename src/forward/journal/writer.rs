@@ -47,10 +47,10 @@ pub enum Refusal {
     #[error("The disk of the journal is full; it takes events again when there is space.")]
     NoSpace,
     /// The file system fails.
-    #[error("The journal cannot be written: {0}.")]
+    #[error("The journal cannot be written: {0}. The events are not known to be accepted; send them again.")]
     Failed(String),
     /// More asks at once than can be written.
-    #[error("The journal has more to write than it can; send the events again in a moment.")]
+    #[error("The journal cannot keep up; send the events again in a moment.")]
     Busy,
     /// The forwarder ends.
     #[error("The forwarder is stopping; send the events again when it runs.")]
@@ -128,6 +128,9 @@ impl Writer {
     }
 }
 
+/// Who waits for a write: the first number, where its record begins in what is written, and the way back.
+type Waiting = (u64, usize, oneshot::Sender<Result<Appended, Refusal>>);
+
 /// What the thread works with.
 struct Commits {
     folder: Folder,
@@ -170,11 +173,13 @@ impl Commits {
     fn commit(&mut self, together: Vec<Append>) {
         let (mut taken, bytes_max) = self.journal.bytes();
         let (mut out, mut answers, mut next) = (Vec::new(), Vec::new(), self.next);
+        let mut full = false;
         for append in together {
             let Append { ref events, accepted_ms, .. } = append;
             if taken + append.bytes() > bytes_max {
                 let refusal = Refusal::Full { bytes: taken, bytes_max };
                 self.refuse(&refusal, append.answer);
+                full = true;
                 continue;
             }
             taken += append.bytes();
@@ -186,10 +191,17 @@ impl Commits {
             }
             answers.push((first, from, append.answer));
         }
-        if answers.is_empty() {
-            return;
+        if !answers.is_empty() {
+            self.write_and_answer(&out, next, answers);
         }
-        match self.write(&out) {
+        // The newest segment is never removed: where it is all there is, the bound would stay reached for ever.
+        if full && self.journal.state().segments.len() == 1 {
+            self.end_segment();
+        }
+    }
+
+    fn write_and_answer(&mut self, out: &[u8], next: u64, answers: Vec<Waiting>) {
+        match self.write(out) {
             Ok(()) => {
                 let noted: Vec<(u64, u64)> =
                     answers.iter().map(|(first, from, _)| (*first, *from as u64)).collect();
@@ -317,8 +329,14 @@ impl Commits {
     /// On a full disk ends the newest segment, so that it can be removed once it is settled: else the disk would stay as full as
     /// the journal has made it.
     fn make_room(&mut self, error: &io::Error) {
-        let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        if full && self.newest() > 0 {
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            self.end_segment();
+        }
+    }
+
+    /// Goes on in a new segment, so that the newest one can be removed.
+    fn end_segment(&mut self) {
+        if self.newest() > 0 {
             let ended = self.clean().and_then(|()| self.roll());
             if let Err(error) = ended {
                 tracing::debug!(%error, "the newest segment could not be ended; trying again");
