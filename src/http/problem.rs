@@ -54,6 +54,8 @@ kinds! {
     CONFLICT = CONFLICT, "conflict", "The object's state does not allow this";
     /// An object with this name or id exists.
     ALREADY_EXISTS = CONFLICT, "already_exists", "It exists already";
+    /// Price books in another currency than the customer is charged in.
+    CURRENCY_CHANGE = CONFLICT, "currency_change", "A customer stays with its currency";
     /// A request with the same Idempotency-Key runs right now.
     IDEMPOTENCY_KEY_RUNNING = CONFLICT, "idempotency_key_running", "The first request with this key still runs";
     /// The body is above the limit.
@@ -72,6 +74,8 @@ kinds! {
     INTERNAL = INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side";
     /// The database or the stream does not answer.
     UNAVAILABLE = SERVICE_UNAVAILABLE, "unavailable", "Not available right now";
+    /// What was recorded before the request is not in the sums yet.
+    POSTING_BEHIND = SERVICE_UNAVAILABLE, "posting_behind", "Recorded usage is not in the sums yet";
     /// A forwarder's journal holds as much as it may.
     JOURNAL_FULL = INSUFFICIENT_STORAGE, "journal_full", "The journal holds as much as it may";
     /// A forwarder's disk takes no more.

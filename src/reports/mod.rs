@@ -10,6 +10,7 @@ mod considered;
 mod cost_per_task;
 mod explain;
 mod figures;
+mod fresh;
 mod quote;
 mod settlement;
 mod usage;
@@ -19,8 +20,9 @@ pub use considered::{Considered, Override, OverrideOutcome, Reason};
 pub use cost_per_task::{
     CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task, distribution, percentile,
 };
-pub use explain::{Correction, ExplainedPart, Explanation, Side, explain};
+pub use explain::{Correction, ExplainedPart, Explanation, Priced, Restated, Side, Total, explain};
 pub use figures::{Figures, Ratio};
+pub use fresh::fresh;
 pub use quote::{Quote, QuoteBy, QuoteError, QuotedLine, QuotedPart, quote};
 pub use usage::{Dimension, UnknownDimension, UsageQuery, UsageReport, UsageRow, usage};
 

@@ -273,7 +273,40 @@ pub async fn charging_books(
     Ok(Some(ChargingBooks { sell: info(row.sell, row.sell_name), override_book }))
 }
 
-/// Assigns books; the open assignment before, if there is one, ends where this one starts, and its start is returned.
+/// An assigned sell book in another currency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherCurrency {
+    /// The sell book's name.
+    pub sell_book: String,
+    /// Its currency.
+    pub currency: Currency,
+}
+
+/// A sell book in another currency than this that is or was assigned to the customer; other assignments to it are kept out
+/// until the transaction ends. A customer stays with one currency: the totals of a task are one sum, whenever its calls
+/// were.
+///
+/// # Errors
+/// [`StoreError::Database`]; [`StoreError::Inconsistent`].
+pub async fn other_currency(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    asked: Currency,
+) -> Result<Option<OtherCurrency>, StoreError> {
+    lock(connection, customer).await?;
+    let other = sqlx::query!(
+        "SELECT s.name, s.currency FROM book_assignments a JOIN price_books s ON s.id = a.sell_book_id
+         WHERE a.customer_id = $1 AND s.currency <> $2 ORDER BY a.valid_from DESC LIMIT 1",
+        customer.0,
+        asked.as_str()
+    )
+    .fetch_optional(connection)
+    .await?;
+    other.map(|row| Ok(OtherCurrency { sell_book: row.name, currency: currency(&row.currency)? })).transpose()
+}
+
+/// Assigns books; the open assignment before, if there is one, ends where this one starts, and its start is returned. The
+/// caller asks [`other_currency`] before.
 ///
 /// # Errors
 /// [`StoreError::Database`] with the constraint `book_assignments_no_overlap` where another assignment overlaps.
@@ -282,10 +315,7 @@ pub async fn assign(
     customer: CustomerId,
     new: NewAssignment,
 ) -> Result<Option<DateTime<Utc>>, StoreError> {
-    // Two assignments at a time to one customer would end the same predecessor.
-    sqlx::query!("SELECT id FROM customers WHERE id = $1 FOR UPDATE", customer.0)
-        .fetch_one(&mut *connection)
-        .await?;
+    lock(connection, customer).await?;
     let ended = sqlx::query_scalar!(
         "UPDATE book_assignments SET valid_to = $2
          WHERE customer_id = $1 AND valid_to IS NULL AND valid_from < $2 RETURNING valid_from",
@@ -307,4 +337,12 @@ pub async fn assign(
     .execute(connection)
     .await?;
     Ok(ended)
+}
+
+/// Keeps other assignments to the customer out: two at a time would end the same predecessor, or be in two currencies.
+async fn lock(connection: &mut PgConnection, customer: CustomerId) -> Result<(), StoreError> {
+    sqlx::query!("SELECT id FROM customers WHERE id = $1 FOR UPDATE", customer.0)
+        .fetch_one(connection)
+        .await?;
+    Ok(())
 }

@@ -8,20 +8,22 @@ use sqlx::types::Json;
 
 use super::StoreError;
 use super::journal::payload;
-use super::quantities::{Rare, joined};
+use super::quantities::{Rare, quantities_of};
 use super::rates::currency;
 use crate::domain::event::{CallConditions, StatedCost, UsagePart};
 use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
-use crate::domain::money::Amount;
+use crate::domain::money::{Amount, Currency};
 
-/// One row of an event: a usage part, an outcome, or a corrected estimate taken back.
+/// One row of an event: a usage part, an outcome, a corrected estimate taken back, or a side of a re-rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Position in the event; that of a reversal counts from 1000.
+    /// Position in the event; that of a reversal counts from 1000, that of a re-rate from 2000.
     pub part: i16,
-    /// `usage`, `outcome` or `reversal`.
+    /// `usage`, `outcome` or `reversal`; `retraction` and `restatement` are a re-rate.
     pub kind: String,
+    /// The part that a re-rate takes back or restates.
+    pub restates: Option<i16>,
     /// Its batch.
     pub batch: BatchId,
     /// Sequence of its message in the stream.
@@ -66,6 +68,115 @@ pub struct EventRow {
     pub cost: Amount,
     /// What the customer pays.
     pub charge: Amount,
+    /// Currency of the cost; `None` for an outcome, and where the scope hides cost prices.
+    pub cost_currency: Option<Currency>,
+    /// Currency of the charge; `None` for an outcome.
+    pub charge_currency: Option<Currency>,
+    /// Why it was re-rated; `None` where nobody said, and until the re-rate is posted.
+    pub reason: Option<String>,
+}
+
+/// A row as stored.
+struct RawRow {
+    part: i16,
+    kind: String,
+    restates: Option<i16>,
+    batch: BatchId,
+    stream_seq: Option<i64>,
+    event_index: i32,
+    customer: CustomerId,
+    external_id: String,
+    occurred_at: DateTime<Utc>,
+    booked_on: NaiveDate,
+    recorded_at: DateTime<Utc>,
+    corrects: Option<EventKey>,
+    provider: Option<String>,
+    model: Option<String>,
+    platform: Option<String>,
+    region: Option<String>,
+    service_tier: Option<String>,
+    processing: Option<String>,
+    speed: Option<String>,
+    task_id: Option<String>,
+    task_type: Option<String>,
+    task_parent: Option<String>,
+    outcome: Option<String>,
+    attributes: Option<Json<BTreeMap<String, String>>>,
+    status: Option<String>,
+    estimated: bool,
+    latency_ms: Option<i64>,
+    tier_input: i64,
+    input: i64,
+    cache_read: i64,
+    cache_write_5m: i64,
+    cache_write_1h: i64,
+    output: i64,
+    reasoning: i64,
+    rare: Option<Rare>,
+    cost_price: Option<PriceId>,
+    sell_price: Option<PriceId>,
+    cost: Amount,
+    charge: Amount,
+    cost_currency: Option<String>,
+    charge_currency: Option<String>,
+    stated_cost: Option<Amount>,
+    stated_currency: Option<String>,
+    reason: Option<String>,
+}
+
+impl TryFrom<RawRow> for EventRow {
+    type Error = StoreError;
+
+    fn try_from(row: RawRow) -> Result<Self, StoreError> {
+        let currency_of = |code: Option<String>| code.as_deref().map(currency).transpose();
+        let stated = row.stated_cost.zip(currency_of(row.stated_currency)?);
+        let conditions = CallConditions {
+            platform: row.platform.map(Into::into),
+            region: row.region.map(Into::into),
+            service_tier: row.service_tier.map(Into::into),
+            processing: row.processing.map(Into::into),
+            speed: row.speed.map(Into::into),
+        };
+        let quantities = quantities_of!(row);
+        let usage = row.provider.zip(row.model).map(|(provider, model)| UsagePart {
+            provider: provider.into(),
+            model: model.into(),
+            conditions,
+            quantities,
+            tier_input: row.tier_input,
+            stated_cost: stated.map(|(amount, currency)| StatedCost { amount, currency }),
+        });
+        Ok(Self {
+            part: row.part,
+            kind: row.kind,
+            restates: row.restates,
+            batch: row.batch,
+            stream_seq: row.stream_seq,
+            event_index: row.event_index,
+            customer: row.customer,
+            customer_external_id: row.external_id,
+            occurred_at: row.occurred_at,
+            booked_on: row.booked_on,
+            recorded_at: row.recorded_at,
+            corrects: row.corrects,
+            usage,
+            task_id: row.task_id,
+            task_type: row.task_type,
+            task_parent: row.task_parent,
+            outcome: row.outcome,
+            attributes: row.attributes.map(|Json(attributes)| attributes).unwrap_or_default(),
+            status: row.status,
+            estimated: row.estimated,
+            latency_ms: row.latency_ms,
+            cost_price: row.cost_price,
+            sell_price: row.sell_price,
+            cost: row.cost,
+            charge: row.charge,
+            cost_currency: currency_of(row.cost_currency)?,
+            charge_currency: currency_of(row.charge_currency)?,
+            reason: row.reason,
+        })
+    }
 }
 
 /// The rows of an event, in the order of their parts; none where the scope has no such event.
@@ -76,8 +187,9 @@ pub async fn rows(
     connection: &mut PgConnection,
     identity: &EventIdentity,
 ) -> Result<Vec<EventRow>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT e.part, e.kind, e.batch_id AS "batch: BatchId", e.stream_seq, e.event_index,
+    let rows = sqlx::query_as!(
+        RawRow,
+        r#"SELECT e.part, e.kind, e.restates, e.batch_id AS "batch: BatchId", e.stream_seq, e.event_index,
                   e.customer_id AS "customer: CustomerId", c.external_id, e.occurred_at, e.booked_on, b.recorded_at,
                   e.corrects_key AS "corrects: EventKey", e.provider, e.model, e.platform, e.region, e.service_tier,
                   e.processing, e.speed, e.task_id, e.task_type, e.task_parent, e.outcome,
@@ -85,10 +197,21 @@ pub async fn rows(
                   e.tier_input, e.input, e.cache_read, e.cache_write_5m, e.cache_write_1h, e.output, e.reasoning,
                   e.rare AS "rare: Rare", e.cost_price_id AS "cost_price: PriceId",
                   e.sell_price_id AS "sell_price: PriceId", e.cost AS "cost: Amount", e.charge AS "charge: Amount",
-                  e.stated_cost AS "stated_cost: Amount", e.stated_currency
+                  pb.currency AS "cost_currency?", sb.currency AS "charge_currency?",
+                  e.stated_cost AS "stated_cost: Amount", e.stated_currency,
+                  CASE WHEN e.restates IS NOT NULL THEN
+                      -- The copy that posting makes: a customer reads its own.
+                      (SELECT a.reason FROM adjustment_reasons a
+                       WHERE a.customer_id = e.customer_id AND a.sell_price_id = e.sell_price_id
+                         AND a.batch_id = e.batch_id LIMIT 1)
+                  END AS reason
            FROM usage_events e
            JOIN customers c ON c.id = e.customer_id
            JOIN ingest_batches b ON b.id = e.batch_id
+           LEFT JOIN prices p ON p.id = e.cost_price_id
+           LEFT JOIN price_books pb ON pb.id = p.book_id
+           LEFT JOIN prices s ON s.id = e.sell_price_id
+           LEFT JOIN price_books sb ON sb.id = s.book_id
            WHERE e.event_key = $1 AND e.source = $2 AND e.id = $3
            ORDER BY e.part"#,
         identity.key() as EventKey,
@@ -97,64 +220,7 @@ pub async fn rows(
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let main = [
-                row.input,
-                row.cache_read,
-                row.cache_write_5m,
-                row.cache_write_1h,
-                row.output,
-                row.reasoning,
-            ];
-            let stated_currency = row.stated_currency.as_deref().map(currency).transpose()?;
-            let stated_cost = row
-                .stated_cost
-                .zip(stated_currency)
-                .map(|(amount, currency)| StatedCost { amount, currency });
-            let conditions = CallConditions {
-                platform: row.platform.map(Into::into),
-                region: row.region.map(Into::into),
-                service_tier: row.service_tier.map(Into::into),
-                processing: row.processing.map(Into::into),
-                speed: row.speed.map(Into::into),
-            };
-            let usage = row.provider.zip(row.model).map(|(provider, model)| UsagePart {
-                provider: provider.into(),
-                model: model.into(),
-                conditions,
-                quantities: joined(main, row.rare),
-                tier_input: row.tier_input,
-                stated_cost,
-            });
-            Ok(EventRow {
-                part: row.part,
-                kind: row.kind,
-                batch: row.batch,
-                stream_seq: row.stream_seq,
-                event_index: row.event_index,
-                customer: row.customer,
-                customer_external_id: row.external_id,
-                occurred_at: row.occurred_at,
-                booked_on: row.booked_on,
-                recorded_at: row.recorded_at,
-                corrects: row.corrects,
-                usage,
-                task_id: row.task_id,
-                task_type: row.task_type,
-                task_parent: row.task_parent,
-                outcome: row.outcome,
-                attributes: row.attributes.map(|Json(attributes)| attributes).unwrap_or_default(),
-                status: row.status,
-                estimated: row.estimated,
-                latency_ms: row.latency_ms,
-                cost_price: row.cost_price,
-                sell_price: row.sell_price,
-                cost: row.cost,
-                charge: row.charge,
-            })
-        })
-        .collect()
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Identity of an event by its key, as far as the scope shows it.

@@ -243,7 +243,11 @@ pub async fn unposted_up_to(connection: &mut PgConnection, batch: BatchId) -> Re
     Ok(count)
 }
 
-/// The instant up to which everything recorded is in the sums: when the oldest unposted batch was recorded, else `now`.
+/// The instant up to which everything recorded is in the sums: that of the oldest unposted batch, else `now`, which was
+/// taken before the connection's snapshot.
+///
+/// Recorded by an instant is what was committed by then. A batch's `recorded_at` is when its transaction began: one that
+/// was being committed when the snapshot was taken may bear an earlier time than the answer and not be in it.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -255,6 +259,28 @@ pub async fn posted_through(
         .fetch_one(connection)
         .await?;
     Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+}
+
+/// The time by the clock of the database, which `recorded_at` is taken from.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn database_time(connection: &mut PgConnection) -> Result<DateTime<Utc>, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(connection).await?)
+}
+
+/// Whether every batch of the connection's snapshot that began by an instant of the database's clock is in the sums.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn posted_up_to(connection: &mut PgConnection, at: DateTime<Utc>) -> Result<bool, StoreError> {
+    let posted = sqlx::query_scalar!(
+        r#"SELECT NOT EXISTS (SELECT FROM ingest_batches WHERE posted_at IS NULL AND recorded_at <= $1) AS "posted!""#,
+        at
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(posted)
 }
 
 const fn stored(start: DateTime<Utc>, end: DateTime<Utc>, closed_at: Option<DateTime<Utc>>) -> StoredPeriod {

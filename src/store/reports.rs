@@ -42,10 +42,40 @@ pub struct TaskTotals {
     pub charges: Vec<Amount>,
 }
 
+/// Totals as summed.
+struct RawTotals {
+    task_type: Option<String>,
+    outcome: Option<String>,
+    cost_currency: Option<String>,
+    currency: String,
+    calls: i64,
+    costs: Vec<Amount>,
+    charges: Vec<Amount>,
+}
+
+impl TryFrom<RawTotals> for TaskTotals {
+    type Error = StoreError;
+
+    fn try_from(row: RawTotals) -> Result<Self, StoreError> {
+        Ok(Self {
+            task_type: row.task_type,
+            outcome: row.outcome,
+            cost_currency: row.cost_currency.as_deref().map(currency).transpose()?,
+            currency: currency(&row.currency)?,
+            calls: row.calls,
+            costs: row.costs,
+            charges: row.charges,
+        })
+    }
+}
+
 /// Exact totals of every task whose last event lies in the interval, by type and outcome.
 ///
 /// Nested, a task under another is counted with its root; a task whose parent was never seen is a root, and tasks whose
 /// parents form a circle stand each for itself, so that nothing is counted twice or dropped.
+///
+/// A task's money is in the currency that its customer was rated in when its first event happened; a customer stays with
+/// one ([`super::customers::other_currency`]).
 ///
 /// # Errors
 /// [`StoreError`].
@@ -53,9 +83,11 @@ pub async fn task_totals(
     connection: &mut PgConnection,
     scope: &TaskScope,
 ) -> Result<Vec<TaskTotals>, StoreError> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        RawTotals,
         r#"WITH RECURSIVE chosen AS (
-               SELECT t.customer_id, t.task_id, t.task_type, t.parent, t.outcome, p.task_id IS NOT NULL AS has_parent
+               SELECT t.customer_id, t.task_id, t.task_type, t.parent, t.outcome, t.first_event_at,
+                      p.task_id IS NOT NULL AS has_parent
                FROM tasks t
                LEFT JOIN tasks p ON $5 AND p.customer_id = t.customer_id AND p.task_id = t.parent
                WHERE ($1::bigint IS NULL OR t.customer_id = $1) AND t.last_event_at >= $2 AND t.last_event_at < $3
@@ -85,11 +117,14 @@ pub async fn task_totals(
                FROM down d JOIN tasks t ON t.customer_id = d.customer_id AND t.task_id = d.task_id
                GROUP BY d.customer_id, d.root
            ), currencies AS (
-               SELECT DISTINCT ON (a.customer_id) a.customer_id, s.currency, c.currency AS cost_currency
+               -- Each until the next, and the first from ever, so that every task has them.
+               SELECT a.customer_id, s.currency, c.currency AS cost_currency,
+                      CASE WHEN lag(a.id) OVER in_time IS NULL THEN '-infinity' ELSE a.valid_from END AS from_at,
+                      COALESCE(lead(a.valid_from) OVER in_time, 'infinity') AS to_at
                FROM book_assignments a
                JOIN price_books s ON s.id = a.sell_book_id
                LEFT JOIN price_books c ON c.id = a.cost_book_id
-               ORDER BY a.customer_id, (a.valid_from < $3) DESC, a.valid_from DESC
+               WINDOW in_time AS (PARTITION BY a.customer_id ORDER BY a.valid_from)
            )
            SELECT c.task_type, c.outcome, x.cost_currency AS "cost_currency?", x.currency AS "currency!",
                   sum(totals.calls)::bigint AS "calls!",
@@ -98,6 +133,7 @@ pub async fn task_totals(
            FROM counted c
            JOIN totals ON totals.customer_id = c.customer_id AND totals.root = c.task_id
            JOIN currencies x ON x.customer_id = c.customer_id
+                            AND c.first_event_at >= x.from_at AND c.first_event_at < x.to_at
            GROUP BY 1, 2, 3, 4
            ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4"#,
         scope.customer.map(|customer| customer.0),
@@ -108,17 +144,5 @@ pub async fn task_totals(
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(TaskTotals {
-                task_type: row.task_type,
-                outcome: row.outcome,
-                cost_currency: row.cost_currency.as_deref().map(currency).transpose()?,
-                currency: currency(&row.currency)?,
-                calls: row.calls,
-                costs: row.costs,
-                charges: row.charges,
-            })
-        })
-        .collect()
+    rows.into_iter().map(TryInto::try_into).collect()
 }

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::journal::JOURNAL_LOCK;
-use super::quantities::{Rare, joined};
+use super::quantities::{Rare, quantities_of};
 use super::{StoreError, ensure_affected, rates};
 use crate::domain::event::{CallConditions, UsagePart};
 use crate::domain::identity::{EventIdentity, EventKey};
@@ -148,6 +148,78 @@ pub struct StandingPart {
     pub stamps: Stamps,
 }
 
+/// A part as stored.
+struct RawPart {
+    key: EventKey,
+    part: i16,
+    source: String,
+    id: String,
+    customer: CustomerId,
+    occurred_at: DateTime<Utc>,
+    reported_provider: String,
+    reported_model: String,
+    platform: Option<String>,
+    region: Option<String>,
+    service_tier: Option<String>,
+    processing: Option<String>,
+    speed: Option<String>,
+    tier_input: i64,
+    input: i64,
+    cache_read: i64,
+    cache_write_5m: i64,
+    cache_write_1h: i64,
+    output: i64,
+    reasoning: i64,
+    rare: Option<Rare>,
+    provider: String,
+    model: String,
+    cost_price: PriceId,
+    cost: Amount,
+    cost_currency: String,
+    sell_price: PriceId,
+    charge: Amount,
+    charge_currency: String,
+}
+
+impl TryFrom<RawPart> for StandingPart {
+    type Error = StoreError;
+
+    fn try_from(row: RawPart) -> Result<Self, StoreError> {
+        let stamp = |price, amount, currency: &str| {
+            Ok::<_, StoreError>(Stamp { price, amount, currency: rates::currency(currency)? })
+        };
+        let stamps = Stamps {
+            cost: stamp(row.cost_price, row.cost, &row.cost_currency)?,
+            charge: stamp(row.sell_price, row.charge, &row.charge_currency)?,
+        };
+        let conditions = CallConditions {
+            platform: row.platform.map(Into::into),
+            region: row.region.map(Into::into),
+            service_tier: row.service_tier.map(Into::into),
+            processing: row.processing.map(Into::into),
+            speed: row.speed.map(Into::into),
+        };
+        Ok(Self {
+            key: row.key,
+            part: row.part,
+            identity: EventIdentity { source: row.source.into(), id: row.id.into() },
+            customer: row.customer,
+            occurred_at: row.occurred_at,
+            usage: UsagePart {
+                provider: row.reported_provider.into(),
+                model: row.reported_model.into(),
+                conditions,
+                quantities: quantities_of!(row),
+                tier_input: row.tier_input,
+                stated_cost: None,
+            },
+            provider: row.provider,
+            model: row.model,
+            stamps,
+        })
+    }
+}
+
 /// The usage parts of a chunk that stand and that the filter lets through, by event and part.
 ///
 /// # Errors
@@ -157,7 +229,8 @@ pub async fn standing(
     filter: &Filter,
     chunk: &Chunk,
 ) -> Result<Vec<StandingPart>, StoreError> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        RawPart,
         r#"SELECT u.event_key AS "key: EventKey", u.part, u.source, u.id, u.customer_id AS "customer: CustomerId",
                   u.occurred_at, u.provider AS "reported_provider!", u.model AS "reported_model!", u.platform, u.region,
                   u.service_tier, u.processing, u.speed, u.tier_input, u.input, u.cache_read, u.cache_write_5m,
@@ -198,49 +271,7 @@ pub async fn standing(
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let conditions = CallConditions {
-                platform: row.platform.map(Into::into),
-                region: row.region.map(Into::into),
-                service_tier: row.service_tier.map(Into::into),
-                processing: row.processing.map(Into::into),
-                speed: row.speed.map(Into::into),
-            };
-            let main = [
-                row.input,
-                row.cache_read,
-                row.cache_write_5m,
-                row.cache_write_1h,
-                row.output,
-                row.reasoning,
-            ];
-            let stamp = |price, amount, currency: &str| {
-                Ok::<_, StoreError>(Stamp { price, amount, currency: rates::currency(currency)? })
-            };
-            Ok(StandingPart {
-                key: row.key,
-                part: row.part,
-                identity: EventIdentity { source: row.source.into(), id: row.id.into() },
-                customer: row.customer,
-                occurred_at: row.occurred_at,
-                usage: UsagePart {
-                    provider: row.reported_provider.into(),
-                    model: row.reported_model.into(),
-                    conditions,
-                    quantities: joined(main, row.rare),
-                    tier_input: row.tier_input,
-                    stated_cost: None,
-                },
-                provider: row.provider,
-                model: row.model,
-                stamps: Stamps {
-                    cost: stamp(row.cost_price, row.cost, &row.cost_currency)?,
-                    charge: stamp(row.sell_price, row.charge, &row.charge_currency)?,
-                },
-            })
-        })
-        .collect()
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// What a usage part is to stand at from now on.

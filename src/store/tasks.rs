@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::quantities::{Rare, quantities_of};
+use super::rates::currency;
 use crate::domain::identity::EventKey;
 use crate::domain::ids::CustomerId;
 use crate::domain::money::{Amount, Currency};
@@ -335,28 +336,44 @@ pub struct Currencies {
     pub charge: Currency,
 }
 
-/// The currencies that a customer is rated in: of its newest assignment. A task's totals are one sum, so this is their
-/// currency as long as a customer stays with one.
+/// The currencies that a customer is rated in, each with the time from when on, in order of time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CurrencyHistory(Vec<(DateTime<Utc>, Currencies)>);
+
+impl CurrencyHistory {
+    /// Those at an instant; before the first assignment its. A customer without one has no usage: its nothing is in
+    /// dollars.
+    pub fn at(&self, at: DateTime<Utc>) -> Currencies {
+        let begun = self.0.iter().rev().find(|(from, _)| *from <= at);
+        let none = Currencies { cost: None, charge: Currency::USD };
+        begun.or(self.0.first()).map_or(none, |(_, currencies)| *currencies)
+    }
+}
+
+/// The currencies that a customer is rated in. A task's totals are one sum, in those of its first event; a customer stays
+/// with one ([`super::customers::other_currency`]).
 ///
 /// # Errors
-/// [`StoreError`]. A customer without an assignment has no usage; its nothing is in dollars.
+/// [`StoreError`].
 pub async fn currencies(
     connection: &mut PgConnection,
     customer: CustomerId,
-) -> Result<Currencies, StoreError> {
-    let row = sqlx::query!(
-        r#"SELECT s.currency AS "charge!", c.currency AS "cost?"
+) -> Result<CurrencyHistory, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT a.valid_from, s.currency AS "charge!", c.currency AS "cost?"
            FROM book_assignments a
            JOIN price_books s ON s.id = a.sell_book_id
            LEFT JOIN price_books c ON c.id = a.cost_book_id
-           WHERE a.customer_id = $1 ORDER BY a.valid_from DESC LIMIT 1"#,
+           WHERE a.customer_id = $1 ORDER BY a.valid_from"#,
         customer.0
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    let Some(row) = row else { return Ok(Currencies { cost: None, charge: Currency::USD }) };
-    Ok(Currencies {
-        cost: row.cost.as_deref().map(super::rates::currency).transpose()?,
-        charge: super::rates::currency(&row.charge)?,
-    })
+    rows.into_iter()
+        .map(|row| {
+            let cost = row.cost.as_deref().map(currency).transpose()?;
+            Ok((row.valid_from, Currencies { cost, charge: currency(&row.charge)? }))
+        })
+        .collect::<Result<_, StoreError>>()
+        .map(CurrencyHistory)
 }

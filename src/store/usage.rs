@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 
 use super::StoreError;
 use super::quantities::{Rare, quantities_of};
+use super::rates::currency;
 use crate::domain::ids::{CustomerId, PriceId};
 use crate::domain::money::{Amount, Currency};
 use crate::domain::tokens::Quantities;
@@ -81,6 +82,53 @@ pub struct UsageSums {
     pub charge: Amount,
 }
 
+/// A group as summed; a dimension that was not asked for is one constant.
+struct RawSums {
+    customer: String,
+    day: NaiveDate,
+    provider: String,
+    model: String,
+    project: String,
+    task_type: String,
+    cost_price: PriceId,
+    sell_price: PriceId,
+    cost_currency: String,
+    currency: String,
+    events: i64,
+    input: i64,
+    cache_read: i64,
+    cache_write_5m: i64,
+    cache_write_1h: i64,
+    output: i64,
+    reasoning: i64,
+    rare: Option<Rare>,
+    cost: Amount,
+    charge: Amount,
+}
+
+impl RawSums {
+    /// With the dimensions that were asked for.
+    fn by(self, by: Grouping) -> Result<UsageSums, StoreError> {
+        let cost_currency = (!self.cost_currency.is_empty()).then_some(self.cost_currency.as_str());
+        Ok(UsageSums {
+            customer: by.customer.then_some(self.customer),
+            day: by.day.then_some(self.day),
+            provider: by.provider.then_some(self.provider),
+            model: by.model.then_some(self.model),
+            project: by.project.then_some(self.project),
+            task_type: by.task_type.then_some(self.task_type),
+            cost_price: by.prices.then_some(self.cost_price),
+            sell_price: by.prices.then_some(self.sell_price),
+            cost_currency: cost_currency.map(currency).transpose()?,
+            currency: currency(&self.currency)?,
+            events: self.events,
+            quantities: quantities_of!(self),
+            cost: self.cost,
+            charge: self.charge,
+        })
+    }
+}
+
 /// Sums usage by the dimensions asked for, and always by currency, ordered by them.
 ///
 /// # Errors
@@ -91,7 +139,8 @@ pub async fn sums(
     by: Grouping,
 ) -> Result<Vec<UsageSums>, StoreError> {
     // Dimensions that are not asked for are one constant, so that every group key is a plain equality.
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        RawSums,
         r#"WITH picked AS (
                SELECT CASE WHEN $8 THEN c.external_id ELSE '' END AS customer,
                       CASE WHEN $9 THEN (r.hour AT TIME ZONE c.time_zone)::date ELSE DATE 'epoch' END AS day,
@@ -157,25 +206,5 @@ pub async fn sums(
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let cost_currency = if row.cost_currency.is_empty() { None } else { Some(row.cost_currency) };
-            Ok(UsageSums {
-                customer: by.customer.then_some(row.customer),
-                day: by.day.then_some(row.day),
-                provider: by.provider.then_some(row.provider),
-                model: by.model.then_some(row.model),
-                project: by.project.then_some(row.project),
-                task_type: by.task_type.then_some(row.task_type),
-                cost_price: by.prices.then_some(row.cost_price),
-                sell_price: by.prices.then_some(row.sell_price),
-                cost_currency: cost_currency.map(|code| super::rates::currency(&code)).transpose()?,
-                currency: super::rates::currency(&row.currency)?,
-                events: row.events,
-                quantities: quantities_of!(row),
-                cost: row.cost,
-                charge: row.charge,
-            })
-        })
-        .collect()
+    rows.into_iter().map(|row| row.by(by)).collect()
 }

@@ -1,8 +1,13 @@
 //! Usage, tasks, reports and invoices through the API: what finance sees, what a customer sees, and that both agree.
 
 use axum::http::{Method, StatusCode, header};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
+use waybill::domain::ids::CustomerId;
+use waybill::reports::fresh;
+use waybill::store::Scope;
 
+use crate::harness::wait_until;
 use crate::http_bed::Api;
 use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
 
@@ -80,6 +85,57 @@ async fn usage_and_margin() {
         api.get(finance, "/v1/usage?grupo=model").await.problem(),
         (400, "invalid_request".to_owned())
     );
+}
+
+/// What is recorded while a report waits for its snapshot is not in it, nor does it say so.
+#[tokio::test]
+async fn as_of_is_never_later_than_the_snapshot() {
+    let (api, ledger) = filled().await;
+    let finance = &api.keys.finance;
+    for path in [
+        "/v1/usage?customer=acme",
+        "/v1/reports/margin?customer=acme",
+        "/v1/reports/cost-per-task?customer=acme",
+        "/v1/tasks/refund-1?customer=acme",
+        "/v1/invoices/preview?customer=acme",
+    ] {
+        let asked = api.clock.now();
+        let mut holder = ledger.pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
+        let release = async {
+            let waiting =
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'customers'::regclass";
+            wait_until("the report waits", async || (ledger.count(waiting).await == 1).then_some(())).await;
+            api.clock.advance(TimeDelta::minutes(1));
+            holder.rollback().await.unwrap();
+        };
+        let (report, ()) = tokio::join!(json(&api, finance, path), release);
+        assert_eq!(report["as_of"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap(), asked, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn fresh_usage_waits_until_what_was_recorded_is_posted() {
+    let (api, mut ledger) = filled().await;
+    let acme = CustomerId(ledger.count("SELECT id FROM customers WHERE external_id = 'acme'").await);
+    assert!(fresh(&ledger.database, Scope::Customer(acme), 0).await.unwrap().is_some());
+    ledger.record(&[call(acme, "2026-10-06T01:00:00Z", "b", 5, 0)]).await;
+    for scope in [Scope::Everything, Scope::Customer(acme)] {
+        assert!(fresh(&ledger.database, scope, 1).await.unwrap().is_none());
+    }
+    let input = |usage: &Value| usage["data"][0]["quantities"]["input"].clone();
+    let path = format!("/v1/usage?{OCTOBER}");
+    assert_eq!(input(&json(&api, &api.keys.acme, &path).await), 4_001_000);
+    let path = format!("{path}&fresh=true");
+    let (usage, ()) = tokio::join!(json(&api, &api.keys.acme, &path), ledger.post());
+    assert_eq!((input(&usage), &usage["as_of"]), (json!(4_001_005), &json!("2026-11-23T12:00:00Z")));
+    let path = format!("/v1/reports/margin?{OCTOBER}&fresh=true");
+    let margin = json(&api, &api.keys.finance, &path).await;
+    assert_eq!(margin["data"][0]["customer"], "acme");
+    ledger.record(&[call(acme, "2026-10-06T02:00:00Z", "c", 5, 0)]).await;
+    let behind = api.get(&api.keys.acme, &format!("/v1/usage?{OCTOBER}&fresh=true")).await;
+    assert_eq!(behind.problem(), (503, "posting_behind".to_owned()));
+    assert_eq!(behind.headers[header::RETRY_AFTER], "2");
 }
 
 #[tokio::test]

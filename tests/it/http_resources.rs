@@ -157,6 +157,35 @@ async fn books_are_assigned_one_after_another() {
 }
 
 #[tokio::test]
+async fn a_customer_stays_with_its_currency() {
+    let api = Api::start().await;
+    with_books(&api).await;
+    api.sql("INSERT INTO price_books (name, kind, currency) VALUES ('euros', 'sell', 'EUR')").await;
+    let assign = async |customer: &str, body: Value| {
+        api.post(&api.keys.finance, &format!("/v1/customers/{customer}/assignments"), &body).await
+    };
+    let (from, later) = ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z");
+    let euros = |from: &str, to: Value| json!({"sell_book": "euros", "cost_book": "euro-cost", "valid_from": from, "valid_to": to});
+    let first = assign("acme", json!({"sell_book": "plain", "valid_from": from})).await;
+    assert_eq!(first.status, StatusCode::CREATED, "{}", first.text);
+    for refused in [euros(later, Value::Null), euros("2025-01-01T00:00:00Z", json!(from))] {
+        let refused = assign("acme", refused).await;
+        expect(&refused, (409, "currency_change"));
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        assert_eq!(
+            detail,
+            "`acme` is charged in USD by `plain`, and `euros` is in EUR; a customer stays with its currency. \
+             Make a new customer for the other one."
+        );
+    }
+    assert_eq!(api.number("SELECT count(*) FROM book_assignments WHERE valid_to IS NULL").await, 1);
+    let same = assign("acme", json!({"sell_book": "plus-20", "valid_from": later})).await;
+    assert_eq!(same.status, StatusCode::CREATED, "{}", same.text);
+    let other = assign("globex", euros(from, Value::Null)).await;
+    assert_eq!(other.status, StatusCode::CREATED, "{}", other.text);
+}
+
+#[tokio::test]
 async fn an_assignment_that_cannot_rate_is_refused() {
     let api = Api::start().await;
     with_books(&api).await;

@@ -173,6 +173,41 @@ async fn tasks_are_counted_once_alone_and_nested() {
     assert_eq!(rest, calls[1..]);
 }
 
+/// Assigned by hand: the API keeps a customer in its currency.
+#[tokio::test]
+async fn an_assignment_to_come_does_not_rename_what_was_charged() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[task_call(acme, "2026-10-02T01:00:00Z", "t", "refund", 1)]).await;
+    ledger.post().await;
+    ledger
+        .run(
+            "INSERT INTO price_books (name, kind, currency) VALUES ('euro-cost', 'cost', 'EUR'), ('euros', 'sell', 'EUR');
+             UPDATE book_assignments SET valid_to = '2027-01-01Z';
+             INSERT INTO book_assignments (customer_id, sell_book_id, cost_book_id, valid_from)
+             SELECT a.customer_id, s.id, c.id, a.valid_to FROM book_assignments a, price_books s, price_books c
+             WHERE s.name = 'euros' AND c.name = 'euro-cost'",
+        )
+        .await;
+    for scope in [Scope::Everything, Scope::Customer(acme)] {
+        let mut tx = ledger.database.read(scope).await.unwrap();
+        let history = tasks::currencies(&mut tx, acme).await.unwrap();
+        let at = |time: &str| history.at(utc(time)).charge.to_string();
+        let named = ["2019-12-31T00:00:00Z", "2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z"].map(at);
+        assert_eq!(named, ["USD", "USD", "EUR"]);
+        let interval = TaskScope {
+            customer: Some(acme),
+            from: utc("2026-10-01T00:00:00Z"),
+            to: utc("2028-01-01T00:00:00Z"),
+            task_type: None,
+            nested: false,
+        };
+        let report = cost_per_task(&mut tx, scope, &interval, utc("2026-11-01T00:00:00Z")).await.unwrap();
+        let [refund] = report.groups.as_slice() else { panic!("one group, not {:?}", report.groups) };
+        assert_eq!((refund.currency.as_str(), refund.charge.total.to_string().as_str()), ("USD", "0.000003"));
+    }
+}
+
 /// A ledger with a bit of everything, one batch of it not posted.
 async fn sound() -> Ledger {
     let mut ledger = Ledger::new().await;

@@ -1,5 +1,7 @@
 //! Re-rating: nothing recorded changes by itself, and what a re-rate adds is exact, once, and on an invoice.
 
+use std::collections::BTreeMap;
+
 use axum::http::StatusCode;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
@@ -14,6 +16,7 @@ use waybill::reports::verify;
 use waybill::store::{Scope, commit, customers, invoices, prices};
 
 use crate::http_bed::Api;
+use crate::http_events::Explained;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
 use crate::world::{self, World};
 
@@ -494,4 +497,163 @@ async fn corrected_estimates_and_re_rates_meet_in_any_order() {
     let acme = customers::by_external_id(&mut tx, "acme").await.unwrap().unwrap().id;
     let only = preview(&mut tx, &Request { customer: Some(acme), ..everything() }).await.unwrap();
     assert_eq!((only.examined, only.groups), (3, Vec::new()));
+}
+
+/// What the parts, what is taken back and what re-rates changed come to, by currency; a side is `charge` or `cost`.
+fn shown(event: &Value, side: &str, own: &str) -> BTreeMap<String, Amount> {
+    let mut sums: BTreeMap<String, Amount> = BTreeMap::new();
+    let rows = |list: &str| event[list].as_array().unwrap().clone();
+    let sides = rows("parts").into_iter().chain(rows("restated")).map(|row| row[side].clone());
+    let taken_back = rows("taken_back").into_iter().map(|row| match side {
+        "charge" => json!({"amount": row["amount"], "currency": row["currency"]}),
+        _ => json!({"amount": row["cost"], "currency": row["cost_currency"]}),
+    });
+    for row in sides.chain(taken_back) {
+        let sum = sums.entry(row["currency"].as_str().unwrap().to_owned()).or_default();
+        *sum = sum.checked_add(row["amount"].as_str().unwrap().parse().unwrap()).unwrap();
+    }
+    sums.retain(|currency, amount| currency == own || *amount != Amount::ZERO);
+    sums
+}
+
+/// That what is shown of an event adds up to what it says it adds, in every currency.
+fn assert_adds_up(event: &Value, with_cost: bool) {
+    let sides =
+        [("charge", "amount", "currency", "other_amounts"), ("cost", "cost", "cost_currency", "other_costs")];
+    for (side, amount, currency, others) in sides.into_iter().take(if with_cost { 2 } else { 1 }) {
+        let own = json!({"amount": event[amount], "currency": event[currency]});
+        let others = event.get(others).map(|others| others.as_array().unwrap().clone()).unwrap_or_default();
+        let said: BTreeMap<String, Amount> = [own]
+            .into_iter()
+            .chain(others)
+            .map(|sum| {
+                (
+                    sum["currency"].as_str().unwrap().to_owned(),
+                    sum["amount"].as_str().unwrap().parse().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(shown(event, side, event[currency].as_str().unwrap()), said, "{side}: {event}");
+    }
+}
+
+fn amounts(rows: &Value) -> Vec<(&str, &str)> {
+    rows.as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["charge"]["amount"].as_str().unwrap(), row["charge"]["currency"].as_str().unwrap()))
+        .collect()
+}
+
+async fn re_rated(api: &Explained, reason: Option<&str>) {
+    let body = json!({"from": "2020-01-01T00:00:00Z", "to": "2030-01-01T00:00:00Z", "reason": reason});
+    api.made("/v1/rerates?dry_run=false", &body).await;
+    api.world.settled().await;
+}
+
+/// A price of `gpt-5` for a call of 100 input, 300 cached and 50 output tokens.
+fn gpt5_since(from: &str, input: &str, cache_read: &str, output: &str) -> Value {
+    json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": from, "source": "test",
+            "rates": {"input": input, "cache_read": cache_read, "output": output}}])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_re_rated_event_shows_what_changed_and_adds_up() {
+    let api = Explained::start().await;
+    api.world.publish_prices(world::gpt5_prices()).await;
+    api.world.start_consumer();
+    api.world.publish("gw-1", &world::usage_event("a")).await;
+    api.world.settled().await;
+    api.world.publish_prices(gpt5_since("2025-09-01T00:00:00Z", "2.5", "0.25", "20")).await;
+    re_rated(&api, Some("provider price corrected")).await;
+    api.world.publish_prices(gpt5_since("2025-10-01T00:00:00Z", "1", "0.1", "8")).await;
+    re_rated(&api, None).await;
+    for (key, sees_cost) in [(&api.finance, true), (&api.acme, false)] {
+        let event = api.event(key, "/v1/events/gw-1/a").await;
+        assert_eq!((&event["amount"], &event["currency"]), (&json!("0.00053"), &json!("USD")));
+        assert_eq!(event["parts"][0]["charge"]["amount"], "0.0006625", "as it was recorded");
+        let restated = &event["restated"];
+        assert_eq!(
+            amounts(restated),
+            [("-0.0006625", "USD"), ("0.001325", "USD"), ("-0.001325", "USD"), ("0.00053", "USD")]
+        );
+        let kinds: Vec<(&Value, &Value, &Value)> = restated
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| (&row["part"], &row["kind"], &row["reason"]))
+            .collect();
+        let (why, zero) = (json!("provider price corrected"), json!(0));
+        let (retraction, restatement) = (json!("retraction"), json!("restatement"));
+        assert_eq!(
+            kinds,
+            [
+                (&zero, &retraction, &why),
+                (&zero, &restatement, &why),
+                (&zero, &retraction, &Value::Null),
+                (&zero, &restatement, &Value::Null)
+            ]
+        );
+        let price = |row: usize| &restated[row]["charge"]["price"]["id"];
+        assert_eq!(price(0), &event["parts"][0]["charge"]["price"]["id"]);
+        assert_eq!(price(1), price(2));
+        assert_ne!(price(2), price(3));
+        assert_eq!(restated[3]["charge"]["classes"][0]["rate"], "1");
+        assert_eq!(restated[3]["booked_on"], event["booked_on"]);
+        assert_adds_up(&event, sees_cost);
+        let shows_cost = event.to_string().contains("\"cost\"");
+        assert_eq!((event.get("other_amounts"), shows_cost), (None, sees_cost));
+    }
+}
+
+/// Assigned by hand: the API keeps a customer in its currency.
+#[tokio::test(flavor = "multi_thread")]
+async fn amounts_of_two_currencies_are_never_one_sum() {
+    let api = Explained::start().await;
+    api.world.publish_prices(world::gpt5_prices()).await;
+    api.world.start_consumer();
+    let mut guess = world::usage_event("guess");
+    guess["data"]["usage_source"] = json!("estimated");
+    for event in [&world::usage_event("a"), &guess] {
+        api.world.publish("gw-1", event).await;
+    }
+    api.world.settled().await;
+    api.made("/v1/price-books", &json!({"name": "euro-cost", "kind": "cost", "currency": "EUR"})).await;
+    let sell =
+        json!({"name": "euros", "kind": "sell", "currency": "EUR", "base": "euro-cost", "markup": "2"});
+    api.made("/v1/price-books", &sell).await;
+    let prices = gpt5_since("2025-08-07T00:00:00Z", "1", "0.1", "8");
+    api.made("/v1/price-books/euro-cost/prices", &prices).await;
+    api.world
+        .bed
+        .run(
+            "UPDATE book_assignments SET valid_to = now() - interval '1 day'
+             WHERE customer_id = (SELECT id FROM customers WHERE external_id = 'acme');
+             INSERT INTO book_assignments (customer_id, sell_book_id, cost_book_id, valid_from)
+             SELECT a.customer_id, s.id, c.id, a.valid_to FROM book_assignments a, price_books s, price_books c
+             WHERE a.valid_to IS NOT NULL AND s.name = 'euros' AND c.name = 'euro-cost';
+             UPDATE catalog_version SET version = version + 1",
+        )
+        .await;
+    let mut last = world::usage_event("final");
+    last["data"]["corrects"] = json!("guess");
+    last["data"]["usage"] = json!({"output": 60});
+    api.world.publish("gw-1", &last).await;
+    api.world.settled().await;
+    assert_eq!(api.world.open_rejections().await, Vec::<String>::new());
+    re_rated(&api, None).await;
+    for (key, sees_cost) in [(&api.finance, true), (&api.acme, false)] {
+        let last = api.event(key, "/v1/events/gw-1/final").await;
+        // 60 x 16 euros per million; the estimate was in dollars.
+        assert_eq!((&last["amount"], &last["currency"]), (&json!("0.00096"), &json!("EUR")));
+        let back = &last["taken_back"][0];
+        assert_eq!((&back["amount"], &back["currency"]), (&json!("-0.0006625"), &json!("USD")));
+        assert_eq!(last["other_amounts"], json!([{"amount": "-0.0006625", "currency": "USD"}]));
+        assert_adds_up(&last, sees_cost);
+        let event = api.event(key, "/v1/events/gw-1/a").await;
+        assert_eq!((&event["amount"], &event["currency"]), (&json!("0.00106"), &json!("EUR")));
+        assert_eq!(amounts(&event["restated"]), [("-0.0006625", "USD"), ("0.00106", "EUR")]);
+        assert_eq!(event.get("other_amounts"), None);
+        assert_adds_up(&event, sees_cost);
+    }
 }

@@ -15,7 +15,7 @@ use crate::domain::price::{BookInfo, BookKind};
 use crate::http::AppState;
 use crate::http::auth::{Admin, Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
-use crate::http::problem::{ALREADY_EXISTS, OnConstraint, Problem};
+use crate::http::problem::{ALREADY_EXISTS, CURRENCY_CHANGE, OnConstraint, Problem};
 use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::{Work, Write};
@@ -289,7 +289,8 @@ struct NewAssignmentBody {
 /// Assign price books to a customer
 ///
 /// Events from `valid_from` on are rated with them; the open assignment before ends there. What is recorded already keeps
-/// the price it was rated with. All books must have the same currency.
+/// the price it was rated with. All books must have the same currency, which is that of the customer's assignments before:
+/// a customer who is to pay in another one is a new customer.
 #[utoipa::path(post, path = "/v1/customers/{external_id}/assignments", operation_id = "create_assignment", tag = "customers",
     params(("external_id" = String, Path, description = "How gateways and finance know it", example = "acme")),
     request_body = NewAssignmentBody,
@@ -311,6 +312,7 @@ async fn create_assignment(
     let cost = book(&mut work, "cost_book", BookKind::Cost, &cost_name).await?;
     let (sell, cost) = (sell.info, cost.info);
     check_currencies(&sell, "cost_book", &cost)?;
+    stays_with_currency(&mut work, &customer, &sell).await?;
     let own = match override_book {
         Some(name) => Some(own_book(&mut work, &sell, &name).await?),
         None => None,
@@ -369,7 +371,26 @@ async fn own_book(work: &mut Work, sell: &BookInfo, name: &str) -> Result<BookIn
     Ok(own)
 }
 
-/// Charge and cost of one event are compared and subtracted, and a customer is charged in one currency at a time.
+/// A customer is charged in one currency for good: the totals of its tasks are sums over all its calls.
+async fn stays_with_currency(
+    work: &mut Work,
+    customer: &CustomerRow,
+    sell: &BookInfo,
+) -> Result<(), Problem> {
+    let Some(other) = customers::other_currency(work.db(), customer.id, sell.currency).await? else {
+        return Ok(());
+    };
+    let (was, is) = (
+        format!("`{}` is charged in {} by `{}`", customer.external_id, other.currency, other.sell_book),
+        format!("`{}` is in {}", sell.name, sell.currency),
+    );
+    let detail = format!(
+        "{was}, and {is}; a customer stays with its currency. Make a new customer for the other one."
+    );
+    Err(Problem::new(&CURRENCY_CHANGE, detail))
+}
+
+/// Charge and cost of one event are compared and subtracted.
 fn check_currencies(sell: &BookInfo, field: &'static str, other: &BookInfo) -> Result<(), Problem> {
     if sell.currency == other.currency {
         return Ok(());

@@ -1,5 +1,9 @@
 //! What the reports share: whose figures, of when, and money as the caller may see it.
 
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
@@ -11,6 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::domain::ids::CustomerId;
 use crate::domain::money::{Amount, Currency};
 use crate::domain::tokens::{Quantities, TokenClass};
+use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::openapi::DecimalText;
 use crate::http::problem::Problem;
@@ -21,6 +26,18 @@ use crate::store::customers::{self, CustomerRow};
 
 /// Length of an interval whose start is not given.
 const DEFAULT_INTERVAL: TimeDelta = TimeDelta::days(30);
+
+/// When a report was asked for. It stands before the snapshot among a handler's arguments, because it is taken when its
+/// turn comes: an `as_of` taken after the snapshot would promise what was recorded in between.
+pub(super) struct AskedAt(pub(super) DateTime<Utc>);
+
+impl FromRequestParts<AppState> for AskedAt {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        Ok(Self(state.clock.now()))
+    }
+}
 
 /// The bounds of an interval: without `to` until now, without `from` the 30 days before.
 ///

@@ -1,6 +1,5 @@
 //! Invoices: preview them, finalize them, read them.
 
-use axum::extract::State;
 use axum::response::Response;
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::figures::{find, one_customer};
+use super::figures::{AskedAt, find, one_customer};
 use crate::domain::ids::{InvoiceId, PeriodPriceId};
 use crate::domain::invoice::{InvoiceLine, LineKind};
 use crate::domain::money::{Amount, Currency, MinorAmount};
@@ -172,7 +171,7 @@ struct PreviewView {
     closed_at: Option<DateTime<Utc>>,
     /// One per currency; none where nothing was used.
     invoices: Vec<DraftView>,
-    /// Everything recorded up to then is in it.
+    /// Everything whose recording was complete by then is in it.
     as_of: DateTime<Utc>,
 }
 
@@ -417,10 +416,9 @@ async fn list_invoices(
 async fn preview_invoice(
     format: Format,
     Query(params): Query<PreviewParams>,
-    State(state): State<AppState>,
+    AskedAt(now): AskedAt,
     Read { caller, mut tx, .. }: Read<Reader>,
 ) -> Result<Response, Problem> {
-    let now = state.clock.now();
     let id = one_customer(&mut tx, &caller, params.customer.as_deref()).await?;
     let at = match params.period {
         None => now,

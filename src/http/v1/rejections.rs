@@ -331,7 +331,7 @@ struct Discard {
 
 /// Discard a rejection
 ///
-/// Settles it as usage that is not billed. This is final.
+/// Settles it as usage that is not billed. This is final, but of this message only: an event that is sent again is judged anew.
 #[utoipa::path(post, path = "/v1/rejections/{id}/discard", operation_id = "discard_rejection", tag = "rejections",
     params(("id" = i64, Path, description = "Its id")),
     request_body = Discard,

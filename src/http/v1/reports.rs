@@ -1,6 +1,5 @@
 //! Cost per task.
 
-use axum::extract::State;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,7 +7,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::figures::{MoneyView, customer, interval};
+use super::figures::{AskedAt, MoneyView, customer, interval};
 use crate::domain::money::{Amount, Currency};
 use crate::http::AppState;
 use crate::http::auth::{Caller, Read, Reader};
@@ -57,7 +56,7 @@ struct ReportView {
     from: DateTime<Utc>,
     /// End of the interval.
     to: DateTime<Utc>,
-    /// Everything recorded up to then is in it.
+    /// Everything whose recording was complete by then is in it.
     as_of: DateTime<Utc>,
 }
 
@@ -322,10 +321,9 @@ impl CsvRow for CustomerRow<'_> {
 async fn get_cost_per_task(
     format: Format,
     Query(params): Query<Params>,
-    State(state): State<AppState>,
+    AskedAt(now): AskedAt,
     Read { caller, mut tx, .. }: Read<Reader>,
 ) -> Result<Response, Problem> {
-    let now = state.clock.now();
     let (from, to) = interval(params.from, params.to, now)?;
     let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
     let scope = TaskScope { customer, from, to, task_type: params.task_type, nested: params.nested };

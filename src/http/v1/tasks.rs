@@ -10,7 +10,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::figures::{
-    ForCustomer, ForFinance, MoneyRow, MoneyView, QuantitiesView, money_columns, one_customer,
+    AskedAt, ForCustomer, ForFinance, MoneyRow, MoneyView, QuantitiesView, money_columns, one_customer,
 };
 use crate::domain::money::Amount;
 use crate::http::AppState;
@@ -20,8 +20,8 @@ use crate::http::problem::Problem;
 use crate::http::request::{Path, Query};
 use crate::http::table::Cells;
 use crate::reports::Figures;
-use crate::store::partitions;
 use crate::store::tasks::{self, Call, CallPosition, Currencies, Task, TaskFilter};
+use crate::store::{partitions, periods};
 
 /// Calls shown with a task; `/v1/tasks/{id}/calls` has them all.
 const CALLS_SHOWN: usize = 50;
@@ -192,7 +192,7 @@ struct TaskWithCallsView {
     has_more_steps: bool,
     /// Whether it has calls in months whose raw events are archived: they are in its totals and not among its steps.
     has_archived_steps: bool,
-    /// Everything recorded up to then is in it.
+    /// Everything whose recording was complete by then is in it.
     as_of: DateTime<Utc>,
 }
 
@@ -260,7 +260,7 @@ async fn list_tasks(
     let currencies = tasks::currencies(&mut tx, customer).await?;
     let position = |task: &Task| (task.last_event_at, task.task_id.clone());
     let view = |task: Task| {
-        let money = money(task.cost, task.charge, currencies, &caller);
+        let money = money(task.cost, task.charge, currencies.at(task.first_event_at), &caller);
         TaskView::new(task, money)
     };
     if caller.sees_cost() {
@@ -279,32 +279,33 @@ async fn list_tasks(
 async fn get_task(
     Path(id): Path<String>,
     Query(whose): Query<Whose>,
-    axum::extract::State(state): axum::extract::State<AppState>,
+    AskedAt(now): AskedAt,
     Read { caller, mut tx, .. }: Read<Reader>,
 ) -> Result<Json<TaskWithCallsView>, Problem> {
     let customer = one_customer(&mut tx, &caller, whose.customer.as_deref()).await?;
     let task = tasks::get(&mut tx, customer, &id).await?.ok_or_else(unknown)?;
-    let as_of = crate::store::periods::posted_through(&mut tx, state.clock.now()).await?;
+    let as_of = periods::posted_through(&mut tx, now).await?;
     let tree = tasks::tree_totals(&mut tx, customer, &id).await?;
     let kept_from = partitions::archived_through(&mut tx).await?;
     let has_archived_steps = kept_from.is_some_and(|kept_from| task.extent.first_booked_on < kept_from);
     let currencies = tasks::currencies(&mut tx, customer).await?;
+    let own_currencies = currencies.at(task.first_event_at);
     let mut calls = tasks::calls(&mut tx, customer, &task, None, CALLS_FETCHED).await?;
     let has_more_steps = calls.len() > CALLS_SHOWN;
     calls.truncate(CALLS_SHOWN);
     let nested = NestedView {
         tasks: tree.tasks,
         calls: tree.calls,
-        money: money(tree.cost, tree.charge, currencies, &caller),
+        money: money(tree.cost, tree.charge, own_currencies, &caller),
     };
     let steps = calls
         .into_iter()
         .map(|call| {
-            let money = money(call.cost, call.charge, currencies, &caller);
+            let money = money(call.cost, call.charge, currencies.at(call.occurred_at), &caller);
             CallView::new(call, money)
         })
         .collect();
-    let own = money(task.cost, task.charge, currencies, &caller);
+    let own = money(task.cost, task.charge, own_currencies, &caller);
     let task = TaskView::new(task, own);
     Ok(Json(TaskWithCallsView { task, nested, steps, has_more_steps, has_archived_steps, as_of }))
 }
@@ -327,7 +328,7 @@ async fn list_task_calls(
     let rows = tasks::calls(&mut tx, customer, &task, after, page.fetch()).await?;
     let position = |call: &Call| -> CallPosition { (call.occurred_at, call.event_key.0, call.part) };
     let view = |call: Call| {
-        let money = money(call.cost, call.charge, currencies, &caller);
+        let money = money(call.cost, call.charge, currencies.at(call.occurred_at), &caller);
         CallView::new(call, money)
     };
     if caller.sees_cost() {

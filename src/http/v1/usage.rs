@@ -8,16 +8,23 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::figures::{MoneyRow, MoneyView, QuantitiesView, customer, interval, money_columns, respond};
+use super::figures::{
+    AskedAt, MoneyRow, MoneyView, QuantitiesView, customer, interval, money_columns, respond,
+};
 use crate::domain::ids::CustomerId;
 use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
-use crate::http::auth::{Caller, Finance, Read, Reader};
-use crate::http::problem::Problem;
+use crate::http::auth::{Auth, Caller, Finance, Reader};
+use crate::http::problem::{POSTING_BEHIND, Problem};
 use crate::http::request::Query;
 use crate::http::table::{Cells, Format};
-use crate::reports::{Dimension, UsageQuery, UsageRow, usage};
+use crate::reports::{Dimension, UsageQuery, UsageRow, fresh, usage};
 use crate::store::usage::UsageFilter;
+
+/// Looks at posting after the first, a tenth of a second apart, before a fresh report is given up: ten seconds.
+const FRESH_POLLS: u32 = 100;
+/// Seconds after which posting may have caught up.
+const POSTING_RETRY_SECONDS: u32 = 2;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -48,6 +55,11 @@ struct UsageParams {
     project: Option<String>,
     /// Only of this task type; empty for usage of none.
     task_type: Option<String>,
+    /// With everything that was recorded before the request: the answer waits for it, up to 10 seconds, and `as_of` is not
+    /// before the request. Where it takes longer the answer is 503 `posting_behind`.
+    #[serde(default)]
+    #[param(default = false)]
+    fresh: bool,
 }
 
 /// Summed usage.
@@ -60,7 +72,7 @@ struct UsageReportView {
     from: DateTime<Utc>,
     /// End of the interval.
     to: DateTime<Utc>,
-    /// Everything recorded up to then is in it.
+    /// Everything whose recording was complete by then is in it.
     as_of: DateTime<Utc>,
 }
 
@@ -154,9 +166,10 @@ async fn get_usage(
     format: Format,
     Query(params): Query<UsageParams>,
     State(state): State<AppState>,
-    read: Read<Reader>,
+    AskedAt(now): AskedAt,
+    Auth { caller, .. }: Auth<Reader>,
 ) -> Result<Response, Problem> {
-    sums(format, params, &state, read, "usage", "").await
+    sums(format, params, &state, now, &caller, "usage", "").await
 }
 
 /// Report margins
@@ -170,32 +183,43 @@ async fn get_margin(
     format: Format,
     Query(params): Query<UsageParams>,
     State(state): State<AppState>,
-    read: Read<Finance>,
+    AskedAt(now): AskedAt,
+    Auth { caller, .. }: Auth<Finance>,
 ) -> Result<Response, Problem> {
-    sums(format, params, &state, read, "margin", "customer").await
+    sums(format, params, &state, now, &caller, "margin", "customer").await
 }
 
 /// The sums that the parameters ask for, as the caller may see them; `name` is that of the CSV file.
-async fn sums<R>(
+async fn sums(
     format: Format,
     params: UsageParams,
     state: &AppState,
-    read: Read<R>,
+    now: DateTime<Utc>,
+    caller: &Caller,
     name: &str,
     group_by_default: &str,
 ) -> Result<Response, Problem> {
-    let Read { caller, mut tx, .. } = read;
-    let customer = customer(&mut tx, &caller, params.customer.as_deref()).await?;
-    let now = state.clock.now();
+    let mut tx = if params.fresh {
+        fresh(&state.db, caller.scope(), FRESH_POLLS).await?.ok_or_else(posting_behind)?
+    } else {
+        state.db.read(caller.scope()).await?
+    };
+    let customer = customer(&mut tx, caller, params.customer.as_deref()).await?;
     let query = params.query(customer, group_by_default, now)?;
     let report = usage(&mut tx, caller.scope(), &query, now).await?;
     let view = UsageReportView {
-        data: report.rows.into_iter().map(|row| UsageRowView::new(row, &caller)).collect(),
+        data: report.rows.into_iter().map(|row| UsageRowView::new(row, caller)).collect(),
         from: query.filter.from,
         to: query.filter.to,
         as_of: report.as_of,
     };
-    respond(format, &caller, name, &view, &view.data)
+    respond(format, caller, name, &view, &view.data)
+}
+
+fn posting_behind() -> Problem {
+    let detail = "What was recorded before the request is not in the sums yet, and 10 seconds were not enough; ask again, \
+                  or without `fresh` for the sums up to `as_of`.";
+    Problem::new(&POSTING_BEHIND, detail).retry_after(POSTING_RETRY_SECONDS)
 }
 
 impl UsageParams {

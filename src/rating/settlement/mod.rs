@@ -24,8 +24,8 @@ mod usage;
 pub use tasks::{charge_tasks, task_lines};
 pub use usage::settle_usage;
 
-use crate::domain::ids::PriceId;
-use crate::domain::money::MoneyError;
+use crate::domain::ids::{PeriodPriceId, PriceId};
+use crate::domain::money::{Currency, MoneyError};
 use crate::domain::tokens::TokenClass;
 
 /// Why a period cannot be settled.
@@ -41,6 +41,20 @@ pub enum SettlementError {
         price: PriceId,
         /// The class.
         class: TokenClass,
+    },
+    /// Usage charged in another currency than the period price that would change it: its lines cannot stand on one invoice.
+    #[error(
+        "usage is charged in {usage} by price {price}, and period price {period_price} would change it in {changed}"
+    )]
+    Currency {
+        /// The price of the usage.
+        price: PriceId,
+        /// Its currency.
+        usage: Currency,
+        /// The period price.
+        period_price: PeriodPriceId,
+        /// Its currency.
+        changed: Currency,
     },
     /// A quantity or an amount too large to hold.
     #[error("the quantities of the period are too large to settle")]

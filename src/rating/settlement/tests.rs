@@ -99,6 +99,29 @@ fn list(hours: &[HourOfUsage]) -> Amount {
     Amount::checked_sum(amounts).unwrap()
 }
 
+/// Rather no invoice than one with amounts of one currency under the code of another.
+#[test]
+fn usage_in_another_currency_is_not_settled() {
+    let mut terms = terms();
+    let euro: Currency = "EUR".parse().unwrap();
+    terms.get_mut(&PriceId(1)).unwrap().currency = euro;
+    let steps = json!([{"up_to": "1000000", "rate": "2.5"}, {"rate": "1"}]);
+    let included = json!({"name": "n", "kind": "task", "task_type": "refund", "amount": "1", "usage": "included",
+        "valid_from": "2026-01-01T00:00:00Z"});
+    let input = used(1, 1, TokenClass::Input, 5);
+    let of_task = HourOfUsage { task_type: "refund".to_owned(), ..input.clone() };
+    for (period_price, hour) in [(tiers("graduated", "gpt-5", &steps), input), (included, of_task)] {
+        let refused = settle_usage(november(), &[hour], &terms, &[price(7, period_price)], &[]);
+        let expected = SettlementError::Currency {
+            price: PriceId(1),
+            usage: euro,
+            period_price: PeriodPriceId(7),
+            changed: Currency::USD,
+        };
+        assert_eq!(refused, Err(expected));
+    }
+}
+
 const STEPS: [(i64, &str, &str, &str); 9] = [
     // Units, graduated, volume, packages: 2.5 up to 1,000,000, 2 up to 3,000,000, then 1; packages of a million at 5.
     (0, "0", "0", "0"),

@@ -69,8 +69,10 @@ pub fn settle_usage(
                 price.draft.scheme.scope().is_some_and(|scope| scope.holds(provider, model, class))
             };
             let units = if let Some(at) = in_task {
+                check_currency(hour.price, terms, &prices[at])?;
                 included.entry(at).or_default().entry(listed).or_default()
             } else if let Some(at) = first(&[own, Some(terms.book)], &counts_it) {
+                check_currency(hour.price, terms, &prices[at])?;
                 let part = (prices[at].draft.valid_from, at);
                 let units = counts.entry(prices[at].key()).or_default().entry(part).or_default();
                 units.entry((hour.hour, listed)).or_default()
@@ -97,6 +99,21 @@ pub fn settle_usage(
 fn order(line: &SettledLine) -> impl Ord + '_ {
     let names = (line.provider.as_deref(), line.model.as_deref(), line.class);
     (line.kind, line.service, names, line.price)
+}
+
+/// Lines of a period price are in its currency, and what they change is in that of the usage.
+fn check_currency(
+    price: PriceId,
+    terms: &PriceTerms,
+    period_price: &PeriodPrice,
+) -> Result<(), SettlementError> {
+    let (usage, changed) = (terms.currency, period_price.book.currency);
+    let period_price = period_price.id;
+    if usage == changed {
+        Ok(())
+    } else {
+        Err(SettlementError::Currency { price, usage, period_price, changed })
+    }
 }
 
 /// Whether the price of a task stands for usage of this task type.

@@ -1,34 +1,31 @@
 //! One event explained: how its amount came about.
 
+mod sides;
+
 use std::collections::BTreeMap;
 
 use axum::Json;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, NaiveDate, Utc};
-use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::figures::QuantitiesView;
-use super::prices::LineView;
 use crate::domain::event::{CallConditions, StatedCost};
 use crate::domain::identity::EventIdentity;
-use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency};
-use crate::domain::price::PriceConditions;
 use crate::http::AppState;
 use crate::http::auth::{Read, Reader};
 use crate::http::problem::{NOT_FOUND, Problem};
 use crate::http::request::Path;
 use crate::metering;
-use crate::reports::{
-    self, Considered, Correction, ExplainedPart, Explanation, Override, OverrideOutcome, Side,
-};
+use crate::reports::{self, Correction, ExplainedPart, Explanation, Priced};
 use crate::store::evidence::{EventRow, Received};
 use crate::store::partitions;
+use sides::{RestatedView, SideView};
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -72,12 +69,17 @@ struct EventView {
     parts: Vec<EventPartView>,
     /// What it takes back of the estimate that it corrects.
     taken_back: Vec<TakenBackView>,
-    /// What it adds to the customer's bill: the parts, less what it takes back.
+    /// What re-rates changed, the first one first: in each, a part as it stood is taken back and restated.
+    restated: Vec<RestatedView>,
+    /// What it adds to the customer's bill: the amounts of `parts`, `taken_back` and `restated` together.
     #[schema(value_type = String, example = "0.0136")]
     amount: Amount,
-    /// Currency of the amount; null for the outcome of a task.
+    /// Currency of the amount, that of the prices that stand; null for the outcome of a task.
     #[schema(value_type = Option<String>, example = "USD")]
     currency: Option<Currency>,
+    /// What it adds in other currencies; left out where that is nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    other_amounts: Vec<OtherAmountView>,
     /// What it adds to our cost; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -86,6 +88,9 @@ struct EventView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     cost_currency: Option<Currency>,
+    /// What it adds to our cost in other currencies; finance only, left out where that is nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    other_costs: Vec<OtherAmountView>,
     /// What was received; finance only, as long as it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     received: Option<ReceivedView>,
@@ -203,118 +208,12 @@ struct StatedCostView {
 }
 
 impl StatedCostView {
-    fn new(stated: StatedCost, cost: &Side) -> Self {
+    fn new(stated: StatedCost, cost: &Priced) -> Self {
         let StatedCost { amount, currency } = stated;
         let comparable = cost.price.book.currency == currency;
         let difference = if comparable { cost.amount.checked_sub(amount) } else { None };
         Self { amount, currency, difference }
     }
-}
-
-/// One side of the margin.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = EventSide)]
-struct SideView {
-    /// The exact amount, as recorded: the sum of the classes and fees.
-    #[schema(value_type = String, example = "0.0136")]
-    amount: Amount,
-    /// Its currency.
-    #[schema(value_type = String, example = "USD")]
-    currency: Currency,
-    /// The price that was taken.
-    price: TakenPriceView,
-    /// Tokens by class.
-    classes: Vec<LineView>,
-    /// Fees by class.
-    fees: Vec<LineView>,
-    /// The customer's override book; null on the side of the cost, and where the customer has none.
-    override_book: Option<OverrideView>,
-    /// The other prices of the model, as they stood when the event was recorded.
-    not_taken: Vec<NotTakenView>,
-}
-
-/// The price that was taken.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = TakenPrice)]
-struct TakenPriceView {
-    /// Its id.
-    #[schema(value_type = i64)]
-    id: PriceId,
-    /// Its book.
-    book: String,
-    /// The model, by the price's name for it.
-    model: String,
-    /// What it asks of a call.
-    conditions: PriceConditions,
-    /// First instant of validity.
-    valid_from: DateTime<Utc>,
-    /// First instant after validity; null is open.
-    valid_to: Option<DateTime<Utc>>,
-    /// When it was published.
-    recorded_at: DateTime<Utc>,
-    /// What the quoted rates were multiplied with; it is in the rates here already.
-    #[schema(value_type = String, example = "1")]
-    multiplier: Decimal,
-    /// The cost price that a markup made it from; finance only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<i64>)]
-    derived_from: Option<PriceId>,
-    /// Where it was read; finance only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    /// When it was last seen there; finance only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checked_at: Option<NaiveDate>,
-}
-
-/// The override book of a customer, and whether its price was taken.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = EventOverride)]
-struct OverrideView {
-    /// The book.
-    #[schema(example = "acme-prices")]
-    book: String,
-    /// Whether the price that was taken is one of its.
-    applied: bool,
-    /// Why, or why not.
-    #[schema(example = "It has a price for this call, which goes before those of the sell book.")]
-    detail: &'static str,
-}
-
-impl From<Override> for OverrideView {
-    fn from(decided: Override) -> Self {
-        Self {
-            applied: decided.outcome == OverrideOutcome::Applied,
-            detail: decided.outcome.sentence(),
-            book: decided.book,
-        }
-    }
-}
-
-/// A price that was not taken.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = NotTakenPrice)]
-struct NotTakenView {
-    /// Its id.
-    #[schema(value_type = i64)]
-    id: PriceId,
-    /// Its book.
-    book: String,
-    /// Its model.
-    model: String,
-    /// What it asks of a call.
-    conditions: PriceConditions,
-    /// First instant of validity.
-    valid_from: DateTime<Utc>,
-    /// First instant after validity; null is open.
-    valid_to: Option<DateTime<Utc>>,
-    /// Why not: `conditions`, `less_specific`, `derived`, `other_model`, `not_yet_valid`, `no_longer_valid`, `not_known_yet`,
-    /// `not_assigned_yet`, `overridden`.
-    #[schema(example = "conditions")]
-    reason: &'static str,
-    /// Why not, in a sentence.
-    #[schema(example = "service_tier: it is for priority, the call had standard.")]
-    detail: String,
 }
 
 /// A part of a corrected estimate, taken back.
@@ -328,7 +227,7 @@ struct TakenBackView {
     /// Negative.
     #[schema(value_type = String)]
     amount: Amount,
-    /// Of the amount.
+    /// Of the amount: that of the estimate's price.
     #[schema(value_type = Option<String>, example = "USD")]
     currency: Option<Currency>,
     /// Negative; finance only.
@@ -339,6 +238,24 @@ struct TakenBackView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "USD")]
     cost_currency: Option<Currency>,
+}
+
+/// An amount in another currency than that of the event.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OtherAmount)]
+struct OtherAmountView {
+    /// Exact.
+    #[schema(value_type = String, example = "-0.0136")]
+    amount: Amount,
+    /// Its currency.
+    #[schema(value_type = String, example = "EUR")]
+    currency: Currency,
+}
+
+impl From<(Amount, Currency)> for OtherAmountView {
+    fn from((amount, currency): (Amount, Currency)) -> Self {
+        Self { amount, currency }
+    }
 }
 
 /// What was received.
@@ -354,57 +271,10 @@ struct ReceivedView {
     raw: String,
 }
 
-impl SideView {
-    fn new(side: Side, at: DateTime<Utc>, sees_cost: bool) -> Self {
-        let Side { price, lines, amount, override_book, others } = side;
-        let currency = price.book.currency;
-        let views = lines.into_iter().map(|line| LineView::new(line, currency));
-        let (fees, classes) = views.partition(LineView::is_fee);
-        let draft = price.draft;
-        Self {
-            amount,
-            currency,
-            classes,
-            fees,
-            price: TakenPriceView {
-                id: price.id,
-                book: price.book.name,
-                model: draft.model,
-                conditions: draft.conditions,
-                valid_from: draft.valid_from,
-                valid_to: draft.valid_to,
-                recorded_at: price.recorded_at,
-                multiplier: draft.multiplier,
-                derived_from: price.derived_from.filter(|_| sees_cost),
-                source: draft.source.filter(|_| sees_cost),
-                checked_at: draft.checked_at.filter(|_| sees_cost),
-            },
-            override_book: override_book.map(OverrideView::from),
-            not_taken: others.into_iter().map(|other| NotTakenView::new(other, at)).collect(),
-        }
-    }
-}
-
-impl NotTakenView {
-    fn new(considered: Considered, at: DateTime<Utc>) -> Self {
-        let Considered { book, price, reason } = considered;
-        Self {
-            id: price.id,
-            book,
-            model: price.model,
-            conditions: price.conditions,
-            valid_from: price.valid_from,
-            valid_to: price.valid_to,
-            reason: reason.code(),
-            detail: reason.sentence(at),
-        }
-    }
-}
-
 impl EventPartView {
     fn new(explained: ExplainedPart, at: DateTime<Utc>, sees_cost: bool) -> Self {
         let ExplainedPart { part, usage, charge, cost } = explained;
-        let stated_cost = usage.stated_cost.zip(cost.as_ref());
+        let stated_cost = usage.stated_cost.zip(cost.as_ref().map(|cost| &cost.priced));
         Self {
             part,
             provider: usage.provider.into(),
@@ -433,16 +303,18 @@ impl CorrectionView {
 
 impl EventView {
     fn new(identity: EventIdentity, explanation: Explanation, sees_cost: bool) -> Self {
-        let Explanation { event, parts, taken_back, charge, cost, correction, received, .. } = explanation;
-        let (currency, cost_currency) = (explanation.charge_currency, explanation.cost_currency);
+        let Explanation { event, parts, taken_back, restated, charge, cost, correction, received } =
+            explanation;
+        let (cost, cost_currency, other_costs) =
+            cost.map_or((None, None, Vec::new()), |cost| (Some(cost.amount), cost.currency, cost.others));
         let EventRow { occurred_at, task_id, task_type: kind, task_parent: parent, .. } = event;
         let taken_back = taken_back.into_iter().map(|row| TakenBackView {
             quantities: QuantitiesView(row.usage.as_ref().map(|usage| usage.quantities).unwrap_or_default()),
             model: row.usage.map(|usage| usage.model.into()),
             amount: row.charge,
-            currency,
+            currency: row.charge_currency,
             cost: sees_cost.then_some(row.cost),
-            cost_currency,
+            cost_currency: row.cost_currency.filter(|_| sees_cost),
         });
         Self {
             customer: event.customer_external_id,
@@ -458,10 +330,13 @@ impl EventView {
             correction: correction.map(|correction| CorrectionView::new(correction, &identity)),
             parts: parts.into_iter().map(|part| EventPartView::new(part, occurred_at, sees_cost)).collect(),
             taken_back: taken_back.collect(),
-            amount: charge,
-            currency,
+            restated: restated.into_iter().map(|row| RestatedView::new(row, sees_cost)).collect(),
+            amount: charge.amount,
+            currency: charge.currency,
+            other_amounts: charge.others.into_iter().map(OtherAmountView::from).collect(),
             cost,
             cost_currency,
+            other_costs: other_costs.into_iter().map(OtherAmountView::from).collect(),
             received: received.map(|received| ReceivedView::new(event.stream_seq, &received)),
             source: identity.source.into(),
             id: identity.id.into(),
@@ -490,8 +365,8 @@ impl ReceivedView {
 
 /// Get an event
 ///
-/// How its amount came about: quantities by class, the price that was taken and why the others of its model were not, and
-/// the sum. A slash in `source` is written `%2F`. A customer's key finds its own events, with the charge only.
+/// How its amount came about: quantities by class, the price that was taken and why the others of its model were not, what
+/// corrections and re-rates changed, and the sum. A slash in `source` is written `%2F`. A customer's key finds its own events, with the charge only.
 #[utoipa::path(get, path = "/v1/events/{source}/{id}", operation_id = "get_event", tag = "events",
     params(
         ("source" = String, Path, description = "The event's source, percent-encoded", example = "gw-eu-1%2Fpod-3"),
