@@ -9,6 +9,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     SQLX_OFFLINE=true cargo build --release --locked --bin waybill && cp target/release/waybill /usr/local/bin/
 
 FROM debian:bookworm-slim
+# The authorities that servers' certificates are checked against; SSL_CERT_FILE names a file with others.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 waybill && install -d -o waybill -m 700 /var/lib/waybill
 COPY --from=build /usr/local/bin/waybill /usr/local/bin/waybill
 USER waybill

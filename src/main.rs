@@ -122,8 +122,11 @@ enum Keys {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
-    telemetry::init_logs(&log);
-    dispatch(command).await.unwrap_or_else(|error| {
+    let ended = match telemetry::init_logs(&log) {
+        Ok(()) => dispatch(command).await,
+        Err(error) => Err(error.into()),
+    };
+    ended.unwrap_or_else(|error| {
         eprintln!("{}", app::sentence(&error));
         ExitCode::FAILURE
     })

@@ -4,9 +4,11 @@
 //! Prometheus text on a listener of their own, so that they are never exposed with the API.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -15,9 +17,28 @@ const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 /// Bounds of batch size histograms, in events.
 const EVENTS: &[f64] = &[1.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0, 10000.0, 50000.0];
 
+/// How often the values that histograms were given are summed up: until then each of them is kept.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// What to log is not in the syntax of `RUST_LOG`.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "WAYBILL_LOG or --log is `{filter}`, which names no logs: {cause}; write it like info, or waybill=debug,info"
+)]
+pub struct LogFilterError {
+    /// What was asked for.
+    filter: String,
+    /// What is wrong with it.
+    cause: ParseError,
+}
+
 /// Starts logging; `filter` is in the syntax of `RUST_LOG` (`info`, `waybill=debug`).
-pub fn init_logs(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+///
+/// # Errors
+/// [`LogFilterError`].
+pub fn init_logs(filter: &str) -> Result<(), LogFilterError> {
+    let filter =
+        EnvFilter::try_new(filter).map_err(|cause| LogFilterError { filter: filter.to_owned(), cause })?;
     let registry = tracing_subscriber::registry().with(filter);
     // A second start in one process (tests) keeps the first logger.
     let started = if std::io::stderr().is_terminal() {
@@ -32,9 +53,11 @@ pub fn init_logs(filter: &str) {
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
+    Ok(())
 }
 
-/// Installs the metrics recorder; the handle renders the Prometheus text.
+/// Installs the metrics recorder; the handle renders the Prometheus text. To be called where tasks can be spawned: one keeps
+/// the histograms small while nobody scrapes.
 ///
 /// # Errors
 /// Where a recorder is installed already or the bounds are refused.
@@ -44,6 +67,13 @@ pub fn init_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::B
         .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), EVENTS)?
         .install_recorder()?;
     describe();
+    let kept = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP_EVERY).await;
+            kept.run_upkeep();
+        }
+    });
     Ok(handle)
 }
 
@@ -57,6 +87,11 @@ fn describe() {
     describe_counter!("waybill_messages_total", Unit::Count, "Messages recorded and acknowledged");
     describe_counter!("waybill_ingest_retries_total", Unit::Count, "Recording transactions tried again");
     describe_counter!("waybill_posted_rows_total", Unit::Count, "Journal rows folded into rollups and tasks");
+    describe_counter!(
+        "waybill_compacted_rows_total",
+        Unit::Count,
+        "Hours of usage that were summed into days"
+    );
     describe_histogram!("waybill_batch_events", Unit::Count, "Events per recorded batch");
     describe_histogram!(
         "waybill_record_seconds",
@@ -100,6 +135,11 @@ fn describe() {
     );
     describe_safety();
     describe_gauge!("waybill_rejections_open", Unit::Count, "Open rejections by reason");
+    describe_gauge!(
+        "waybill_gauges_read_timestamp_seconds",
+        Unit::Seconds,
+        "When the gauges of the ledger and of the stream were last read, as a Unix time"
+    );
     describe_forwarder();
 }
 
@@ -112,6 +152,10 @@ fn describe_safety() {
         ),
         ("waybill_gone_sequences", "Acknowledged stream sequences in no batch, and no longer in the stream"),
         ("waybill_stream_unacked_messages_max", "Messages that may be delivered and not yet acknowledged"),
+        (
+            "waybill_nats_unverified_servers",
+            "NATS servers that never told their settings: whether they keep what they confirm is not known",
+        ),
     ] {
         describe_gauge!(name, Unit::Count, what);
     }
@@ -144,6 +188,16 @@ fn describe_forwarder() {
         describe_counter!(name, Unit::Count, what);
     }
     describe_gauge!(
+        "waybill_forward_accepted_sequence",
+        Unit::Count,
+        "Number of the newest event that the journal has on disk"
+    );
+    describe_gauge!(
+        "waybill_forward_settled_sequence",
+        Unit::Count,
+        "Number up to which the ledger has every event"
+    );
+    describe_gauge!(
         "waybill_forward_unsettled_events",
         Unit::Count,
         "Events of the journal that the ledger lacks"
@@ -156,4 +210,64 @@ fn describe_forwarder() {
         Unit::Count,
         "Accepted events that cannot be read any more"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::{UPKEEP_EVERY, init_logs, init_metrics};
+
+    fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn every_metric_is_described() {
+        let mut paths = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
+        let described = include_str!("telemetry.rs");
+        let mut metrics = 0;
+        for path in paths {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for kind in ["counter", "gauge", "histogram"] {
+                for rest in text.split(&format!(" metrics::{kind}!(")).skip(1) {
+                    let name = rest.trim_start().trim_start_matches('"').split('"').next().unwrap();
+                    assert!(described.contains(&format!("\"{name}\"")), "{}: {name}", path.display());
+                    metrics += 1;
+                }
+            }
+        }
+        assert!(metrics > 30, "{metrics} were found");
+    }
+
+    #[test]
+    fn a_filter_that_names_no_logs_is_refused_with_a_sentence() {
+        let said = init_logs("waybill=chatty").unwrap_err().to_string();
+        assert!(said.contains("`waybill=chatty`") && said.contains("waybill=debug"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn histograms_are_summed_up_although_nobody_scrapes() {
+        let handle = init_metrics().unwrap();
+        metrics::histogram!("waybill_post_seconds").record(0.5);
+        // A value that was summed up is in a distribution, which rendering makes too; so nothing is rendered here.
+        let summed =
+            || format!("{handle:?}").contains("distributions: RwLock { data: {\"waybill_post_seconds\"");
+        assert!(!summed());
+        tokio::time::timeout(3 * UPKEEP_EVERY, async {
+            while !summed() {
+                tokio::time::sleep(UPKEEP_EVERY / 50).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
 }

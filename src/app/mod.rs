@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::{DemandArgs, Durability, ListenArgs, NatsArgs, Roles, ServeArgs};
 use crate::health::Health;
-use crate::http::{self, AppState};
+use crate::http::{self, AppState, probes};
 use crate::ingest::supervisor::{self, Current, Demands, Plan, SETTINGS};
 use crate::ingest::{self, Nudge, Publisher, Recent, Recorder, StreamLimits, StreamNames};
 use crate::shutdown::Shutdown;
@@ -46,14 +46,9 @@ const NO_ROLE: &str = "PostgreSQL refuses the roles of Waybill; run `waybill mig
 /// How long the settings of the servers may take to be right at the start of `waybill dev`.
 const SETTLED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the program ends by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Failure {
-    /// A part cannot go on, with the reason.
-    Part(String),
-    /// A pool lost its connections for good.
-    DeadPool(&'static str),
-}
+/// The pool whose connections are lost for good.
+#[derive(Debug)]
+struct DeadPool(&'static str);
 
 /// A running program.
 #[derive(Debug)]
@@ -66,13 +61,13 @@ pub struct App {
     pub subject_prefix: String,
     /// Where the API listens, where it does.
     pub http_addr: Option<SocketAddr>,
-    /// Where the metrics are.
+    /// Where the metrics are, and the probes.
     pub metrics_addr: SocketAddr,
     /// Asks everything to stop.
     pub shutdown: Shutdown,
     current: Current,
     health: Health,
-    failures: mpsc::Receiver<Failure>,
+    failures: mpsc::Receiver<DeadPool>,
 }
 
 /// Starts what the arguments ask for.
@@ -106,14 +101,15 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     };
     let (failed, failures) = mpsc::channel(8);
     let parts = Parts { database, clock: Clock::System, shutdown, publisher, failed };
-    let mut expected = vec![SETTINGS];
+    let mut expected = vec![SETTINGS, probes::DATABASE];
     if roles.consumer {
         expected.extend(["ingest", "stream"]);
     }
     let health = Health::expecting(&expected);
     // The listeners first: what is wrong with the rest is told there.
-    let metrics_addr = parts.listen_metrics(*listen, metrics).await?;
-    let http_addr = if roles.api { Some(parts.listen_http(*listen, health.clone()).await?) } else { None };
+    let state = parts.state(health.clone());
+    let metrics_addr = parts.listen_metrics(*listen, metrics, state.clone()).await?;
+    let http_addr = if roles.api { Some(parts.listen_http(*listen, state).await?) } else { None };
     let current = parts.run(roles, plan, consuming, recorder, health.clone());
     tracing::info!(?http_addr, %metrics_addr, ?roles, "serving");
     let Parts { database, shutdown, publisher, .. } = parts;
@@ -171,7 +167,7 @@ struct Parts {
     clock: Clock,
     shutdown: Shutdown,
     publisher: Publisher,
-    failed: mpsc::Sender<Failure>,
+    failed: mpsc::Sender<DeadPool>,
 }
 
 impl Parts {
@@ -213,25 +209,20 @@ impl Parts {
                 self.shutdown.clone(),
             ));
         }
-        self.shutdown.spawn(watch::sample(
-            self.database.clone(),
-            current.clone(),
-            health,
-            self.shutdown.clone(),
-        ));
+        self.shutdown.spawn(watch::parts(self.database.clone(), health, self.shutdown.clone()));
+        self.shutdown.spawn(watch::sample(self.database.clone(), current.clone(), self.shutdown.clone()));
         self.shutdown.spawn(watch::pools(self.database.clone(), self.shutdown.clone(), self.failed.clone()));
         current
     }
 
-    async fn listen_http(&self, listen: ListenArgs, health: Health) -> anyhow::Result<SocketAddr> {
+    /// What the listeners answer from.
+    fn state(&self, health: Health) -> AppState {
+        AppState::new(self.database.clone(), self.clock.clone(), self.publisher.clone(), health)
+    }
+
+    async fn listen_http(&self, listen: ListenArgs, state: AppState) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.http_addr, "WAYBILL_HTTP_ADDR").await?;
         let address = listener.local_addr()?;
-        let state = AppState {
-            db: self.database.clone(),
-            clock: self.clock.clone(),
-            publisher: self.publisher.clone(),
-            health,
-        };
         let (router, _) = http::router(state);
         self.serve(listener, router);
         Ok(address)
@@ -241,20 +232,18 @@ impl Parts {
         &self,
         listen: ListenArgs,
         metrics: PrometheusHandle,
+        state: AppState,
     ) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.metrics_addr, "WAYBILL_METRICS_ADDR").await?;
         let address = listener.local_addr()?;
-        self.serve(listener, metrics_router(metrics));
+        self.serve(listener, metrics_router(metrics).merge(probes::router(state)));
         Ok(address)
     }
 
     fn serve(&self, listener: TcpListener, router: axum::Router) {
-        let (stop, failed) = (self.shutdown.clone(), self.failed.clone());
+        let stop = self.shutdown.clone();
         self.shutdown.spawn(async move {
-            let stopped = async move { stop.stopped().await };
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-                let _ = failed.send(Failure::Part(error.to_string())).await;
-            }
+            http::server::serve(listener, router, stop.stopped()).await;
         });
     }
 }
@@ -288,32 +277,23 @@ impl App {
         Err(anyhow::anyhow!(wrong.unwrap_or_else(|| "the stream does not answer".to_owned())))
     }
 
-    /// Serves until Ctrl-C, SIGTERM or the failure of a part, then stops softly; a second signal stops at once. What to
+    /// Serves until Ctrl-C, SIGTERM or the loss of a pool, then stops softly; a second signal stops at once. What to
     /// exit with: [`EXIT_DEAD_POOL`] where a pool is dead, at once, because nothing can be finished without it.
     ///
     /// # Errors
-    /// Where a part failed, or work had to be left behind.
+    /// Where work had to be left behind.
     pub async fn until_stopped(mut self) -> anyhow::Result<ExitCode> {
         let failure = tokio::select! {
             signal = signalled() => { signal?; None }
             failure = self.failures.recv() => failure,
         };
-        match failure {
-            Some(Failure::DeadPool(pool)) => {
-                tracing::error!(pool, "the connections of a pool are lost; ending, to be started again");
-                Ok(ExitCode::from(EXIT_DEAD_POOL))
-            }
-            Some(Failure::Part(reason)) => {
-                tracing::error!(failure = reason, "a part of the program failed; stopping");
-                self.stop().await?;
-                Err(anyhow::anyhow!(reason))
-            }
-            None => {
-                tracing::info!("stopping");
-                self.stop().await?;
-                Ok(ExitCode::SUCCESS)
-            }
+        if let Some(DeadPool(pool)) = failure {
+            tracing::error!(pool, "the connections of a pool are lost; ending, to be started again");
+            return Ok(ExitCode::from(EXIT_DEAD_POOL));
         }
+        tracing::info!("stopping");
+        self.stop().await?;
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Finishes what runs and closes everything.

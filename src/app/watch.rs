@@ -1,17 +1,24 @@
 //! Looks at the running program from the side: gauges of lag and backlog, and the watchdog of the pools.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-use super::Failure;
+use super::DeadPool;
+use crate::clock::Clock;
 use crate::health::Health;
+use crate::http::probes;
 use crate::ingest::repair::Repairer;
 use crate::ingest::supervisor::Current;
 use crate::ingest::{IngestError, Recorder, StreamLimits, UsageStream};
 use crate::shutdown::Shutdown;
 use crate::store::{Database, PoolWatch, Scope, StoreError, gateways, gauges};
 
+/// How often it is looked whether the database answers, and shown which parts work.
+const PARTS_EVERY: Duration = Duration::from_secs(5);
 /// How often gauges of lag and backlog are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether every acknowledged sequence is in a batch.
@@ -23,29 +30,87 @@ const POOLS_EVERY: Duration = Duration::from_secs(10);
 /// How long a pool may neither give nor take back a connection before the process ends.
 const POOL_PATIENCE: Duration = Duration::from_mins(1);
 
-/// Reads lag and backlog for the metrics until a stop is asked for.
-pub async fn sample(database: Database, current: Current, health: Health, shutdown: Shutdown) {
-    let mut counted: Option<Instant> = None;
-    while !shutdown.stopping() {
-        for (part, wrong) in health.parts() {
-            metrics::gauge!("waybill_part_up", "part" => part).set(if wrong.is_none() { 1.0 } else { 0.0 });
+/// Asks whether the database answers, and shows which parts work, until a stop is asked for.
+pub async fn parts(database: Database, health: Health, shutdown: Shutdown) {
+    let mut waiting: Option<JoinHandle<bool>> = None;
+    loop {
+        // One that waits is left to wait, never cancelled in the middle of a statement, and no second one waits beside it.
+        let mut ping = waiting.take().unwrap_or_else(|| {
+            let database = database.clone();
+            tokio::spawn(async move { database.ping().await.is_ok() })
+        });
+        let answered = tokio::select! {
+            () = shutdown.stopped() => return,
+            answered = tokio::time::timeout(probes::PING_TIMEOUT, &mut ping) => answered,
+        };
+        if matches!(answered, Ok(Ok(true))) {
+            health.up(probes::DATABASE);
+        } else {
+            health.down(probes::DATABASE, probes::UNANSWERED);
         }
+        if answered.is_err() {
+            waiting = Some(ping);
+        }
+        for (part, wrong) in health.parts() {
+            metrics::gauge!("waybill_part_up", "part" => part).set(u32::from(wrong.is_none()));
+        }
+        tokio::select! {
+            () = shutdown.stopped() => return,
+            () = tokio::time::sleep(PARTS_EVERY) => {}
+        }
+    }
+}
+
+/// Reads lag and backlog for the metrics until a stop is asked for.
+pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
+    let (mut of_stream, mut of_ledger) = (Reading::of("stream"), Reading::of("ledger"));
+    let mut counted: Option<Instant> = None;
+    let mut reasons = BTreeSet::new();
+    while !shutdown.stopping() {
         let due = counted.is_none_or(|counted| counted.elapsed() >= COMPLETENESS_EVERY);
         let stream = current.borrow().clone();
-        if let Some(stream) = stream
-            && let Err(error) = sample_stream(&stream).await
-        {
-            tracing::debug!(%error, "the gauges of the stream could not be read");
+        if let Some(stream) = stream {
+            of_stream.ended(&sample_stream(&stream).await);
         }
-        match sample_ledger(&database, due).await {
-            Ok(()) if due => counted = Some(Instant::now()),
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%error, "the gauges of the ledger could not be read"),
+        if of_ledger.ended(&sample_ledger(&database, due, &mut reasons).await) && due {
+            counted = Some(Instant::now());
         }
         tokio::select! {
             () = shutdown.stopped() => return,
             () = tokio::time::sleep(GAUGES_EVERY) => {}
         }
+    }
+}
+
+/// Whether some gauges can be read: they keep their last value where not, so their age is shown, and a failure said once.
+struct Reading {
+    of: &'static str,
+    fails: bool,
+}
+
+impl Reading {
+    const fn of(of: &'static str) -> Self {
+        Self { of, fails: false }
+    }
+
+    /// Takes note of how a reading ended; whether it succeeded.
+    #[expect(clippy::cast_precision_loss, reason = "a metric, not a quantity that is billed")]
+    fn ended<E: Display>(&mut self, result: &Result<(), E>) -> bool {
+        match result {
+            Ok(()) => {
+                if self.fails {
+                    tracing::info!(of = self.of, "gauges can be read again");
+                }
+                metrics::gauge!("waybill_gauges_read_timestamp_seconds", "of" => self.of)
+                    .set(Clock::System.now().timestamp() as f64);
+            }
+            Err(error) if self.fails => tracing::debug!(of = self.of, %error, "gauges still cannot be read"),
+            Err(error) => {
+                tracing::warn!(of = self.of, %error, "gauges cannot be read; they keep their last values");
+            }
+        }
+        self.fails = result.is_err();
+        result.is_ok()
     }
 }
 
@@ -62,12 +127,24 @@ async fn sample_stream(stream: &UsageStream) -> Result<(), IngestError> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
-async fn sample_ledger(database: &Database, due: bool) -> Result<(), StoreError> {
+async fn sample_ledger(
+    database: &Database,
+    due: bool,
+    reasons: &mut BTreeSet<String>,
+) -> Result<(), StoreError> {
     let mut tx = database.read(Scope::Everything).await?;
     let unposted = gauges::unposted(&mut tx).await?;
     metrics::gauge!("waybill_unposted_batches").set(unposted.batches as f64);
     metrics::gauge!("waybill_unposted_oldest_seconds").set(unposted.oldest_seconds as f64);
-    for open in gauges::open_rejections(&mut tx).await? {
+    let open = gauges::open_rejections(&mut tx).await?;
+    // A reason that had some and has none any more is shown with none.
+    for reason in std::mem::take(reasons) {
+        if !open.iter().any(|open| open.reason == reason) {
+            metrics::gauge!("waybill_rejections_open", "reason" => reason).set(0.0);
+        }
+    }
+    for open in open {
+        reasons.insert(open.reason.clone());
         metrics::gauge!("waybill_rejections_open", "reason" => open.reason).set(open.count as f64);
     }
     if due {
@@ -115,7 +192,7 @@ pub async fn completeness(recorder: Recorder, limits: StreamLimits, mut current:
 }
 
 /// Reports a dead pool until a stop is asked for.
-pub async fn pools(database: Database, shutdown: Shutdown, failed: mpsc::Sender<Failure>) {
+pub async fn pools(database: Database, shutdown: Shutdown, failed: mpsc::Sender<DeadPool>) {
     let mut watch = PoolWatch::new(&database);
     loop {
         tokio::select! {
@@ -124,7 +201,7 @@ pub async fn pools(database: Database, shutdown: Shutdown, failed: mpsc::Sender<
         }
         if let Some(pool) = watch.look(POOL_PATIENCE).await {
             // Nobody listens any more once the program stops.
-            let _ = failed.send(Failure::DeadPool(pool)).await;
+            let _ = failed.send(DeadPool(pool)).await;
             return;
         }
     }

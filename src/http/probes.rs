@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,8 +13,12 @@ use utoipa_axum::routes;
 
 use super::AppState;
 
-/// How long the database may take to answer a probe.
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The part of the program's health that a probe itself asks.
+pub const DATABASE: &str = "database";
+/// What is said of it where it does not answer.
+pub const UNANSWERED: &str = "does not answer";
+/// How long it may take to answer.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What can and cannot be done right now.
 #[derive(Debug, Serialize, ToSchema)]
@@ -29,6 +33,12 @@ struct Readiness {
 /// The probes; they need no key.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz))
+}
+
+/// The probes alone, for the listener of the metrics: a process without the API has them too.
+pub fn router(state: AppState) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router.with_state(state)
 }
 
 /// Whether the program lives
@@ -50,7 +60,7 @@ async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) 
     let ping = tokio::spawn(async move { db.ping().await.is_ok() });
     let database = matches!(tokio::time::timeout(PING_TIMEOUT, ping).await, Ok(Ok(true)));
     let mut parts = state.health.parts();
-    parts.insert("database", (!database).then(|| "does not answer".to_owned()));
+    parts.insert(DATABASE, (!database).then(|| UNANSWERED.to_owned()));
     let ready = parts.values().all(Option::is_none);
     let parts =
         parts.into_iter().map(|(part, wrong)| (part, wrong.unwrap_or_else(|| "ok".to_owned()))).collect();

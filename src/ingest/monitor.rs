@@ -25,3 +25,27 @@ pub(super) async fn varz(url: &str) -> Result<Value, IngestError> {
         IngestError::stream("the monitoring of NATS answers with something else")(error.into())
     })
 }
+
+/// An address as it may be shown to anybody: without a user's name and password.
+pub(super) fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn nobody_sees_a_password_in_an_address() {
+        for (url, expected) in [
+            ("http://127.0.0.1:8222", "http://127.0.0.1:8222"),
+            ("http://ops:s3cret@n1:8222/", "http://n1:8222"),
+            ("https://ops:s3@cret@n1/path@x?token=y", "https://n1"),
+        ] {
+            assert_eq!(shown(url), expected);
+        }
+    }
+}

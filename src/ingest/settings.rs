@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::fetch::{FETCH_BYTES_MAX, FETCH_EXPIRES, FETCH_MESSAGES_MAX};
 use super::stream::{ACK_PENDING_MAX, INCARNATION, MESSAGE_BYTES_MAX, StreamLimits, StreamNames};
 use crate::store::settings::WrongServer;
 
@@ -22,6 +23,10 @@ const SERVER_LEAST: [u64; 3] = [2, 10, 0];
 const SERVER_SYNCED: [u64; 3] = [2, 15, 1];
 /// The first server that can refuse requests it does not fully understand.
 const SERVER_STRICT: [u64; 3] = [2, 12, 0];
+/// The first servers of the series 2.12 and of those after it that compact compressed blocks without damaging them.
+const SERVERS_COMPRESSING: [[u64; 3]; 2] = [[2, 12, 12], [2, 14, 3]];
+/// The first series that the latter of them is of.
+const SERIES_COMPRESSING: [u64; 3] = [2, 13, 0];
 /// Rights that publishers may have over what is stored; every other `allow_…` is refused, known or not.
 const ALLOWED: [&str; 1] = ["allow_direct"];
 
@@ -162,6 +167,43 @@ pub(super) fn incarnation(config: &Value) -> Option<uuid::Uuid> {
     config["metadata"][INCARNATION].as_str().and_then(|text| uuid::Uuid::parse_str(text).ok())
 }
 
+/// Whether the stream is compressed by a server that may damage it: `versions` are those of the servers that are known.
+pub(super) fn compression<'a>(
+    config: &Value,
+    versions: impl IntoIterator<Item = &'a str>,
+) -> Option<WrongSetting> {
+    let is = &config["compression"];
+    if unset(is) {
+        return None;
+    }
+    let [early, late] = SERVERS_COMPRESSING;
+    let damages = |version: &&str| {
+        let numbers = numbers(version);
+        numbers < early || (numbers >= SERIES_COMPRESSING && numbers < late)
+    };
+    let version = versions.into_iter().find(damages)?;
+    let (is, early, late) = (shown(is), dotted(early), dotted(late));
+    Some(WrongSetting {
+        object: "stream",
+        setting: "compression".to_owned(),
+        detail: format!(
+            "is {is}, must be none: NATS {version} may damage compressed messages; {early} of its series, {late} and newer do not"
+        ),
+    })
+}
+
+/// What to do where the stream may hold other than what is asked for: its own limit counts once it exists, so that it can
+/// be changed while it runs.
+pub(super) fn other_size(config: &Value, names: &StreamNames, limits: StreamLimits) -> Option<String> {
+    let (is, wanted) = (config["max_bytes"].as_i64()?, limits.bytes_max);
+    (is > 0 && is != wanted).then(|| {
+        format!(
+            "stream {name} may hold {is} bytes, WAYBILL_STREAM_MAX_BYTES says {wanted}, which counts only where the stream is made: run `nats stream edit {name} --max-bytes={wanted}` (within max_file_store of the servers), or set the variable to {is}",
+            name = names.stream
+        )
+    })
+}
+
 /// The settings of the consumer that are wrong; `info` is the server's whole answer.
 pub(super) fn consumer(info: &Value, limits: StreamLimits) -> Vec<WrongSetting> {
     let mut compare = Comparison::new("consumer", &info["config"]);
@@ -179,6 +221,18 @@ pub(super) fn consumer(info: &Value, limits: StreamLimits) -> Vec<WrongSetting> 
         if is != -1 && is < least {
             compare.differs(setting, format!("is {is}, must be at least {least}"));
         }
+    }
+    // Requests for more are refused, all of them.
+    for (setting, asked) in [("max_batch", FETCH_MESSAGES_MAX), ("max_bytes", FETCH_BYTES_MAX)] {
+        let (is, least) = (compare.number(setting), i64::try_from(asked).unwrap_or(i64::MAX));
+        if is > 0 && is < least {
+            compare.differs(setting, format!("is {is}, must be at least {least} or not set"));
+        }
+    }
+    let max_expires = compare.number("max_expires");
+    if max_expires > 0 && max_expires < nanoseconds(FETCH_EXPIRES) {
+        let is = Duration::from_nanos(max_expires.unsigned_abs());
+        compare.differs("max_expires", format!("is {is:?}, must be at least {FETCH_EXPIRES:?} or not set"));
     }
     compare.must_be_unset(&[
         "filter_subject",
@@ -206,6 +260,8 @@ pub(super) fn consumer(info: &Value, limits: StreamLimits) -> Vec<WrongSetting> 
 /// What the monitoring of a server tells about what it keeps.
 #[derive(Debug, Default)]
 pub(super) struct ServerSettings {
+    /// Which release it is.
+    pub version: String,
     /// What is wrong.
     pub wrong: Vec<WrongSetting>,
     /// What may be: a sentence for the log.
@@ -224,7 +280,7 @@ pub(super) fn server(varz: &Value, synced: bool) -> ServerSettings {
     }
     if jetstream.is_null() {
         compare.differs("jetstream", "is not enabled, must be".to_owned());
-        return ServerSettings { wrong: compare.wrong, doubt: None };
+        return ServerSettings { version: version.to_owned(), wrong: compare.wrong, doubt: None };
     }
     if synced {
         let must = "must be always: a power failure would take confirmed events (WAYBILL_NATS_DURABILITY=any accepts that)";
@@ -242,7 +298,7 @@ pub(super) fn server(varz: &Value, synced: bool) -> ServerSettings {
             dotted(SERVER_SYNCED)
         )
     });
-    ServerSettings { wrong: compare.wrong, doubt }
+    ServerSettings { version: version.to_owned(), wrong: compare.wrong, doubt }
 }
 
 /// The three numbers of a version such as `2.15.1` or `2.12.0-RC.1`.
@@ -326,8 +382,43 @@ mod tests {
             {"/config/filter_subjects": ["usage.v1.a", "usage.v1.b"]}, {"/config/backoff": [1]},
             {"/config/headers_only": true}, {"/config/inactive_threshold": 1}, {"/config/mem_storage": true},
             {"/config/rate_limit_bps": 1024}, {"/config/num_replicas": 5}, {"/paused": true},
+            {"/config/max_batch": FETCH_MESSAGES_MAX - 1}, {"/config/max_bytes": FETCH_BYTES_MAX - 1},
+            {"/config/max_expires": nanoseconds(FETCH_EXPIRES) - 1},
         ]);
         each_is_named(&good_consumer(), &changes, |info| consumer(info, limits()));
+        let mut bounded = good_consumer();
+        bounded["config"]["max_batch"] = json!(FETCH_MESSAGES_MAX);
+        bounded["config"]["max_bytes"] = json!(FETCH_BYTES_MAX);
+        bounded["config"]["max_expires"] = json!(nanoseconds(FETCH_EXPIRES));
+        assert_eq!(consumer(&bounded, limits()), [], "what is asked for is within");
+    }
+
+    #[test]
+    fn compression_is_refused_on_servers_that_damage_it() {
+        let compressed = json!({"compression": "s2"});
+        for (versions, refused) in [
+            (&["2.12.12"][..], false),
+            (&["2.14.3"], false),
+            (&["2.15.1", "2.12.15"], false),
+            (&["2.10.0"], true),
+            (&["2.12.11"], true),
+            (&["2.14.2"], true),
+            (&["2.15.1", "2.11.9"], true),
+            (&[""], true),
+        ] {
+            let wrong = compression(&compressed, versions.iter().copied());
+            assert_eq!(wrong.is_some(), refused, "{versions:?}: {wrong:?}");
+            assert_eq!(compression(&good_stream(), versions.iter().copied()), None);
+        }
+    }
+
+    #[test]
+    fn another_size_than_asked_for_is_no_fault_and_said_with_both_figures() {
+        let said = |bytes: i64| other_size(&json!({"max_bytes": bytes}), &names(), limits());
+        assert_eq!(said(1 << 30), None);
+        assert_eq!(said(-1), None, "a fault of its own");
+        let said = said(5 << 20).unwrap();
+        assert!(said.contains("USAGE") && said.contains("5242880") && said.contains("1073741824"), "{said}");
     }
 
     #[test]

@@ -54,14 +54,14 @@ pub async fn partition_days_ahead(connection: &mut PgConnection) -> Result<i64, 
     Ok(days)
 }
 
-/// Open rejections by reason; a reason that had some and has none any more is listed with zero.
+/// Open rejections by reason; a reason that has none is not listed.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn open_rejections(connection: &mut PgConnection) -> Result<Vec<OpenRejections>, StoreError> {
     let rows = sqlx::query_as!(
         OpenRejections,
-        r#"SELECT reason, count(*) FILTER (WHERE resolved_at IS NULL) AS "count!" FROM rejections GROUP BY reason"#
+        r#"SELECT reason, count(*) AS "count!" FROM rejections WHERE resolved_at IS NULL GROUP BY reason"#
     )
     .fetch_all(connection)
     .await?;

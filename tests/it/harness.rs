@@ -16,6 +16,12 @@ use waybill::store::Database;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// The clocks of tests stand at dates of their own, and the journal takes what it is asked to; [`TestBed::bound_dates`] undoes
+/// it. Only the owner can do this.
+const UNBOUND_DATES: &str = "ALTER FUNCTION latest_booking_date() RENAME TO true_latest_booking_date;
+    CREATE FUNCTION latest_booking_date() RETURNS date LANGUAGE sql AS $$ SELECT 'infinity'::date $$";
+const BOUND_DATES: &str = "DROP FUNCTION latest_booking_date();
+    ALTER FUNCTION true_latest_booking_date() RENAME TO latest_booking_date";
 /// Pause between two looks at it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -47,6 +53,7 @@ impl TestBed {
         let database_name = format!("test_{id}");
         let (admin_url, database_url) = (format!("{server}/postgres"), format!("{server}/{database_name}"));
         administer(&admin_url, &format!("CREATE DATABASE {database_name} TEMPLATE {template}")).await;
+        administer(&database_url, UNBOUND_DATES).await;
         Self {
             database: Database::connect(&database_url).await.expect("the test's database answers"),
             nats: waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("NATS answers"),
@@ -57,6 +64,16 @@ impl TestBed {
             admin_url,
             database_name,
         }
+    }
+
+    /// Lets the journal take no booking dates but those that it takes in production.
+    pub async fn bound_dates(&self) {
+        self.run(BOUND_DATES).await;
+    }
+
+    /// Undoes [`Self::bound_dates`].
+    pub async fn unbound_dates(&self) {
+        self.run(UNBOUND_DATES).await;
     }
 
     /// Runs statements in the test's own database, as its owner.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sqlx::AssertSqlSafe;
 use waybill::store::{PoolWatch, Scope, gauges};
 
 use crate::harness::{TestBed, free_addresses, get, wait_until};
@@ -79,6 +80,44 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_role_has_probes_beside_its_metrics_and_shows_a_database_that_is_gone() {
+    /// Ends all sessions but its own.
+    const ENDED: &str = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+                         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    let world = World::idle().await;
+    let (_, name) = world.bed.database_url.rsplit_once('/').unwrap();
+    for role in ["--consumer", "--jobs"] {
+        let [http, metrics] = free_addresses();
+        let mut command = serve(&world, http, metrics);
+        let child = command.arg(role).stderr(Stdio::null()).spawn().unwrap();
+        let ready = wait_until("it is ready", async || {
+            get(metrics, "/readyz").await.filter(|answer| answer.contains(" 200 "))
+        })
+        .await;
+        assert!(ready.contains("\"database\":\"ok\""), "{ready}");
+        assert!(get(metrics, "/livez").await.unwrap().contains(" 200 "));
+        assert!(get(http, "/readyz").await.is_none(), "nobody listens there");
+        let shows = async |line: &str| {
+            wait_until(line, async || get(metrics, "/metrics").await.filter(|text| text.contains(line))).await
+        };
+        shows("waybill_part_up{part=\"database\"} 1").await;
+        let mut owner = world.pool.acquire().await.unwrap();
+        for statement in [&format!("ALTER DATABASE {name} CONNECTION LIMIT 0"), ENDED] {
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *owner).await.unwrap();
+        }
+        shows("waybill_part_up{part=\"database\"} 0").await;
+        let said = get(metrics, "/readyz").await.unwrap();
+        assert!(said.contains(" 503 ") && said.contains("\"database\":\"does not answer\""), "{said}");
+        sqlx::raw_sql(AssertSqlSafe(format!("ALTER DATABASE {name} CONNECTION LIMIT -1")))
+            .execute(&mut *owner)
+            .await
+            .unwrap();
+        shows("waybill_part_up{part=\"database\"} 1").await;
+        terminate(child);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_is_not_ready_while_nothing_can_be_recorded() {
     let world = World::idle().await;
     world.publish_prices(crate::world::gpt5_prices()).await;
@@ -118,6 +157,17 @@ async fn contradictions_and_missing_servers_are_refused_with_a_sentence() {
     wrong.env("WAYBILL_DATABASE_URL", "mysql://localhost/waybill");
     let wrong = refused(wrong);
     assert!(wrong.contains("WAYBILL_DATABASE_URL starts with `mysql`"), "{wrong}");
+    let mut websocket = serve(&world, address, free_address());
+    websocket.env("WAYBILL_NATS_URL", "wss://localhost");
+    let websocket = refused(websocket);
+    assert!(
+        websocket.contains("WAYBILL_NATS_URL starts with `wss`; it must start with nats://"),
+        "{websocket}"
+    );
+    let mut logs = serve(&world, address, free_address());
+    logs.env("WAYBILL_LOG", "waybill=chatty");
+    let logs = refused(logs);
+    assert!(logs.contains("WAYBILL_LOG or --log is `waybill=chatty`, which names no logs"), "{logs}");
     let mut gone = serve(&world, address, free_address());
     gone.env("WAYBILL_DATABASE_URL", format!("postgres://nobody@{}/none", free_address()));
     let gone = refused(gone);

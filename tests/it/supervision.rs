@@ -1,11 +1,15 @@
 //! What the service does when a setting that decides whether usage can be lost is wrong, changes, or when the stream is
 //! another than before.
 
+#[path = "supervision_servers.rs"]
+mod servers;
+
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_nats::jetstream::consumer::Config as ConsumerConfig;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
 use chrono::TimeDelta;
 use futures_util::StreamExt;
@@ -72,8 +76,15 @@ async fn config(world: &World) -> Config {
     world.context().get_stream(&world.names.stream).await.unwrap().cached_info().config.clone()
 }
 
-async fn consumer_config(world: &World) -> async_nats::jetstream::consumer::Config {
+async fn consumer_config(world: &World) -> ConsumerConfig {
     world.stream.stream.consumer_info(CONSUMER).await.unwrap().config
+}
+
+async fn update_consumer(world: &World, config: &ConsumerConfig) {
+    let update = json!({"stream_name": world.names.stream, "config": config, "action": "update"});
+    let subject = format!("CONSUMER.CREATE.{}.{CONSUMER}", world.names.stream);
+    let answer: Value = world.context().request(subject, &update).await.unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
 }
 
 async fn pending(world: &World) -> u64 {
@@ -158,17 +169,18 @@ async fn settings_that_change_pause_recording_until_they_are_right_again() {
     service.refuses(&["stream discard is", "stream max_msgs is 9, must be -1"]).await;
     world.publish("gw-1", &usage_event("e-2")).await;
     world.context().update_stream(good_stream).await.unwrap();
-    let limited = async_nats::jetstream::consumer::Config { max_deliver: 3, ..good_consumer.clone() };
-    let update = json!({"stream_name": world.names.stream, "config": limited, "action": "update"});
-    let subject = format!("CONSUMER.CREATE.{}.{CONSUMER}", world.names.stream);
-    let _: Value = world.context().request(subject.clone(), &update).await.unwrap();
+    let limited = ConsumerConfig { max_deliver: 3, ..good_consumer.clone() };
+    update_consumer(&world, &limited).await;
     service.refuses(&["consumer max_deliver is 3, must be -1"]).await;
     service.shows("waybill_setting_wrong{object=\"stream\",setting=\"discard\"} 0").await;
     world.publish("gw-1", &usage_event("e-3")).await;
+    // What is named next was looked at after that was there to be taken.
+    update_consumer(&world, &ConsumerConfig { max_ack_pending: 10, ..limited }).await;
+    service.refuses(&["consumer max_ack_pending is 10"]).await;
     assert!(pending(&world).await >= 1, "nothing is taken from the stream");
+    assert!(world.recorded_events().await < 3, "nothing is recorded");
 
-    let heal = json!({"stream_name": world.names.stream, "config": good_consumer, "action": "update"});
-    let _: Value = world.context().request(subject, &heal).await.unwrap();
+    update_consumer(&world, &good_consumer).await;
     service.ready().await;
     recorded(&world, 3).await;
     world.settled().await;

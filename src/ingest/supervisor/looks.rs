@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{DATABASE_PATIENCE, LOOK_EVERY, SETTINGS, Supervisor};
+use super::{DATABASE_PATIENCE, Demands, LOOK_EVERY, SETTINGS, Supervisor};
 use crate::ingest::settings::{self, WrongSetting};
 use crate::ingest::stream::{self, UsageStream};
 use crate::ingest::{IngestError, meters, monitor};
@@ -14,11 +16,20 @@ use crate::store::{self, Database, Scope};
 /// How long a stream that was there may be missing before it is made anew: time to restore it from a backup.
 const MISSING_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a look found.
+/// What a look at the stream found.
+#[derive(Default)]
 pub(super) struct Found {
     /// The stream, where its settings are right.
     pub stream: Option<UsageStream>,
     pub wrong: Vec<WrongSetting>,
+    /// Its settings as the server gives them; null where there is none.
+    pub config: Value,
+}
+
+impl Found {
+    fn wrong(wrong: WrongSetting) -> Self {
+        Self { wrong: vec![wrong], ..Self::default() }
+    }
 }
 
 /// What a look at the database found.
@@ -54,28 +65,49 @@ impl Supervisor {
     /// The stream and its consumer, made where they are missing.
     pub(super) async fn look_at_stream(&mut self) -> Result<Found, IngestError> {
         let (names, limits) = (self.plan.names.clone(), self.plan.limits);
-        let mut info = stream::info(&self.context, &names).await?;
-        if info.is_none() {
-            if let Some(missing) = self.missing() {
-                return Ok(Found { stream: None, wrong: vec![missing] });
+        let info = match stream::info(&self.context, &names).await {
+            Ok(Some(info)) => info,
+            Ok(None) => {
+                if let Some(missing) = self.missing() {
+                    return Ok(Found::wrong(missing));
+                }
+                match stream::create(&self.context, &names, limits).await {
+                    Ok(()) => stream::info(&self.context, &names).await?.unwrap_or_default(),
+                    Err(error) => return refused("stream", "create", error).map(Found::wrong),
+                }
             }
-            stream::create(&self.context, &names, limits).await?;
-            info = stream::info(&self.context, &names).await?;
-        }
+            // Where there was one, a server that has no JetStream for us is about to end, or to be back.
+            Err(error) if !self.seen => return refused("stream", "info", error).map(Found::wrong),
+            Err(error) => return Err(error),
+        };
         (self.missing_since, self.seen) = (None, true);
-        let info = info.unwrap_or_default();
-        let mut wrong = settings::stream(&info["config"], &names, limits);
-        let incarnation = settings::incarnation(&info["config"]).filter(|_| wrong.is_empty());
-        let Some(incarnation) = incarnation else { return Ok(Found { stream: None, wrong }) };
+        let config = info["config"].clone();
+        if let Some(doubt) = settings::other_size(&config, &names, limits) {
+            self.doubt(doubt);
+        }
+        let mut wrong = settings::stream(&config, &names, limits);
+        let incarnation = settings::incarnation(&config).filter(|_| wrong.is_empty());
+        let Some(incarnation) = incarnation else {
+            // Named as well, where it answers; but not made: it would be of no life.
+            if self.plan.consume
+                && let Ok(Some(info)) = stream::existing_consumer(&self.context, &names).await
+            {
+                wrong.extend(settings::consumer(&info, limits));
+            }
+            return Ok(Found { stream: None, wrong, config });
+        };
         let known = self.current.borrow().clone().filter(|known| known.incarnation == incarnation);
         let stream = match known {
             Some(known) => known,
             None => stream::handle(&self.context, &names, incarnation).await?,
         };
         if self.plan.consume {
-            wrong = settings::consumer(&stream.consumer_info(limits).await?, limits);
+            wrong = match stream.consumer_info(limits).await {
+                Ok(info) => settings::consumer(&info, limits),
+                Err(error) => vec![refused("consumer", "create", error)?],
+            };
         }
-        Ok(Found { stream: Some(stream), wrong })
+        Ok(Found { stream: Some(stream), wrong, config })
     }
 
     /// What to say of a stream that is gone; `None` where it is to be made.
@@ -96,29 +128,55 @@ impl Supervisor {
         })
     }
 
-    /// What the NATS servers tell about themselves; one that does not answer is taken as it was.
+    /// What the NATS servers tell about themselves; one that does not answer is taken as it was. One that never answered is
+    /// only in doubt where another has: a server that is away must not keep the others from recording.
     pub(super) async fn look_at_monitors(&mut self) -> Vec<WrongSetting> {
-        for url in self.plan.demands.monitor_urls.clone() {
-            match monitor::varz(&url).await {
+        let Demands { monitor_urls, nats_synced, .. } = self.plan.demands.clone();
+        let answers = join_all(monitor_urls.iter().map(|url| monitor::varz(url))).await;
+        let mut silent = Vec::new();
+        for (url, answer) in monitor_urls.into_iter().zip(answers) {
+            let at = monitor::shown(&url);
+            match answer {
                 Ok(varz) => {
-                    let look = settings::server(&varz, self.plan.demands.nats_synced);
-                    look.doubt.into_iter().for_each(|doubt| self.doubt(doubt));
-                    self.monitors.insert(url, look.wrong);
+                    let mut look = settings::server(&varz, nats_synced);
+                    for wrong in &mut look.wrong {
+                        wrong.detail = format!("{} (at {at})", wrong.detail);
+                    }
+                    if let Some(doubt) = look.doubt.take() {
+                        self.doubt(doubt);
+                    }
+                    self.monitors.insert(url, look);
                 }
                 Err(error) if self.monitors.contains_key(&url) => {
-                    tracing::debug!(url, %error, "the monitoring of NATS does not answer");
+                    tracing::debug!(at, %error, "the monitoring of NATS does not answer");
                 }
-                Err(error) => {
-                    let never = WrongSetting {
-                        object: "nats",
-                        setting: "monitor".to_owned(),
-                        detail: format!("of {url} does not answer, must: {error}"),
-                    };
-                    return vec![never];
-                }
+                Err(error) => silent.push((at, error)),
             }
         }
-        self.monitors.values().flatten().cloned().collect()
+        let unlisted = self.monitors.is_empty() && silent.is_empty() && nats_synced;
+        meters::unverified_servers(silent.len() + usize::from(unlisted));
+        let mut wrong: Vec<_> = self.monitors.values().flat_map(|look| look.wrong.clone()).collect();
+        for (at, error) in silent {
+            if self.monitors.is_empty() {
+                wrong.push(WrongSetting {
+                    object: "nats",
+                    setting: "monitor".to_owned(),
+                    detail: format!("of {at} does not answer, must: {error}"),
+                });
+            } else {
+                self.doubt(format!(
+                    "the monitoring of NATS at {at} has not answered yet: whether a power failure of that server takes confirmed events was not looked at"
+                ));
+            }
+        }
+        wrong
+    }
+
+    /// Whether the stream is compressed by a server that may damage it.
+    pub(super) fn look_at_compression(&self, config: &Value) -> Option<WrongSetting> {
+        let connected = self.context.client().server_info().version;
+        let told = self.monitors.values().map(|look| look.version.as_str());
+        settings::compression(config, told.chain([connected.as_str()]))
     }
 
     /// What the database tells about itself; `None` where it never did.
@@ -141,7 +199,10 @@ impl Supervisor {
     /// Says in log, metrics and health what is wrong, and what is so no more.
     pub(super) fn tell(&mut self, wrong: &[WrongSetting]) {
         let wrong: BTreeSet<WrongSetting> = wrong.iter().cloned().collect();
-        for healed in self.told.difference(&wrong) {
+        let of = |setting: &WrongSetting| (setting.object, setting.setting.clone());
+        let named: BTreeSet<_> = wrong.iter().map(of).collect();
+        // One whose value changed, or that another server has, is still wrong.
+        for healed in self.told.iter().filter(|told| !named.contains(&of(told))) {
             tracing::info!(object = healed.object, setting = healed.setting, "a setting is right again");
             meters::setting(healed, false);
         }
@@ -158,5 +219,18 @@ impl Supervisor {
             self.health.down(SETTINGS, sentences.join("; "));
         }
         self.told = wrong;
+    }
+}
+
+/// What is wrong with the configuration where the server answers that it refuses what is asked for.
+///
+/// # Errors
+/// The same error where the server did not answer that.
+fn refused(object: &'static str, setting: &str, error: IngestError) -> Result<WrongSetting, IngestError> {
+    match stream::refusal(&error) {
+        Some(said) => {
+            Ok(WrongSetting { object, setting: setting.to_owned(), detail: format!("is refused: {said}") })
+        }
+        None => Err(error),
     }
 }

@@ -17,7 +17,7 @@ use super::life::{self, Life};
 use super::pace::Nudge;
 use super::pipeline::INGEST;
 use super::record::Recorder;
-use super::settings::WrongSetting;
+use super::settings::{ServerSettings, WrongSetting};
 use super::stream::{self, StreamLimits, StreamNames, UsageStream};
 use super::{IngestError, meters};
 use crate::health::Health;
@@ -141,7 +141,7 @@ struct Supervisor {
     /// The last answer of the database about itself.
     postgres: watch::Receiver<Option<PostgresLook>>,
     /// The last answer of each NATS server about itself.
-    monitors: BTreeMap<String, Vec<WrongSetting>>,
+    monitors: BTreeMap<String, ServerSettings>,
     /// What is known to be wrong.
     told: BTreeSet<WrongSetting>,
     /// What was said once.
@@ -171,8 +171,9 @@ impl Supervisor {
             Err(error) => return self.unreachable(&error).await,
         };
         self.unreachable_since = None;
-        let Found { stream, mut wrong } = found;
+        let Found { stream, mut wrong, config } = found;
         wrong.extend(self.look_at_monitors().await);
+        wrong.extend(self.look_at_compression(&config));
         let postgres = self.look_at_postgres().await;
         wrong.extend(postgres.iter().flat_map(|look| look.wrong.clone()));
         self.tell(&wrong);
