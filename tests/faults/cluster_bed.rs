@@ -135,6 +135,8 @@ impl Cluster {
             .env("WAYBILL_NATS_CLUSTER_ROUTES", routes)
             .env("WAYBILL_NATS_PASSWORD", quoted(PASSWORD))
             .env("WAYBILL_NATS_GATEWAY_PASSWORD", quoted(PASSWORD))
+            .env("WAYBILL_NATS_ADMIN_PASSWORD", quoted(PASSWORD))
+            .env("WAYBILL_NATS_STORE_MAX", "20GiB")
             .env("WAYBILL_NATS_STORE", quoted(&folder.join("store").to_string_lossy()))
             // The file that is included wants a value; the cluster's own says `always`.
             .env("WAYBILL_NATS_SYNC", quoted("always"))

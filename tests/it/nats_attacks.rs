@@ -15,7 +15,7 @@
 //! | N15 | publish without a reply subject | `the_streams_answers_cannot_be_sent_elsewhere` |
 //! | N16 | malformed subjects | `nothing_but_its_own_subject_can_be_published_to` |
 //! | N17 | publish captured messages again | `nats_billing::captured_messages_count_once_and_a_revoked_gateway_is_out_at_once` |
-//! | N18 | other ports, other users, nobody | `limits_hold_and_nobody_gets_in_without_a_user`, `nothing_but_clients_is_listened_for` |
+//! | N18 | other ports, other users, nobody | `limits_hold_and_nobody_gets_in_without_a_user`, `nothing_but_clients_is_listened_for`, `who_looks_after_the_server_reaches_no_usage` |
 
 use std::collections::BTreeSet;
 
@@ -278,7 +278,9 @@ async fn limits_hold_and_nobody_gets_in_without_a_user() {
     let url = attacked.nats.gateway_url();
     let (_, address) = url.rsplit_once('@').unwrap();
     // N18
-    for credentials in ["", "gw-eu-1:wrong", "waybill:", "gw-eu-1:", "SYS:x", "gw-victim:x"] {
+    for credentials in
+        ["", "gw-eu-1:wrong", "waybill:", "gw-eu-1:", "SYS:x", "admin:", "admin:x", "gw-victim:x"]
+    {
         let said = Raw::connect(&format!("nats://{credentials}@{address}")).await.said("").await;
         assert!(
             said.contains("Authorization Violation") || said.contains("(closed)"),
@@ -305,6 +307,37 @@ async fn limits_hold_and_nobody_gets_in_without_a_user() {
     let account =
         jetstream::ContextBuilder::new().timeout(SILENCE).build(client.unwrap()).query_account().await;
     assert!(account.is_err());
+}
+
+/// The user of the system account, who may take a server out of a cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_looks_after_the_server_reaches_no_usage() {
+    let attacked = Attacked::start().await;
+    let mut admin = Raw::connect(&attacked.nats.admin_url()).await;
+    let told = admin.acknowledged("$SYS.REQ.SERVER.PING", &[], "").await.unwrap();
+    assert!(told.contains(r#""server":{"name":"waybill""#), "{told}");
+    // One server alone has no leader to step down: the answer is the server's, not that of the rights.
+    for call in ["$JS.API.SERVER.REMOVE", "$JS.API.META.LEADER.STEPDOWN"] {
+        let said = admin.said(&format!("PUB {call} 2\r\n{{}}")).await;
+        assert_eq!(said, "", "{call}");
+    }
+    for subject in [
+        OWN,
+        "$JS.API.ACCOUNT.PURGE.WAYBILL",
+        "$JS.API.ACCOUNT.STREAM.MOVE.WAYBILL.USAGE",
+        "$JS.API.STREAM.DELETE.USAGE",
+        "$JS.API.STREAM.MSG.GET.USAGE",
+    ] {
+        let said = admin.said(&format!("PUB {subject} 2\r\n{{}}")).await;
+        assert!(said.contains("Permissions Violation for Publish"), "{subject}: {said}");
+    }
+    // What it listens to is what its own account says.
+    assert_eq!(admin.said("SUB usage.> 7\r\nSUB $JS.> 8").await, "");
+    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
+    victim.publish("gw-victim", "{}".into()).await.unwrap();
+    assert_eq!(admin.said("UNSUB 9").await, "");
+    let state = attacked.stream.stream.get_info().await.unwrap().state;
+    assert_eq!((state.first_sequence, state.messages), (1, 3), "nothing is gone");
 }
 
 /// No route, leaf node, websocket or MQTT port is there to be attacked, and monitoring is for this machine only.

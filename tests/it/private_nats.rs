@@ -60,12 +60,22 @@ impl PrivateNats {
         self.gateway_url().replace(SHIPPED_GATEWAY, name)
     }
 
+    /// As whoever looks after the server reaches it.
+    pub fn admin_url(&self) -> String {
+        let url = self.url();
+        let (_, address) = url.rsplit_once('@').unwrap();
+        format!("nats://admin:{}@{address}", self.state()["nats_admin_password"].as_str().unwrap())
+    }
+
     /// Where it tells about itself.
     pub fn monitor(&self) -> SocketAddr {
-        let state = std::fs::read(self.home.join("servers.json")).unwrap();
-        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
-        let port = u16::try_from(state["nats_monitor_port"].as_u64().unwrap()).unwrap();
+        let port = u16::try_from(self.state()["nats_monitor_port"].as_u64().unwrap()).unwrap();
         SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn state(&self) -> serde_json::Value {
+        let state = std::fs::read(self.home.join("servers.json")).unwrap();
+        serde_json::from_slice(&state).unwrap()
     }
 
     /// Adds a gateway as the configuration says: a copy of the account's block, and SIGHUP twice.

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use waybill::metering::Reason;
+
 #[test]
 fn the_openapi_document_is_the_routers() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/openapi.json");
@@ -36,4 +38,29 @@ fn alerts_and_dashboard_ask_for_metrics_that_exist() {
         let unknown: Vec<_> = asked.difference(&described).collect();
         assert!(unknown.is_empty(), "{path} asks for {unknown:?}, which src/telemetry.rs does not describe");
     }
+}
+
+/// The reasons of rejections that alerts name: `{reason="…"}`, or several in `{reason=~"…|…"}`.
+fn reasons_in(alerts: &str) -> BTreeSet<&str> {
+    let lists = alerts.split("waybill_rejections_open{reason=").skip(1);
+    lists.flat_map(|rest| rest.split('"').nth(1).unwrap().split('|')).collect()
+}
+
+#[test]
+fn every_rejection_that_waits_for_something_raises_an_alert_of_its_own() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring/alerts.yml");
+    let alerts = std::fs::read_to_string(path).unwrap();
+    let named = reasons_in(&alerts);
+    for reason in &named {
+        assert!(reason.parse::<Reason>().is_ok(), "{reason}");
+    }
+    let all: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    for reason in Reason::ALL.iter().filter(|reason| reason.replayable()) {
+        assert!(named.contains(reason.as_str()), "{reason:?}");
+    }
+    // The alert on all the others leaves out those that have one, and nothing else.
+    let (_, others) = alerts.split_once("waybill_rejections_open{reason!~\"").unwrap();
+    let left_out: BTreeSet<&str> = others.split('"').next().unwrap().split('|').collect();
+    assert_eq!(left_out, named);
+    assert!(named.is_subset(&all) && named.len() < all.len());
 }

@@ -54,3 +54,9 @@ fn versions_are_the_same_everywhere() {
     let tool = names_after(TOOLS, "SQLX_CLI=");
     assert_eq!(library, tool);
 }
+
+#[test]
+fn the_image_can_check_the_certificate_of_a_server() {
+    let (_, run) = DOCKERFILE.split_once("\nFROM debian:").unwrap();
+    assert!(run.contains(" ca-certificates "), "NATS over tls:// trusts the authorities of the system");
+}

@@ -194,6 +194,9 @@ struct State {
     /// Of the user of the demo's gateway; a home of an earlier release has none yet.
     #[serde(default = "password")]
     nats_gateway_password: String,
+    /// Of the user who looks after the server; a home of an earlier release has none yet.
+    #[serde(default = "password")]
+    nats_admin_password: String,
 }
 
 impl State {
@@ -211,6 +214,7 @@ impl State {
                 nats_monitor_port: 0,
                 nats_password: password(),
                 nats_gateway_password: password(),
+                nats_admin_password: password(),
             }),
             Err(error) => Err(DevError::io("cannot read", &path)(error)),
         }

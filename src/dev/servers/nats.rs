@@ -17,6 +17,8 @@ use crate::ingest::connect;
 pub(super) const NAME: &str = "NATS";
 /// The configuration, shared with `docker-compose.yml`.
 const CONFIGURATION: &str = include_str!("nats.conf");
+/// What a private server may store: more than the stream's default of 15 GiB.
+const STORE_MAX: &str = "20GiB";
 
 /// A running server.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ impl Nats {
         command.env("WAYBILL_NATS_MONITOR", quoted(&format!("{LOOPBACK}:{}", state.nats_monitor_port)));
         command.env("WAYBILL_NATS_PASSWORD", quoted(&state.nats_password));
         command.env("WAYBILL_NATS_GATEWAY_PASSWORD", quoted(&state.nats_gateway_password));
+        command.env("WAYBILL_NATS_ADMIN_PASSWORD", quoted(&state.nats_admin_password));
+        command.env("WAYBILL_NATS_STORE_MAX", STORE_MAX);
         command.env("WAYBILL_NATS_STORE", quoted(&home.join("nats").to_string_lossy()));
         command.env("WAYBILL_NATS_SYNC", quoted(sync_interval(keep)));
         let log = home.join("logs").join("nats.log");
