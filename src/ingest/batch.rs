@@ -67,7 +67,14 @@ fn count(number: usize) -> i32 {
 enum Known {
     New,
     Duplicate,
-    Rejected(Reason, String),
+    Rejected(Refusal),
+}
+
+/// Why an event cannot be recorded, given what the database holds.
+struct Refusal {
+    reason: Reason,
+    detail: &'static str,
+    waits_for: Option<EventKey>,
 }
 
 impl Batch {
@@ -216,9 +223,9 @@ impl Batch {
                                 sorted.duplicates += 1;
                                 sorted.resolve(decided, || Resolution::Duplicate);
                             }
-                            Known::Rejected(reason, detail) => {
-                                let rejection = decided.reject(candidate, reason, detail);
-                                refused.push((decided, Cow::Owned(rejection)));
+                            Known::Rejected(Refusal { reason, detail, waits_for }) => {
+                                let rejection = decided.reject(candidate, reason, detail.to_owned());
+                                refused.push((decided, Cow::Owned(Rejection { waits_for, ..rejection })));
                             }
                         }
                     }
@@ -235,6 +242,7 @@ impl Batch {
                 sorted.resolve(decided, || Resolution::Rejected {
                     reason: rejection.reason,
                     detail: rejection.detail.clone(),
+                    waits_for: rejection.waits_for,
                 });
                 sorted.rejections.push(rejection);
             }
@@ -242,7 +250,8 @@ impl Batch {
         Ok(sorted)
     }
 
-    /// The events of this batch by key, where one of them corrects another, or else none.
+    /// The events of this batch that the journal lacks, by key, where one of them corrects another, or else none. Of two
+    /// with one key the first, which is the one that is recorded.
     fn corrected(&self, existing: &HashMap<EventKey, Existing>) -> HashMap<EventKey, &JournalEvent> {
         let corrects = |candidate: &Candidate| {
             candidate.event.corrects.is_some() && !existing.contains_key(&candidate.event.key)
@@ -250,7 +259,11 @@ impl Batch {
         if !self.candidates().any(corrects) {
             return HashMap::default();
         }
-        self.candidates().map(|candidate| (candidate.event.key, &candidate.event)).collect()
+        let mut in_batch = HashMap::default();
+        for candidate in self.candidates().filter(|candidate| !existing.contains_key(&candidate.event.key)) {
+            in_batch.entry(candidate.event.key).or_insert(&candidate.event);
+        }
+        in_batch
     }
 
     async fn existing(
@@ -355,7 +368,7 @@ async fn known(
         Some(false) => {
             let detail = "an event with this source and id is recorded with other content; the first one stands, \
                           send a correction with `corrects`, or a new id";
-            return Ok(Known::Rejected(Reason::Conflict, detail.to_owned()));
+            return Ok(Known::Rejected(Refusal { reason: Reason::Conflict, detail, waits_for: None }));
         }
         None => {}
     }
@@ -366,14 +379,19 @@ async fn known(
             journal::correction_target(tx, original).await?.map(|target| (target.estimated, target.customer))
         }
     };
-    let refusal = match estimate {
+    let (detail, waits_for) = match estimate {
         Some((true, customer)) if customer == event.customer => return Ok(Known::New),
-        Some((true, _)) => "the estimate that `corrects` names was for another customer",
-        Some((false, _)) => {
+        Some((true, _)) => ("the estimate that `corrects` names was for another customer", journal::NOTHING),
+        Some((false, _)) => (
             // A correction of a correction would take back twice what stands.
-            "the event that `corrects` names was no estimate, or corrects one itself; name the first estimate"
-        }
-        None => "the estimate that `corrects` names is not recorded; this event is tried again once it is",
+            "the event that `corrects` names was no estimate, or corrects one itself; name the first estimate",
+            journal::NOTHING,
+        ),
+        None => (
+            "the estimate that `corrects` names is not recorded; this event is tried again once it is",
+            original,
+        ),
     };
-    Ok(Known::Rejected(Reason::UnknownEstimate, refusal.to_owned()))
+    let reason = Reason::UnknownEstimate;
+    Ok(Known::Rejected(Refusal { reason, detail, waits_for: Some(waits_for) }))
 }

@@ -1,24 +1,24 @@
 //! The loop that takes messages from the stream; [`super::pipeline`] decides and records them.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::Subject;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{Consumer, pull};
+use async_nats::{Client, Subject};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::IngestError;
 use super::decide::Incoming;
-use super::fetch::{fetch, last_info};
+use super::fetch::{connects, fetch, last_info};
 use super::life::{self, Life};
 use super::message;
 use super::pace::Nudge;
 use super::pipeline::{self, Fetched, INGEST};
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
+use super::unreadable::{Taken, Unreadable};
 use crate::health::Health;
 use crate::store::StoreError;
 
@@ -68,8 +68,12 @@ pub(super) async fn run(
 ) -> Result<Ended, IngestError> {
     let consumer = stream.consumer(limits).await?;
     let (sender, recording) = pipeline::start(&stream, &recorder, &health, &nudge);
+    let client = stream.client();
+    let connects = connects(&client);
     let mut fetching = Fetching {
-        connects: connects(&stream),
+        client,
+        connects,
+        unreadable: Unreadable::new(connects),
         stream,
         consumer,
         recorder,
@@ -91,12 +95,8 @@ pub(super) async fn run(
     Ok(ended)
 }
 
-/// How often the client has connected.
-fn connects(stream: &UsageStream) -> u64 {
-    stream.client().statistics().connects.load(Ordering::Relaxed)
-}
-
 struct Fetching {
+    client: Client,
     stream: UsageStream,
     consumer: Consumer<pull::Config>,
     recorder: Recorder,
@@ -104,6 +104,7 @@ struct Fetching {
     nudge: Nudge,
     /// How often the client had connected when the stream was last compared with the ledger.
     connects: u64,
+    unreadable: Unreadable,
     /// A question to the database that has no answer yet.
     probing: Option<JoinHandle<Result<(), StoreError>>>,
     last_received: Instant,
@@ -114,13 +115,19 @@ struct Fetching {
 
 impl Fetching {
     async fn fetch_all(&mut self, sender: &mpsc::Sender<Fetched>, pause: &CancellationToken) -> Ended {
+        let shutdown = self.recorder.shutdown().clone();
+        let mut in_vain = false;
         loop {
             let messages = tokio::select! {
                 biased;
-                () = self.recorder.shutdown().stopped() => return Ended::Stopped,
+                () = shutdown.stopped() => return Ended::Stopped,
                 () = pause.cancelled() => return Ended::Paused,
-                messages = fetch(&self.consumer) => messages,
+                messages = self.next(sender, in_vain) => match messages {
+                    Ok(messages) => messages,
+                    Err(ended) => return ended,
+                }
             };
+            in_vain = !matches!(&messages, Ok(Some(messages)) if !messages.is_empty());
             let failed = match messages {
                 Ok(None) => {
                     self.lost_requests += 1;
@@ -151,7 +158,7 @@ impl Fetching {
                             continue;
                         }
                     }
-                    (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
+                    self.receives();
                     let Some((messages, replies)) = self.with_bodies(messages).await else { continue };
                     if sender.send(Fetched { messages, replies, underway }).await.is_err() {
                         return Ended::Stopped;
@@ -169,12 +176,25 @@ impl Fetching {
             }
             if failed {
                 tokio::select! {
-                    () = self.recorder.shutdown().stopped() => return Ended::Stopped,
+                    () = shutdown.stopped() => return Ended::Stopped,
                     () = pause.cancelled() => return Ended::Paused,
                     () = tokio::time::sleep(STREAM_RETRY) => {}
                 }
             }
         }
+    }
+
+    /// The next messages, after those before them that cannot arrive.
+    ///
+    /// # Errors
+    /// Why consuming ends, alone.
+    async fn next(
+        &mut self,
+        sender: &mpsc::Sender<Fetched>,
+        in_vain: bool,
+    ) -> Result<Result<Option<Vec<Message>>, IngestError>, Ended> {
+        let many = self.take_unreadable(sender, in_vain).await?;
+        Ok(fetch(&self.client, &self.consumer, many).await)
     }
 
     /// The stream has answered a request for messages.
@@ -183,10 +203,53 @@ impl Fetching {
         self.health.up(STREAM);
     }
 
+    /// Messages come in.
+    fn receives(&mut self) {
+        (self.received, self.last_received, self.starved_looks) = (true, Instant::now(), 0);
+    }
+
+    /// Hands on what was delivered and cannot arrive, where there may be such messages; whether there were.
+    ///
+    /// # Errors
+    /// Why consuming ends, alone.
+    async fn take_unreadable(
+        &mut self,
+        sender: &mpsc::Sender<Fetched>,
+        in_vain: bool,
+    ) -> Result<bool, Ended> {
+        if self.recorder.stuck() {
+            return Ok(false);
+        }
+        let taken = async {
+            let connects = connects(&self.client);
+            let suspected = self.unreadable.suspected(connects, &self.consumer, in_vain).await?;
+            let Some(delivered) = suspected else { return Ok::<_, IngestError>(Taken::Nothing) };
+            if !self.still_the_same().await? {
+                return Ok(Taken::OtherLife);
+            }
+            let to = (sender, &self.nudge);
+            self.unreadable.take(delivered, &self.stream, self.recorder.database(), to).await
+        };
+        match taken.await {
+            Ok(Taken::Nothing) => Ok(false),
+            Ok(Taken::Some) => {
+                self.answers();
+                self.receives();
+                Ok(true)
+            }
+            Ok(Taken::Stopped) => Err(Ended::Stopped),
+            Ok(Taken::OtherLife) => Err(Ended::OtherLife),
+            Err(error) => {
+                tracing::warn!(%error, "what was delivered and did not arrive could not be looked at");
+                Ok(false)
+            }
+        }
+    }
+
     /// After a server was away it may be another one, or have lost the end of the stream: then its sequences mean something
     /// else, and nothing of it may be recorded under the life that is known.
     async fn still_the_same(&mut self) -> Result<bool, IngestError> {
-        let connects = connects(&self.stream);
+        let connects = connects(&self.client);
         if connects != self.connects {
             if let Life::RolledBack { .. } = life::look(&self.stream, self.recorder.database()).await? {
                 return Ok(false);
@@ -204,7 +267,7 @@ impl Fetching {
             let (mut incoming, reply, left_out) = message::delivered(message);
             if left_out {
                 match message::read(&self.stream, incoming.sequence).await {
-                    Ok(whole) => incoming = whole.unwrap_or(incoming),
+                    Ok(whole) => incoming = whole.map_or(incoming, |whole| whole.message),
                     Err(error) => {
                         tracing::warn!(%error, "a message came without its body, which could not be read");
                         return None;

@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::catalog::{Books, Catalog};
+use super::headers;
 use crate::domain::event::{Report, SequenceMark, Usage, UsageEvent, UsagePart, UsageSource};
 use crate::domain::identity::EventIdentity;
 use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
@@ -97,7 +98,12 @@ impl Decided {
         }));
         let body = match split.unwrap_or_else(|_| Err(panicked())) {
             Ok(body) => body,
-            Err(rejected) => {
+            Err(mut rejected) => {
+                if message.headers.as_deref().is_some_and(headers::partly_unreadable) {
+                    // Among them may be what says how the body is encoded.
+                    rejected.detail =
+                        format!("the headers of the message cannot be read, and {}", rejected.detail);
+                }
                 let index = message.replay_of.map_or(WHOLE_MESSAGE, |replay| replay.event_index);
                 let rejection = rejection(&message, &message.payload, index, rejected, None);
                 return Self { message, body: None, decisions: vec![Decision::Reject(Box::new(rejection))] };
@@ -200,6 +206,7 @@ fn rejection(
         provider: hints.provider.map(without_nul),
         model: hints.model.map(without_nul),
         mark: registered.zip(hints.mark),
+        waits_for: None,
     }
 }
 

@@ -58,10 +58,24 @@ pub enum IngestError {
     Stopping,
 }
 
+/// An answer of the stream that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer makes no sense")]
+pub struct Unusable;
+
 impl IngestError {
     /// Wraps an error of the stream's client library.
     pub fn stream(what: &'static str) -> impl FnOnce(async_nats::Error) -> Self {
         move |cause| Self::Stream { what, cause }
+    }
+
+    /// Whether a stream that answers could not give the one message that was asked for: others may be readable.
+    pub fn of_one_message(&self) -> bool {
+        /// The server's code where it has no stream to ask at the moment.
+        const UNAVAILABLE: usize = 503;
+        let Self::Stream { cause, .. } = self else { return false };
+        let said = cause.downcast_ref::<async_nats::jetstream::Error>();
+        cause.is::<Unusable>() || said.is_some_and(|said| said.code() != UNAVAILABLE)
     }
 
     /// Whether the same work may succeed when tried again as a whole.
@@ -78,5 +92,23 @@ impl IngestError {
             | Self::Half(_)
             | Self::Stopping => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_no_silent_stream() {
+        let said = |code: usize| {
+            let said = serde_json::json!({"code": code, "err_code": 10_000, "description": "x"});
+            serde_json::from_value::<async_nats::jetstream::Error>(said).unwrap()
+        };
+        assert!(IngestError::stream("x")(said(500).into()).of_one_message());
+        assert!(IngestError::stream("x")(Unusable.into()).of_one_message());
+        assert!(!IngestError::stream("x")(said(503).into()).of_one_message());
+        assert!(!IngestError::stream("x")("the connection is closed".into()).of_one_message());
+        assert!(!IngestError::Stopping.of_one_message());
     }
 }

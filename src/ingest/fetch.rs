@@ -1,7 +1,9 @@
 //! One fetch of messages from the stream, for the loop in [`super::consumer`].
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{Consumer, pull};
 use async_nats::jetstream::message::Info;
@@ -13,12 +15,12 @@ use super::stream;
 
 /// Most messages that are fetched together. With what is recorded together, and as much that waits for it, three fetches
 /// are on their way at most: no more than the messages that the stream lets out at a time.
-const FETCH_MESSAGES_MAX: usize = 2_500;
+pub(super) const FETCH_MESSAGES_MAX: usize = 2_500;
 /// Most bytes that are fetched together, as the stream sends them: what is decided at a time, so little of it that the
 /// recording task, which takes what there is, finds almost a full batch.
-const FETCH_BYTES_MAX: usize = 2 << 20;
+pub(super) const FETCH_BYTES_MAX: usize = 2 << 20;
 /// How long one request waits for a first message.
-const FETCH_EXPIRES: Duration = Duration::from_secs(2);
+pub(super) const FETCH_EXPIRES: Duration = Duration::from_secs(2);
 /// The same for the rest of a batch, which is there already or not.
 const DRAIN_EXPIRES: Duration = Duration::from_millis(500);
 /// How long after a request has expired the server may take to say so before it is asked whether it still knows of it.
@@ -28,21 +30,36 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_PAUSE: Duration = Duration::from_millis(250);
 /// What was sent before the answer to that question may arrive this much after it.
 const STRAGGLERS: Duration = Duration::from_millis(250);
+/// How often it is looked whether the client had to connect again.
+const CONNECTION_LOOK: Duration = Duration::from_millis(100);
 /// What the client waits for a request that nobody has ended, after it has expired, is at least this: the server is silent.
 const FETCH_SILENT: Duration = Duration::from_secs(5);
 
 const FETCH: &str = "cannot fetch messages";
 
 /// The next messages: waits for a first one, then takes what is there with it. `None` where the request was lost on its way
-/// to a consumer that answers otherwise.
+/// to a consumer that answers otherwise, or with its connection. Where that happens at one message after the other, `many`
+/// asks for all that is there at once: what is delivered behind such a message is found with it.
 ///
 /// # Errors
 /// [`IngestError::Stream`] where the stream refuses or does not answer.
-pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Vec<Message>>, IngestError> {
+pub(super) async fn fetch(
+    client: &Client,
+    consumer: &Consumer<pull::Config>,
+    many: bool,
+) -> Result<Option<Vec<Message>>, IngestError> {
     let mut messages = Vec::new();
+    if many {
+        let lost = rest(client, consumer, FETCH_MESSAGES_MAX, &mut messages).await?;
+        if lost || !messages.is_empty() {
+            return Ok((!messages.is_empty()).then_some(messages));
+        }
+    }
     let asked = Instant::now();
+    let connects = connects(client);
     let first = consumer.batch().max_messages(1).expires(FETCH_EXPIRES).messages();
-    let mut first = Request::new(consumer, stream::within(FETCH, first).await?, FETCH_EXPIRES);
+    let first = stream::within(FETCH, first).await?;
+    let mut first = Request::new(client, connects, consumer, first, FETCH_EXPIRES);
     while let Some(message) = first.next().await {
         messages.push(message.map_err(IngestError::stream(FETCH))?);
     }
@@ -65,11 +82,23 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Ve
         }
         _ => FETCH_MESSAGES_MAX,
     };
-    if count == 0 {
-        return Ok(Some(messages));
+    if count > 0 {
+        rest(client, consumer, count, &mut messages).await?;
     }
+    Ok(Some(messages))
+}
+
+/// Takes what is there, at most so many messages; `true` where the request was lost.
+async fn rest(
+    client: &Client,
+    consumer: &Consumer<pull::Config>,
+    count: usize,
+    messages: &mut Vec<Message>,
+) -> Result<bool, IngestError> {
+    let connects = connects(client);
     let rest = consumer.fetch().max_messages(count).max_bytes(FETCH_BYTES_MAX).expires(DRAIN_EXPIRES);
-    let mut rest = Request::new(consumer, stream::within(FETCH, rest.messages()).await?, DRAIN_EXPIRES);
+    let rest = stream::within(FETCH, rest.messages()).await?;
+    let mut rest = Request::new(client, connects, consumer, rest, DRAIN_EXPIRES);
     while let Some(message) = rest.next().await {
         match message {
             Ok(message) => messages.push(message),
@@ -80,7 +109,12 @@ pub(super) async fn fetch(consumer: &Consumer<pull::Config>) -> Result<Option<Ve
             }
         }
     }
-    Ok(Some(messages))
+    Ok(rest.lost)
+}
+
+/// How often a client has connected.
+pub(super) fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 /// What the stream says of the last of these messages.
@@ -90,17 +124,27 @@ pub(super) fn last_info(messages: &[Message]) -> Option<Info<'_>> {
 
 /// A request for messages.
 struct Request<'a> {
+    client: &'a Client,
+    /// How often the client had connected when it was made.
+    connects: u64,
     consumer: &'a Consumer<pull::Config>,
     messages: pull::Batch,
     overdue: Instant,
-    /// Whether nobody knows of it any more, because it went to a leader that is gone.
+    /// Whether nobody knows of it any more, because it went to a leader that is gone, or over a connection that is.
     lost: bool,
 }
 
 impl<'a> Request<'a> {
     /// One that was made just now.
-    fn new(consumer: &'a Consumer<pull::Config>, messages: pull::Batch, expires: Duration) -> Self {
-        Self { consumer, messages, overdue: Instant::now() + expires + OVERDUE_AFTER, lost: false }
+    fn new(
+        client: &'a Client,
+        connects: u64,
+        consumer: &'a Consumer<pull::Config>,
+        messages: pull::Batch,
+        expires: Duration,
+    ) -> Self {
+        let overdue = Instant::now() + expires + OVERDUE_AFTER;
+        Self { client, connects, consumer, messages, overdue, lost: false }
     }
 
     /// The next message, or `None` at the end of the request. The client gives up a request that nobody has ended 5 s after
@@ -111,6 +155,7 @@ impl<'a> Request<'a> {
             biased;
             message = self.messages.next() => return message,
             () = tokio::time::sleep_until(self.overdue) => {}
+            () = connected_again(self.client, self.connects) => {}
         }
         tokio::select! {
             biased;
@@ -120,6 +165,13 @@ impl<'a> Request<'a> {
         let straggler = tokio::time::timeout(STRAGGLERS, self.messages.next()).await;
         self.lost = straggler.is_err();
         straggler.ok().flatten()
+    }
+}
+
+/// Returns once the client has connected more often than before: the server forgets a request with its connection.
+async fn connected_again(client: &Client, before: u64) {
+    while connects(client) == before {
+        tokio::time::sleep(CONNECTION_LOOK).await;
     }
 }
 

@@ -1,15 +1,27 @@
 //! Messages of the stream as recording takes them: as they are delivered, or read again by their sequence.
 
 use async_nats::Subject;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 
-use super::IngestError;
 use super::decide::Incoming;
+use super::error::{IngestError, Unusable};
+use super::headers::Headers;
 use super::stream::{self, UsageStream};
 
 /// The header of a consumer that leaves the bodies out (`headers_only`): how long the body is that it left out.
 const LEFT_OUT: &str = "Nats-Msg-Size";
+
+/// A message as the stream keeps it.
+pub(super) struct Stored {
+    /// The message.
+    pub message: Incoming,
+    /// Whether the client library cannot hand it over when it is delivered.
+    pub undeliverable: bool,
+}
 
 /// A message that was delivered, the subject that acknowledges it, and whether its body may have been left out. Only the
 /// stream can tell: a publisher of an empty message can set the header, too.
@@ -19,78 +31,58 @@ pub(super) fn delivered(message: async_nats::jetstream::Message) -> (Incoming, O
         let sequence = i64::try_from(info.stream_sequence).unwrap_or(i64::MAX);
         (sequence, time(info.published.unix_timestamp(), info.published.nanosecond()))
     });
-    let (sequence, received_at) = position.unwrap_or_default();
-    let mut message = message.message;
-    let reply = message.reply.take();
-    let left_out = message.payload.is_empty()
-        && message.headers.as_ref().is_some_and(|headers| headers.get(LEFT_OUT).is_some());
-    (incoming(sequence, received_at, message), reply, left_out)
+    let message = message.message;
+    let headers = Headers::delivered(message.headers);
+    let left_out = message.payload.is_empty() && headers.fields.get(LEFT_OUT).is_some();
+    let subject = message.subject.to_string();
+    (incoming(position.unwrap_or_default(), subject, &headers, message.payload), message.reply, left_out)
 }
 
-/// The message of a sequence; `None` where the stream does not hold it any more.
+/// The message of a sequence; `None` where the stream does not hold it any more. The client library is not asked to read
+/// its headers: it would refuse the message for them.
 ///
 /// # Errors
-/// [`IngestError::Stream`] where the stream does not answer.
-pub(super) async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<Incoming>, IngestError> {
-    const WHAT: &str = "cannot read a message again";
-    let wanted = u64::try_from(sequence).unwrap_or_default();
-    let read = tokio::time::timeout(stream::STEP_TIMEOUT, stream.stream.get_raw_message(wanted));
-    match read.await.map_err(|error| IngestError::stream(WHAT)(error.into()))? {
-        Ok(message) => {
-            let received_at = time(message.time.unix_timestamp(), message.time.nanosecond());
-            let message = async_nats::Message {
-                subject: message.subject,
-                reply: None,
-                length: message.payload.len(),
-                payload: message.payload,
-                headers: Some(message.headers),
-                status: None,
-                description: None,
-            };
-            Ok(Some(incoming(sequence, received_at, message)))
-        }
-        Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(IngestError::stream(WHAT)(error.into())),
-    }
+/// [`IngestError::Stream`] where the stream does not answer, or with something else.
+pub(super) async fn read(stream: &UsageStream, sequence: i64) -> Result<Option<Stored>, IngestError> {
+    let Some(found) = stream::stored(stream, sequence).await? else { return Ok(None) };
+    let stored = stored(sequence, &found["message"]);
+    stored.map(Some).ok_or_else(|| IngestError::stream(stream::READ_AGAIN)(Unusable.into()))
 }
 
-fn is_not_found(error: &RawMessageError) -> bool {
-    match error.kind() {
-        LastRawMessageErrorKind::NoMessageFound => true,
-        LastRawMessageErrorKind::JetStream(error) => {
-            i64::try_from(error.code()).ok() == Some(stream::NOT_FOUND)
-        }
-        LastRawMessageErrorKind::InvalidSubject | LastRawMessageErrorKind::Other => false,
-    }
+fn stored(sequence: i64, message: &Value) -> Option<Stored> {
+    let bytes = |field: &str| match &message[field] {
+        // What is empty is not sent.
+        Value::Null => Some(Vec::new()),
+        Value::String(text) => STANDARD.decode(text).ok(),
+        _ => None,
+    };
+    let subject = message["subject"].as_str()?.to_owned();
+    let received_at = message["time"].as_str()?.parse().ok()?;
+    let headers = Headers::read(&bytes("hdrs")?);
+    // JSON has no other place for bytes that are not UTF-8.
+    let undeliverable = headers.undeliverable || subject.contains('\u{fffd}');
+    let message = incoming((sequence, received_at), subject, &headers, bytes("data")?.into());
+    Some(Stored { message, undeliverable })
 }
 
 fn time(seconds: i64, nanoseconds: u32) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, nanoseconds).unwrap_or_default()
 }
 
-fn incoming(sequence: i64, received_at: DateTime<Utc>, message: async_nats::Message) -> Incoming {
-    let headers = message.headers.as_ref();
-    let encoding = headers.and_then(|headers| headers.get("Content-Encoding")).map(ToString::to_string);
+fn incoming(
+    (sequence, received_at): (i64, DateTime<Utc>),
+    subject: String,
+    headers: &Headers,
+    payload: Bytes,
+) -> Incoming {
     Incoming {
         sequence,
-        subject: message.subject.to_string(),
-        headers: headers.filter(|headers| !headers.is_empty()).and_then(headers_json),
-        encoding,
-        payload: message.payload,
+        subject,
+        headers: headers.json(),
+        encoding: headers.fields.get("Content-Encoding").map(ToString::to_string),
+        payload,
         replay_of: None,
         received_at,
         window_waived: false,
     }
-}
-
-fn headers_json(headers: &async_nats::HeaderMap) -> Option<String> {
-    let object: serde_json::Map<String, serde_json::Value> = headers
-        .iter()
-        .map(|(name, values)| {
-            let values =
-                values.iter().map(|value| value.as_str().replace('\0', "\u{fffd}")).collect::<Vec<_>>();
-            (name.to_string(), values.into())
-        })
-        .collect();
-    serde_json::to_string(&object).ok()
 }

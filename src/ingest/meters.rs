@@ -51,6 +51,11 @@ pub fn setting(setting: &WrongSetting, wrong: bool) {
         .set(u32::from(wrong));
 }
 
+/// Shows how many NATS servers never told their settings.
+pub fn unverified_servers(servers: usize) {
+    metrics::gauge!("waybill_nats_unverified_servers").set(u32::try_from(servers).unwrap_or(u32::MAX));
+}
+
 /// Counts sequences that were read again.
 pub fn repaired(sequences: i64) {
     metrics::counter!("waybill_repaired_sequences_total")

@@ -15,6 +15,7 @@ mod decide;
 mod error;
 mod facts;
 mod fetch;
+mod headers;
 mod life;
 mod message;
 mod meters;
@@ -34,6 +35,7 @@ mod slice;
 pub mod stream;
 mod sums;
 pub mod supervisor;
+mod unreadable;
 
 pub use connection::connect;
 pub use error::IngestError;

@@ -15,15 +15,15 @@ use tokio::task::JoinHandle;
 
 use super::IngestError;
 use super::batch::Batch;
-use super::decide::Incoming;
+use super::decide::{Decided, Incoming};
 use super::pace::{Nudge, Underway};
-use super::record::Recorder;
+use super::record::{DECIDED_BYTES_MAX, Recorder};
 use super::stream::{self, UsageStream};
 use crate::health::Health;
 use crate::store::journal::Origin;
 
-/// A batch ends with the message that reaches this many events, however small they came, and so much waits to be recorded
-/// together: what bounds the memory, and where a larger transaction gains no more.
+/// A batch ends with the message that reaches this many events, however small they came, or [`DECIDED_BYTES_MAX`], and so
+/// much waits to be recorded together: what bounds the memory, and where a larger transaction gains no more.
 const BATCH_EVENTS_MAX: usize = 12_500;
 /// What a message counts for among them, however few events it has: more small ones could not be on their way, because the
 /// stream lets out no more messages at a time.
@@ -110,18 +110,21 @@ async fn decide_all(
     }
 }
 
-/// What a batch takes of the room for those that wait; the largest takes all of it.
+/// What a batch takes of the room for those that wait, by its events, messages or bytes; the largest takes all of it.
 fn weight(batch: &Batch) -> u32 {
-    let weight = batch.event_count().max(batch.decided.len() * MESSAGE_WEIGHT).min(BATCH_EVENTS_MAX);
+    let bytes: usize = batch.decided.iter().map(Decided::body_len).sum();
+    let by_bytes = bytes.div_ceil(DECIDED_BYTES_MAX / BATCH_EVENTS_MAX);
+    let by_messages = batch.decided.len() * MESSAGE_WEIGHT;
+    let weight = batch.event_count().max(by_messages).max(by_bytes).min(BATCH_EVENTS_MAX);
     u32::try_from(weight).unwrap_or(u32::MAX)
 }
 
 /// Sends acknowledgements.
-struct Acks(async_nats::Client);
+pub(super) struct Acks(pub(super) async_nats::Client);
 
 impl Acks {
     /// A lost one is harmless: the message comes again and is a duplicate.
-    async fn send(&self, replies: Vec<Option<Subject>>) {
+    pub(super) async fn send(&self, replies: Vec<Option<Subject>>) {
         let sent = async {
             for reply in replies.into_iter().flatten() {
                 self.0.publish(reply, ACK).await?;

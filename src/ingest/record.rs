@@ -23,8 +23,12 @@ use crate::store::{Database, StoreError, Transactions, commit, replay};
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a transaction is tried again.
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// Races with other writers that a batch may lose before it pauses, and says so: each lost one shows it a row more.
+/// Races with other writers that a batch may lose, each of which shows it a row more. One that loses yet another holds an
+/// event that the database refuses however often it is tried.
 const RACES_MAX: u32 = 10;
+/// What the messages that are decided at a time may come to, in bytes of their decompressed bodies: the last one is above it
+/// by less than its own size. Small compressed messages may have large bodies.
+pub(super) const DECIDED_BYTES_MAX: usize = 32 << 20;
 /// Batches that are looked up whole after one that held an event for the second time: where one comes again, because messages
 /// are delivered again or a gateway publishes again, others do. Each that is found by the journal's key instead costs a COPY.
 const WARY_BATCHES: u32 = 100;
@@ -124,28 +128,43 @@ impl Recorder {
 
     /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction.
     pub fn decide(&self, messages: Vec<Incoming>) -> Batch {
-        self.decide_next(&mut messages.into_iter(), usize::MAX)
+        self.decide_most(&mut messages.into_iter(), usize::MAX, usize::MAX)
     }
 
-    /// The same for as many of the messages as come to `events_max` events, and at least one.
+    /// The same for as many of the messages as come to `events_max` events or [`DECIDED_BYTES_MAX`], and at least one.
     pub fn decide_next(&self, messages: &mut impl Iterator<Item = Incoming>, events_max: usize) -> Batch {
+        self.decide_most(messages, events_max, DECIDED_BYTES_MAX)
+    }
+
+    fn decide_most(
+        &self,
+        messages: &mut impl Iterator<Item = Incoming>,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Batch {
         let catalog = self.catalog();
-        let (mut decided, mut events, mut again) = (Vec::new(), 0, false);
+        let (mut decided, mut events, mut bytes, mut again) = (Vec::new(), 0, 0, false);
         while events < events_max
+            && bytes < bytes_max
             && let Some(message) = messages.next()
         {
             again |= message.replay_of.is_some();
             let message = Decided::new(&catalog, &self.prefix, message);
             events += message.decisions.len();
+            bytes += message.body_len();
             decided.push(message);
         }
         if again { Batch::again(catalog.version, decided) } else { Batch::new(catalog.version, decided) }
     }
 
-    async fn reload(&self, batch: Batch) -> Result<Batch, IngestError> {
+    async fn reload(&self) -> Result<(), IngestError> {
         let fresh = Arc::new(Catalog::load(&self.database).await?);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(self.decide(batch.decided.into_iter().map(|decided| decided.message).collect()))
+        Ok(())
+    }
+
+    fn decide_again(&self, batch: Batch) -> Batch {
+        self.decide(batch.decided.into_iter().map(|decided| decided.message).collect())
     }
 
     /// Records a batch; returns once it is committed, whatever it takes, or when the program stops.
@@ -181,40 +200,52 @@ impl Recorder {
         loop {
             // Of the batch as it is now: decided again, with a newer catalog, it may hold a correction that it did not.
             let wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
-            match self.attempt(origin, &batch, wary).await {
+            // What has to be done first may fail as the transaction itself may, and is tried again like it.
+            let first = match self.attempt(origin, &batch, wary).await {
                 Ok(Attempt::Done(recorded)) => {
                     self.stuck.store(false, Ordering::Relaxed);
                     self.expect_copies(recorded.duplicates > 0);
                     return Ok(Ok(recorded));
                 }
-                Ok(Attempt::StaleCatalog) => batch = self.reload(batch).await?,
-                Ok(Attempt::NoBookingDate) => self.open_booking_date().await?,
+                Ok(Attempt::StaleCatalog) => match self.reload().await {
+                    Ok(()) => {
+                        batch = self.decide_again(batch);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                Ok(Attempt::NoBookingDate) => self.open_booking_date().await,
                 Err(IngestError::Store(error)) if lost_a_race(&error) && !wary => {
                     tracing::debug!(%error, "an event may have come again; looking up each of the batch");
                     self.expect_copies(true);
+                    Ok(())
                 }
                 Err(IngestError::Store(error)) if lost_a_race(&error) && races < RACES_MAX => {
                     tracing::debug!(%error, "another writer was faster; trying the batch again");
                     races += 1;
+                    Ok(())
                 }
                 Err(IngestError::Store(error)) if lacks_partition(&error) && !partition_made => {
                     tracing::warn!(%error, "the journal lacks the partition of today; making it");
-                    partition_made = true;
-                    self.open_booking_date().await?;
+                    let made = self.open_booking_date().await;
+                    partition_made = made.is_ok();
+                    made
                 }
                 Err(IngestError::Store(error)) if refused(&error) => return Ok(Err((batch, error))),
-                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {
-                    tracing::warn!(%error, "a batch could not be recorded; trying again");
-                    metrics::counter!("waybill_ingest_retries_total").increment(1);
-                    self.stuck.store(true, Ordering::Relaxed);
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = self.shutdown.stopped() => return Err(IngestError::Stopping),
-                    }
-                    pause = (pause * 2).min(RETRY_LAST);
-                }
-                Err(error) => return Err(error),
+                Err(error) => Err(error),
+            };
+            let Err(error) = first else { continue };
+            if !error.retryable() && !matches!(error, IngestError::Store(_)) {
+                return Err(error);
             }
+            tracing::warn!(%error, "a batch could not be recorded; trying again");
+            metrics::counter!("waybill_ingest_retries_total").increment(1);
+            self.stuck.store(true, Ordering::Relaxed);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shutdown.stopped() => return Err(IngestError::Stopping),
+            }
+            pause = (pause * 2).min(RETRY_LAST);
         }
     }
 
@@ -324,9 +355,8 @@ impl Recorder {
         let corrects = events.iter().any(|event| event.corrects.is_some());
         let recent = self.recent.as_ref().filter(|_| !corrects);
         let (mut facts, mut gathered) = (Gathering::new(batch.id, booked_on), Ok(()));
-        let events = events.iter().copied();
         // Gathered while the server is busy with the rows before.
-        let copied = events.clone().inspect(|event| {
+        let copied = events.iter().copied().inspect(|event| {
             if recent.is_some() && gathered.is_ok() {
                 gathered = facts.add_event(event);
             }
@@ -339,12 +369,13 @@ impl Recorder {
             }
             (None, Ok(())) => {}
         }
-        for event in events {
-            let Some(original) = event.corrects else { continue };
-            // Looked up again: an earlier correction in this batch may stand for the estimate by now.
-            if let Some(target) = journal::correction_target(tx, original).await? {
-                journal::reverse_estimate(tx, target, event.key, batch.id).await?;
-            }
+        // Of one estimate in the order of the stream, so that the last one stands; the estimates in one order, as above.
+        let corrections = sorted.events.iter().map(|candidate| &candidate.event);
+        let mut corrections: Vec<_> =
+            corrections.filter_map(|event| Some((event.corrects?, event))).collect();
+        corrections.sort_by_key(|(original, _)| *original);
+        for (original, event) in corrections {
+            journal::correct(tx, batch.id, original, event).await?;
         }
         Ok(())
     }
@@ -361,14 +392,24 @@ fn lacks_partition(error: &StoreError) -> bool {
         || error.sqlstate().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none()
 }
 
-/// Whether the database refuses the data itself.
+/// Whether the database refuses the data itself: only it can say so, by its SQLSTATE. A unique violation says so once too many
+/// races were lost for it to be one.
 fn refused(error: &StoreError) -> bool {
-    match error.sqlstate() {
-        Some(state) => {
-            REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class))
-                && !lacks_partition(error)
-                && !lost_a_race(error)
+    error.sqlstate().is_some_and(|state| REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class)))
+        && !lacks_partition(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_database_can_say_that_the_data_is_at_fault() {
+        let decode = sqlx::Error::ColumnDecode { index: "0".to_owned(), source: "not a number".into() };
+        let begun = StoreError::Database(sqlx::Error::BeginFailed);
+        let affected = StoreError::RowsAffected { what: "a write", expected: 1, actual: 0 };
+        for error in [StoreError::Database(decode), begun, affected] {
+            assert!(!error.retryable() && !refused(&error), "{error}");
         }
-        None => !error.retryable(),
     }
 }

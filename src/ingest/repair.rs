@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::decide::Incoming;
 use super::message::read;
 use super::record::Recorder;
 use super::stream::{self, Delivery, StreamLimits, UsageStream};
@@ -129,14 +130,14 @@ impl Repairer {
             let origin = Origin::Repair(stream.incarnation);
             let wanted: Vec<i64> = present.iter().flat_map(|run| run.from..run.to).collect();
             for sequences in wanted.chunks(REPAIR_BATCH_MESSAGES) {
-                let messages = self.read_all(stream, sequences).await?;
-                if messages.is_empty() {
-                    continue;
+                let mut messages = self.read_all(stream, sequences).await?.into_iter();
+                while messages.len() > 0 {
+                    let batch = recorder.decide_next(&mut messages, usize::MAX);
+                    let read = i64::try_from(batch.decided.len()).unwrap_or(i64::MAX);
+                    recorder.record(origin, batch).await?;
+                    round.repaired += read;
+                    meters::repaired(read);
                 }
-                let read = i64::try_from(messages.len()).unwrap_or(i64::MAX);
-                recorder.record(origin, recorder.decide(messages)).await?;
-                round.repaired += read;
-                meters::repaired(read);
             }
             round.left = self.missing(stream, recorder.database(), due).await?.count;
             tracing::warn!(
@@ -201,12 +202,17 @@ impl Repairer {
         &mut self,
         stream: &UsageStream,
         sequences: &[i64],
-    ) -> Result<Vec<super::decide::Incoming>, IngestError> {
+    ) -> Result<Vec<Incoming>, IngestError> {
         let mut messages = Vec::with_capacity(sequences.len());
         for sequence in sequences {
-            match read(stream, *sequence).await? {
-                Some(message) => messages.push(message),
-                None => self.note_gone(Sequences { from: *sequence, to: sequence + 1 }),
+            match read(stream, *sequence).await {
+                Ok(Some(stored)) => messages.push(stored.message),
+                Ok(None) => self.note_gone(Sequences { from: *sequence, to: sequence + 1 }),
+                // It is left for the next round, and keeps none of the others from being read.
+                Err(error) if error.of_one_message() => {
+                    tracing::error!(sequence, %error, "a missing sequence cannot be read");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(messages)

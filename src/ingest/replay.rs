@@ -8,6 +8,7 @@ use super::IngestError;
 use super::decide::{Incoming, ReplayOf};
 use super::pace::Nudge;
 use super::record::Recorder;
+use crate::domain::ids::RejectionId;
 use crate::metering::Reason;
 use crate::store::journal::Origin;
 use crate::store::replay::{self, Replayable};
@@ -15,6 +16,8 @@ use crate::store::{Scope, commit};
 
 /// Rejections of one replay transaction.
 const REPLAY_MAX: i64 = 500;
+/// Corrections whose estimate is looked for at a time: each costs a descent of an index.
+const WAITING_MAX: i64 = 2000;
 /// How often the loop looks.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -22,11 +25,11 @@ const TICK: Duration = Duration::from_secs(1);
 const CATALOG_REASONS: [Reason; 4] =
     [Reason::UnknownGateway, Reason::UnknownCustomer, Reason::SuspendedCustomer, Reason::Unpriced];
 
-/// Tries one batch of due rejections; returns how many it tried.
+/// Tries one batch of due rejections; returns how many of them are settled by it.
 ///
 /// # Errors
 /// [`IngestError`]; nothing is changed then.
-pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
+pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     let reasons: Vec<String> = CATALOG_REASONS.iter().map(ToString::to_string).collect();
     let mut tx = recorder.database().read(Scope::Everything).await?;
     let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
@@ -45,7 +48,7 @@ pub async fn replay_once(recorder: &Recorder) -> Result<usize, IngestError> {
         duplicates = outcome.duplicates,
         "rejections tried again"
     );
-    Ok(tried)
+    Ok(outcome.recorded + outcome.duplicates)
 }
 
 fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incoming {
@@ -71,8 +74,10 @@ fn encoding(headers: Option<&serde_json::Value>) -> Option<String> {
 
 /// Replays until a stop is asked for.
 pub async fn run(recorder: Recorder, nudge: Nudge) {
+    let mut looked_at = None;
     while !recorder.shutdown().stopping() {
-        match pass(&recorder).await {
+        match pass(&recorder, &mut looked_at).await {
+            // Nothing was due, or all that was tried is rejected still: more of it may wait for the next look.
             Ok(0) => {}
             Ok(_) => {
                 nudge.now();
@@ -88,9 +93,11 @@ pub async fn run(recorder: Recorder, nudge: Nudge) {
     }
 }
 
-async fn pass(recorder: &Recorder) -> Result<usize, IngestError> {
+async fn pass(recorder: &Recorder, looked_at: &mut Option<RejectionId>) -> Result<i32, IngestError> {
     let mut tx = recorder.database().begin_ingest().await?;
-    replay::request_waiting(&mut tx, Reason::UnknownEstimate.as_str()).await?;
+    let reason = Reason::UnknownEstimate.as_str();
+    let last = replay::request_waiting(&mut tx, reason, *looked_at, WAITING_MAX).await?;
     commit(tx).await?;
+    *looked_at = last;
     replay_once(recorder).await
 }

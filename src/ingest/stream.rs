@@ -6,9 +6,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
+use async_nats::jetstream::stream::{
+    Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{self, Context};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -35,8 +39,10 @@ pub const CONSUMER: &str = "biller";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for any step of the client: while it is not connected, its own queue may be full, and nothing else ends the wait.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(8);
+/// What fails where a message cannot be read by its sequence.
+pub(super) const READ_AGAIN: &str = "cannot read a message again";
 /// The server's code for a stream, consumer or message that does not exist.
-pub(super) const NOT_FOUND: i64 = 404;
+const NOT_FOUND: i64 = 404;
 
 /// Names of a stream and its subjects; tests use their own beside each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,10 +128,31 @@ async fn ask(
     match &answer["error"] {
         Value::Null => Ok(Some(answer)),
         error if error["code"] == NOT_FOUND => Ok(None),
-        error => {
-            let said = error["description"].as_str().unwrap_or("without a reason").to_owned();
-            Err(IngestError::stream(what)(said.into()))
+        error => match serde_json::from_value::<jetstream::Error>(error.clone()) {
+            Ok(error) => Err(IngestError::stream(what)(error.into())),
+            Err(_) => Err(IngestError::stream(what)(format!("the server answers {error}").into())),
+        },
+    }
+}
+
+/// What the server answered where it refuses to make what is missing, or has no JetStream for us: with the configuration as
+/// it is, asking again or over another connection would not help. `None` where the server does not answer, or not now.
+pub(super) fn refusal(error: &IngestError) -> Option<String> {
+    /// What passes by itself: an election, and another process that was faster.
+    const PASSING: [ErrorCode; 2] = [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::STREAM_NAME_EXIST];
+    const DISABLED: [ErrorCode; 2] =
+        [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
+    let IngestError::Stream { cause, .. } = error else { return None };
+    if let Some(said) = cause.downcast_ref::<jetstream::Error>() {
+        return DISABLED.contains(&said.error_code()).then(|| said.to_string());
+    }
+    let stream = cause.downcast_ref::<CreateStreamError>().map(CreateStreamError::kind);
+    let consumer = cause.downcast_ref::<ConsumerError>().map(ConsumerError::kind);
+    match (stream, consumer) {
+        (Some(CreateStreamErrorKind::JetStream(said)), _) | (_, Some(ConsumerErrorKind::JetStream(said))) => {
+            (!PASSING.contains(&said.error_code())).then(|| said.to_string())
         }
+        _ => None,
     }
 }
 
@@ -159,6 +186,15 @@ async fn state(stream: &UsageStream, field: &str) -> Result<i64, IngestError> {
     Ok(info["state"][field].as_i64().unwrap_or_default())
 }
 
+/// A message as the stream keeps it, in the server's own words: headers and body in base64. `None` where it holds it no more.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn stored(stream: &UsageStream, sequence: i64) -> Result<Option<Value>, IngestError> {
+    let subject = format!("STREAM.MSG.GET.{}", stream.names.stream);
+    ask(&stream.context, READ_AGAIN, subject, &json!({"seq": sequence})).await
+}
+
 /// When the stream took a message; `None` where it holds it no more.
 ///
 /// # Errors
@@ -167,10 +203,8 @@ pub(super) async fn published_at(
     stream: &UsageStream,
     sequence: i64,
 ) -> Result<Option<DateTime<Utc>>, IngestError> {
-    let subject = format!("STREAM.MSG.GET.{}", stream.names.stream);
-    let found =
-        ask(&stream.context, "cannot read a message again", subject, &json!({"seq": sequence})).await?;
-    let time = found.and_then(|found| found["message"]["time"].as_str()?.parse().ok());
+    let time =
+        stored(stream, sequence).await?.and_then(|found| found["message"]["time"].as_str()?.parse().ok());
     Ok(time)
 }
 
@@ -293,9 +327,7 @@ impl UsageStream {
     /// # Errors
     /// [`IngestError::Stream`].
     pub(super) async fn consumer_info(&self, limits: StreamLimits) -> Result<Value, IngestError> {
-        const WHAT: &str = "cannot look at the consumer";
-        let subject = format!("CONSUMER.INFO.{}.{CONSUMER}", self.names.stream);
-        if let Some(info) = ask(&self.context, WHAT, subject.clone(), &json!({})).await? {
+        if let Some(info) = existing_consumer(&self.context, &self.names).await? {
             let made_for = info["config"]["metadata"][INCARNATION].as_str();
             // A consumer of an earlier release does not say.
             if made_for.is_none_or(|life| life == self.incarnation.to_string()) {
@@ -310,7 +342,7 @@ impl UsageStream {
         let made = self.stream.create_consumer(self.consumer_config(limits));
         within("cannot make the consumer", made).await?;
         tracing::info!(consumer = CONSUMER, incarnation = %self.incarnation, "made the consumer");
-        Ok(ask(&self.context, WHAT, subject, &json!({})).await?.unwrap_or_default())
+        Ok(existing_consumer(&self.context, &self.names).await?.unwrap_or_default())
     }
 
     fn consumer_config(&self, limits: StreamLimits) -> pull::Config {
@@ -331,6 +363,18 @@ impl UsageStream {
     pub(super) fn client(&self) -> async_nats::Client {
         self.context.client()
     }
+}
+
+/// What the server tells about the consumer; `None` where it does not exist.
+///
+/// # Errors
+/// [`IngestError::Stream`].
+pub(super) async fn existing_consumer(
+    context: &Context,
+    names: &StreamNames,
+) -> Result<Option<Value>, IngestError> {
+    let subject = format!("CONSUMER.INFO.{}.{CONSUMER}", names.stream);
+    ask(context, "cannot look at the consumer", subject, &json!({})).await
 }
 
 /// Removes the consumer; that there is none is fine.

@@ -4,6 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
+use super::journal::NOTHING;
+use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, RejectionId};
 
 /// A rejection to be tried again.
@@ -42,6 +44,8 @@ pub enum Resolution {
         reason: &'static str,
         /// One sentence for people.
         detail: String,
+        /// What it waits for, as a rejection does.
+        waits_for: Option<EventKey>,
     },
 }
 
@@ -55,7 +59,7 @@ pub struct Resolved {
 }
 
 /// The next open rejections that somebody asked to try again, or whose reason is among `reasons` and that have not been
-/// tried with the current catalog, or that wait for an estimate that is there by now.
+/// tried with the current catalog; those first that were tried least recently, so that none waits for those that stay.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -69,11 +73,13 @@ pub async fn due(
         r#"SELECT id AS "id: RejectionId", stream_seq, event_index, subject, headers, raw, reason, rejected_at,
                   window_waived
            FROM rejections
-           WHERE resolved_at IS NULL
-             AND (replay_requested
-                  OR (reason = ANY($1) AND catalog_version < (SELECT version FROM catalog_version)))
-           ORDER BY id
-           LIMIT $2"#,
+           WHERE id IN (SELECT id FROM rejections
+                        WHERE resolved_at IS NULL
+                          AND (replay_requested
+                               OR (reason = ANY($1) AND catalog_version < (SELECT version FROM catalog_version)))
+                        ORDER BY COALESCE(tried_after_batch, 0), id
+                        LIMIT $2)
+           ORDER BY id"#,
         reasons,
         limit
     )
@@ -82,20 +88,41 @@ pub async fn due(
     Ok(rows)
 }
 
-/// Asks for another try of the open rejections that wait for something the journal may hold by now.
+/// Asks for another try of those open rejections that wait for an estimate which the journal holds by now. Looks at up to
+/// `limit` of them after one, and returns the last; `None` where none is left, and the next look begins with the first.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn request_waiting(connection: &mut PgConnection, reason: &str) -> Result<u64, StoreError> {
-    let result = sqlx::query!(
-        "UPDATE rejections r SET replay_requested = true
-         WHERE resolved_at IS NULL AND reason = $1 AND NOT replay_requested
-           AND EXISTS (SELECT 1 FROM ingest_batches b WHERE b.id > COALESCE(r.tried_after_batch, r.batch_id))",
-        reason
+pub async fn request_waiting(
+    connection: &mut PgConnection,
+    reason: &str,
+    after: Option<RejectionId>,
+    limit: i64,
+) -> Result<Option<RejectionId>, StoreError> {
+    let looked_at = sqlx::query!(
+        r#"WITH waiting AS (
+               SELECT id, batch_id, waits_for FROM rejections
+               WHERE resolved_at IS NULL AND reason = $1 AND NOT replay_requested AND id > $2
+               ORDER BY id LIMIT $3
+           ), asked AS (
+               UPDATE rejections r SET replay_requested = true
+               FROM waiting w JOIN ingest_batches b ON b.id = w.batch_id
+               WHERE r.id = w.id AND r.resolved_at IS NULL
+                 -- It was not there then, so it is booked on that date or later: few partitions are looked through.
+                 AND (w.waits_for IS NULL
+                      OR w.waits_for <> $4 AND EXISTS (
+                          SELECT FROM usage_events e
+                          WHERE e.event_key = w.waits_for AND e.part = 0 AND e.booked_on >= b.booked_on))
+           )
+           SELECT max(id) AS "last: RejectionId", count(*) AS "count!" FROM waiting"#,
+        reason,
+        after.map_or(0, |after| after.0),
+        limit,
+        NOTHING as EventKey
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(result.rows_affected())
+    Ok(looked_at.last.filter(|_| looked_at.count == limit))
 }
 
 /// Locks the rejections; `false` where one of them was resolved in the meantime.
@@ -124,10 +151,12 @@ pub async fn resolve(
     resolved: &[Resolved],
 ) -> Result<(), StoreError> {
     for Resolved { rejection, resolution } in resolved {
-        let (resolution, reason, detail) = match resolution {
-            Resolution::Recorded => (Some("recorded"), None, None),
-            Resolution::Duplicate => (Some("duplicate"), None, None),
-            Resolution::Rejected { reason, detail } => (None, Some(*reason), Some(detail.as_str())),
+        let (resolution, reason, detail, waits_for) = match resolution {
+            Resolution::Recorded => (Some("recorded"), None, None, None),
+            Resolution::Duplicate => (Some("duplicate"), None, None, None),
+            Resolution::Rejected { reason, detail, waits_for } => {
+                (None, Some(*reason), Some(detail.as_str()), *waits_for)
+            }
         };
         sqlx::query!(
             "UPDATE rejections
@@ -135,14 +164,15 @@ pub async fn resolve(
                  resolved_at = CASE WHEN $3::text IS NULL THEN NULL ELSE now() END,
                  resolved_batch_id = CASE WHEN $3::text IS NULL THEN NULL ELSE $4::bigint END,
                  reason = COALESCE($5, reason), detail = COALESCE($6, detail),
-                 tried_after_batch = (SELECT max(id) FROM ingest_batches)
+                 waits_for = $7, tried_after_batch = (SELECT max(id) FROM ingest_batches)
              WHERE id = $1",
             *rejection as RejectionId,
             catalog_version,
             resolution,
             batch as Option<BatchId>,
             reason,
-            detail
+            detail,
+            waits_for as Option<EventKey>
         )
         .execute(&mut *connection)
         .await?;

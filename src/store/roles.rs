@@ -128,6 +128,9 @@ fn bounded(options: &PgConnectOptions, name: &str) -> PgConnectOptions {
     options.clone().application_name(name).options([
         ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        // Of a database or a login with another default, what is looked up after the journal's lock is taken would be what was
+        // there before it.
+        ("default_transaction_isolation", "read committed"),
         ("timezone", "UTC"),
         ("client_min_messages", "warning"),
     ])

@@ -48,6 +48,49 @@ impl Raw {
         self.open &= self.stream.write_all(format!("{text}\r\n").as_bytes()).await.is_ok();
     }
 
+    /// Publishes with these bytes as headers, whatever they are, and without a reply subject.
+    pub async fn publish_with(&mut self, subject: &str, head: &[u8], body: &[u8]) {
+        let total = head.len() + body.len();
+        let command = match head {
+            [] => format!("PUB {subject} {total}\r\n"),
+            _ => format!("HPUB {subject} {} {total}\r\n", head.len()),
+        };
+        self.stream.write_all(&[command.as_bytes(), head, body, b"\r\n"].concat()).await.unwrap();
+    }
+
+    /// Takes so many messages of a consumer, whatever their headers are, and acknowledges them.
+    pub async fn take(&mut self, stream: &str, consumer: &str, messages: usize) {
+        self.inboxes += 1;
+        let inbox = format!("_INBOX_{}.{}", self.user, self.inboxes);
+        let request = format!(r#"{{"batch":{messages}}}"#);
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let asked = format!("PUB {next} {inbox} {}\r\n{request}", request.len());
+        self.send(&format!("SUB {inbox} {}\r\n{asked}", self.inboxes)).await;
+        for _ in 0..messages {
+            let line = self.line().await.unwrap();
+            let words: Vec<&str> = line.split(' ').collect();
+            let (["MSG" | "HMSG", _, _, reply, ..], Some(length)) = (&words[..], words.last()) else {
+                panic!("{line}")
+            };
+            let mut rest = vec![0; length.parse::<usize>().unwrap() + 2];
+            self.stream.read_exact(&mut rest).await.unwrap();
+            self.send(&format!("PUB {reply} 4\r\n+ACK")).await;
+        }
+        self.flush().await;
+    }
+
+    /// Waits until the server has read everything, which it must not complain of.
+    pub async fn flush(&mut self) {
+        self.send("PING").await;
+        loop {
+            match self.line().await.as_deref() {
+                Some("PONG") => return,
+                Some("PING") => self.send("PONG").await,
+                said => panic!("{said:?}"),
+            }
+        }
+    }
+
     pub async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read =

@@ -14,7 +14,7 @@ use waybill::invoicing::{DEFAULT_GRACE, Request, close_and_finalize, preview};
 use waybill::reports::verify::{self, Check};
 use waybill::shutdown::Shutdown;
 use waybill::store::partitions::Obstacle;
-use waybill::store::{Scope, commit, tasks};
+use waybill::store::{Scope, commit, journal, tasks};
 
 use crate::harness::wait_until;
 use crate::http_bed::Api;
@@ -403,4 +403,95 @@ async fn answers_say_what_is_archived() {
     assert!(refused.status.is_client_error() && refused.text.contains("2026-09-01"), "{}", refused.text);
     let kept = json!({"name": "gw-2", "backfill_from": "2026-09-01T00:00:00Z"});
     assert_eq!(api.post(admin, "/v1/gateways", &kept).await.status.as_u16(), 201);
+}
+
+/// The partitions of the journal from a month on.
+async fn partitions_from(ledger: &Ledger, name: &str) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits
+         WHERE inhparent = 'usage_events'::regclass AND inhrelid::regclass::text >= $1 ORDER BY 1",
+    )
+    .bind(name)
+    .fetch_all(&ledger.pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_month_begins_while_somebody_reads_the_journal() {
+    let ledger = Ledger::new().await;
+    // As a pg_dump does for hours.
+    let mut reader = ledger.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE usage_events IN ACCESS SHARE MODE").execute(&mut *reader).await.unwrap();
+    let mut tx = ledger.database.begin_ingest().await.unwrap();
+    sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *tx).await.unwrap();
+    journal::switch_date(&mut tx, day("2027-03-01")).await.expect("nobody is in the way");
+    commit(tx).await.unwrap();
+    assert_eq!(
+        partitions_from(&ledger, "usage_events_2027").await,
+        ["usage_events_2027_03", "usage_events_2027_04"]
+    );
+    reader.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_month_after_is_made_another_day_where_its_lock_is_taken() {
+    let ledger = Ledger::new().await;
+    let open = async |date: &str| {
+        let mut tx = ledger.database.begin_ingest().await.unwrap();
+        journal::switch_date(&mut tx, day(date)).await.expect("the month itself is there");
+        commit(tx).await.unwrap();
+    };
+    let mut holder = ledger.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE ONLY usage_events IN SHARE UPDATE EXCLUSIVE MODE")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    open("2026-12-01").await;
+    assert_eq!(partitions_from(&ledger, "usage_events_2026_12").await, ["usage_events_2026_12"]);
+    holder.rollback().await.unwrap();
+    open("2026-12-02").await;
+    assert_eq!(
+        partitions_from(&ledger, "usage_events_2026_12").await,
+        ["usage_events_2026_12", "usage_events_2027_01"]
+    );
+}
+
+/// Everything that tells partitions from each other, without their names.
+async fn shape(ledger: &Ledger, partition: &str) -> Vec<String> {
+    let shape = "SELECT replace(what, $1, '') FROM (
+            SELECT format('column %s %s %s', to_jsonb(a) - '{attrelid,attcacheoff}'::text[], pg_get_expr(d.adbin, d.adrelid),
+                          col_description(a.attrelid, a.attnum)) AS what
+            FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            WHERE a.attrelid = $1::regclass AND a.attnum > 0
+            UNION ALL
+            SELECT format('constraint %s %s %s %s %s %s', conname, pg_get_constraintdef(oid), convalidated, conislocal,
+                          coninhcount, connoinherit)
+            FROM pg_constraint WHERE conrelid = $1::regclass
+            UNION ALL
+            SELECT format('index %s %s %s', pg_get_indexdef(x.indexrelid), i.inhparent::regclass, x.indisvalid)
+            FROM pg_index x LEFT JOIN pg_inherits i ON i.inhrelid = x.indexrelid WHERE x.indrelid = $1::regclass
+            UNION ALL
+            SELECT format('trigger %s %s %s', pg_get_triggerdef(t.oid), t.tgenabled, p.tgrelid::regclass)
+            FROM pg_trigger t LEFT JOIN pg_trigger p ON p.oid = t.tgparentid WHERE t.tgrelid = $1::regclass
+            UNION ALL
+            SELECT format('table %s %s %s %s', relowner::regrole, relacl, reloptions, relrowsecurity)
+            FROM pg_class WHERE oid = $1::regclass) AS shape ORDER BY 1";
+    sqlx::query_scalar(shape).bind(partition).fetch_all(&ledger.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_partition_that_is_attached_is_as_one_that_postgresql_makes_itself() {
+    let ledger = Ledger::new().await;
+    ledger
+        .run(
+            "CREATE TABLE made PARTITION OF usage_events FOR VALUES FROM ('2030-01-01') TO ('2030-02-01')
+                 WITH (autovacuum_vacuum_insert_scale_factor = 0.02);
+             GRANT INSERT ON made TO waybill_ingest;
+             ALTER INDEX made_batch_id_idx SET (autosummarize = off)",
+        )
+        .await;
+    let made = shape(&ledger, "made").await;
+    assert!(made.iter().any(|what| what.starts_with("trigger")) && made.len() > 50, "{made:#?}");
+    assert_eq!(shape(&ledger, "usage_events_2026_11").await, made);
 }

@@ -5,7 +5,10 @@ use std::ops::Range;
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use waybill::clock::Clock;
-use waybill::ingest::repair;
+use waybill::ingest::{Recorder, repair};
+use waybill::reports::verify::{self, Check};
+use waybill::shutdown::Shutdown;
+use waybill::store::replay;
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
@@ -106,6 +109,167 @@ async fn a_correction_names_the_first_estimate_not_another_correction() {
     let totals = world.totals().await;
     assert_eq!((totals.events, totals.input, totals.output), (1, 120, 60));
     world.verified().await;
+}
+
+/// How often each open rejection was tried, oldest first.
+async fn attempts(world: &World) -> Vec<i32> {
+    sqlx::query_scalar("SELECT attempts FROM rejections WHERE resolved_at IS NULL ORDER BY id")
+        .fetch_all(&world.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_is_tried_again_when_its_estimate_is_there_and_not_before() {
+    let world = World::start().await;
+    world.publish("gw-1", &usage_event("measured")).await;
+    let corrections = json!([
+        correction("a", "never", json!({"input": 1, "output": 0})),
+        correction("b", "measured", json!({"input": 1, "output": 0})),
+        correction("c", "late", json!({"input": 7, "output": 0})),
+    ]);
+    world.publish("gw-1", &corrections).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unknown_estimate"; 3]);
+    // Whatever number the batch has that brings the estimate: one of a lower number may be committed later.
+    world.bed.run("UPDATE rejections SET tried_after_batch = 1000000").await;
+    world.publish("gw-1", &usage_event("other")).await;
+    world.publish("gw-1", &estimate("late")).await;
+    wait_until("the correction is recorded", async || {
+        (world.open_rejections().await.len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(attempts(&world).await, [1, 1], "the others still lack what they name");
+    // Nobody knows what those wait for that a release before this one rejected: they are tried once.
+    world.bed.run("UPDATE rejections SET waits_for = NULL WHERE resolved_at IS NULL").await;
+    wait_until("they are tried", async || (attempts(&world).await == [2, 2]).then_some(())).await;
+    world.publish("gw-1", &estimate("never")).await;
+    wait_until("the other correction is recorded", async || {
+        (world.open_rejections().await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(attempts(&world).await, [2], "what was measured is never an estimate");
+    world.settled().await;
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_due_rejections_those_are_tried_first_that_were_not_for_longest() {
+    let world = World::idle().await;
+    world.stop_jobs().await;
+    world.start_consumer();
+    let unknown = |id: &str| {
+        let mut event = usage_event(id);
+        event["subject"] = json!("nobody");
+        event
+    };
+    world.publish("gw-1", &json!([unknown("a"), unknown("b"), unknown("c")])).await;
+    wait_until("they are rejected", async || (world.open_rejections().await.len() == 3).then_some(())).await;
+    world
+        .bed
+        .run(
+            "UPDATE rejections SET replay_requested = true,
+                 tried_after_batch = CASE event_id WHEN 'a' THEN 9 WHEN 'c' THEN 8 END",
+        )
+        .await;
+    let mut tx = world.bed.database.begin_ingest().await.unwrap();
+    let due = replay::due(&mut tx, &[], 2).await.unwrap();
+    assert_eq!(due.iter().map(|due| due.event_index).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_corrections_in_a_batch_the_later_one_stands() {
+    let world = World::start().await;
+    // The keys of these ids are in the other order.
+    let (later, earlier) = ("0198c3a2-0001-7000-8000-000000000001", "0198c3a2-0002-7000-8000-000000000001");
+    let events = json!([
+        estimate("guess"),
+        correction(earlier, "guess", json!({"input": 5, "output": 0})),
+        correction(later, "guess", json!({"input": 3, "output": 0})),
+    ]);
+    world.publish("gw-1", &events).await;
+    world.settled().await;
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (1, 3));
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_is_judged_by_what_is_recorded_and_not_by_a_refused_copy() {
+    let world = World::start().await;
+    let mut copy = estimate("measured");
+    copy["data"]["usage"] = json!({"input": 1, "output": 1});
+    let void = |id: &str| correction(id, "measured", json!({"input": 0, "output": 0}));
+    let together = world.publish("gw-1", &json!([usage_event("measured"), copy, void("a")])).await;
+    let later = world.publish("gw-1", &json!([copy, void("b")])).await;
+    world.settled().await;
+    let refused = [Outcome::Rejected("conflict"), Outcome::Rejected("unknown_estimate")];
+    assert_eq!(world.outcomes(together, 3).await[1..], refused);
+    assert_eq!(world.outcomes(later, 2).await, refused);
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (1, 100));
+    world.verified().await;
+}
+
+/// Copies are looked for in the 62 days before: an id that comes after them is another event's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_an_estimates_long_ago_may_be_one_again() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
+    for id in ["corrected", "final"] {
+        world.publish("gw-1", &estimate(id)).await;
+    }
+    world.settled().await;
+    world.publish("gw-1", &correction("a", "corrected", json!({"input": 7, "output": 0}))).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    for id in ["corrected", "final"] {
+        let mut again = estimate(id);
+        again["data"]["usage"] = json!({"input": 1000, "output": 0});
+        world.publish("gw-1", &again).await;
+    }
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 7 + 100 + 2 * 1000);
+    // Of each the new one is corrected, and corrected again.
+    for (first, second, of) in [("b", "c", "corrected"), ("d", "e", "final")] {
+        world.publish("gw-1", &correction(first, of, json!({"input": 90, "output": 0}))).await;
+        world.settled().await;
+        world.publish("gw-1", &correction(second, of, json!({"input": 30, "output": 0}))).await;
+        world.settled().await;
+    }
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (4, 7 + 100 + 2 * 30));
+    // A proof names the ids, and finds nothing else.
+    let proof = verify::rebuild(&world.bed.database, now(), |_| ()).await.unwrap();
+    let found: Vec<_> = proof.findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(found, [Check::Identities; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_far_ahead_moves_no_booking_date_and_drops_no_batch() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    world.acknowledge_without_recording(1).await;
+    world.bed.bound_dates().await;
+    let ahead = Clock::fixed(now() + TimeDelta::days(3));
+    let recorder = Recorder::new(world.bed.database.clone(), ahead, &world.names.prefix, Shutdown::new());
+    let recorder = recorder.await.unwrap();
+    let (stream, recording) = (world.stream.clone(), recorder.clone());
+    let repaired = tokio::spawn(async move { repair::repair(&stream, limits(), &recording).await.unwrap() });
+    wait_until("the recorder says that it is stuck", async || recorder.stuck().then_some(())).await;
+    let dates = "SELECT count(*) FROM journal_clock";
+    assert_eq!(sqlx::query_scalar::<_, i64>(dates).fetch_one(&world.pool).await.unwrap(), 0);
+    // A day ahead may be another midnight, and no date is too old to ask for.
+    world.bed.run("SELECT open_booking_date((now() AT TIME ZONE 'UTC')::date + 1)").await;
+    world.bed.run("SELECT open_booking_date('2020-01-01')").await;
+    assert!(!repaired.is_finished());
+    world.bed.unbound_dates().await;
+    assert_eq!(repaired.await.unwrap().repaired, 1);
+    assert_eq!(world.recorded_events().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

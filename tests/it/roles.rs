@@ -306,6 +306,11 @@ async fn what_runs_with_the_owners_rights_is_not_for_everybody() {
         AND (proconfig IS DISTINCT FROM '{\"search_path=public, pg_temp\"}'
              OR has_function_privilege('waybill_customer', oid, 'EXECUTE') OR has_function_privilege('waybill_auditor', oid, 'EXECUTE'))";
     assert_eq!(names(&ledger.pool, loose).await, NOTHING);
+    // What they are made of is the owner's alone.
+    let parts = "SELECT oid::regprocedure::text FROM pg_proc
+        WHERE proname IN ('make_journal_partition', 'make_journal_partition_ahead', 'true_latest_booking_date')
+          AND has_function_privilege('waybill_ingest', oid, 'EXECUTE')";
+    assert_eq!(names(&ledger.pool, parts).await, NOTHING);
 
     // A table of the caller's that hides the owner's is passed by.
     let mut session = ledger.pool.acquire().await.unwrap();
@@ -355,6 +360,21 @@ async fn bounds(connection: &mut sqlx::PgConnection) -> [String; 4] {
     .await
     .unwrap();
     [role, statement, lock, idle]
+}
+
+#[tokio::test]
+async fn what_is_looked_up_is_what_is_there_whatever_the_database_has_for_its_default() {
+    let bed = TestBed::new().await;
+    let database = bed.database_url.rsplit_once('/').unwrap().1;
+    bed.run(&format!("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")).await;
+    let database = Database::connect(&bed.database_url).await.unwrap();
+    for mut tx in [database.begin_ingest().await.unwrap(), database.begin().await.unwrap()] {
+        let isolation: String = sqlx::query_scalar("SELECT current_setting('transaction_isolation')")
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        assert_eq!(isolation, "read committed");
+    }
 }
 
 #[tokio::test]

@@ -15,10 +15,10 @@ mod row;
 
 pub use copy::copy_events;
 pub use record::{
-    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, correction_target,
-    forgive_repeats, insert_batch, insert_payload, mark_sequences, reverse_estimate,
+    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, correct, correction_target,
+    forgive_repeats, insert_batch, insert_payload, mark_sequences,
 };
-pub use rejection::{Rejection, RejectionPosition, copy_rejections, known_rejections};
+pub use rejection::{NOTHING, Rejection, RejectionPosition, copy_rejections, known_rejections};
 pub use row::{JournalEvent, JournalPart};
 
 use std::ops::Range;

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::super::posting::Unposted;
 use super::super::{StoreError, ensure_affected, rerate};
+use super::row::JournalEvent;
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, CustomerId, GatewayId};
 
@@ -270,13 +271,16 @@ pub struct CorrectionTarget {
     pub estimated: bool,
     /// The event that stands for it: itself, or the latest correction.
     pub standing: EventKey,
-    /// How many corrections it has had.
+    /// The date that one is booked on: an id may stand for two events that lie further apart than copies are looked for.
+    pub standing_booked_on: NaiveDate,
+    /// The number of the last correction of an event of this key; 0 before the first.
     pub corrections: i32,
     /// When it happened.
     pub occurred_at: DateTime<Utc>,
 }
 
-/// Looks up an estimate by key, in every partition.
+/// Looks up an estimate by key, in every partition; of several events with this key the newest, whose corrections are those
+/// that were recorded with it or after it.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -288,11 +292,17 @@ pub async fn correction_target(
         CorrectionTarget,
         r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated AND e.corrects_key IS NULL AS "estimated!",
                   COALESCE(latest.correcting_key, e.event_key) AS "standing!: EventKey",
-                  COALESCE(latest.number, 0) AS "corrections!", e.occurred_at
+                  COALESCE(latest.booked_on, e.booked_on) AS "standing_booked_on!",
+                  COALESCE((SELECT max(number) FROM corrections WHERE original_key = e.event_key), 0) AS "corrections!",
+                  e.occurred_at
            FROM usage_events e
-           LEFT JOIN LATERAL (SELECT number, correcting_key FROM corrections
-                              WHERE original_key = e.event_key ORDER BY number DESC LIMIT 1) AS latest ON true
-           WHERE e.event_key = $1 AND e.part = 0"#,
+           LEFT JOIN LATERAL (SELECT c.correcting_key, n.booked_on
+                              FROM corrections c JOIN usage_events n ON n.event_key = c.correcting_key
+                              WHERE c.original_key = e.event_key AND n.part = 0 AND n.corrects_key = e.event_key
+                                AND n.booked_on >= e.booked_on AND n.batch_id >= e.batch_id
+                              ORDER BY c.number DESC, n.booked_on DESC LIMIT 1) AS latest ON true
+           WHERE e.event_key = $1 AND e.part = 0
+           ORDER BY e.booked_on DESC LIMIT 1"#,
         original as EventKey
     )
     .fetch_optional(connection)
@@ -300,17 +310,33 @@ pub async fn correction_target(
     Ok(target)
 }
 
-/// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it; returns the
-/// number of rows. Of a part that was re-rated, that is its newest restatement.
+/// Takes back what stands for the estimate that a recorded event corrects. It is looked up again: an earlier correction in
+/// the same batch may stand for it by now.
 ///
 /// # Errors
+/// [`StoreError::RowsAffected`] where it is no estimate of the event's customer: the event must not be recorded then;
 /// [`StoreError::Database`]; a unique violation means that another correction of the same estimate came in between.
-pub async fn reverse_estimate(
+pub async fn correct(
+    connection: &mut PgConnection,
+    batch: BatchId,
+    original: EventKey,
+    event: &JournalEvent,
+) -> Result<(), StoreError> {
+    let target = correction_target(connection, original).await?;
+    let Some(target) = target.filter(|target| target.estimated && target.customer == event.customer) else {
+        return Err(StoreError::RowsAffected { what: "correcting an estimate", expected: 1, actual: 0 });
+    };
+    reverse_estimate(connection, target, event.key, batch).await
+}
+
+/// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it. Of a part that was
+/// re-rated, that is its newest restatement.
+async fn reverse_estimate(
     connection: &mut PgConnection,
     target: CorrectionTarget,
     correcting: EventKey,
     batch: BatchId,
-) -> Result<u64, StoreError> {
+) -> Result<(), StoreError> {
     rerate::keep_standing(connection).await?;
     sqlx::query!(
         "INSERT INTO corrections (original_key, number, correcting_key) VALUES ($1, $2, $3)",
@@ -320,7 +346,7 @@ pub async fn reverse_estimate(
     )
     .execute(&mut *connection)
     .await?;
-    let reversed = sqlx::query!(
+    sqlx::query!(
         "INSERT INTO usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id,
              gateway_id, occurred_at, source, id, content_hash, corrects_key, provider, model, platform, region,
              service_tier, processing, speed, task_id, task_type, task_parent, project, attributes, status, estimated,
@@ -337,15 +363,18 @@ pub async fn reverse_estimate(
          FROM usage_events n, usage_events o
          LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
                             WHERE newest.event_key = o.event_key AND newest.restates = o.part
-                              AND newest.kind = 'restatement'
+                              AND newest.kind = 'restatement' AND newest.booked_on >= o.booked_on
+                              AND newest.occurred_at = o.occurred_at
                             ORDER BY newest.part DESC LIMIT 1) AS r ON true
-         WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.kind = 'usage'",
+         WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.booked_on = $5
+           AND o.kind = 'usage'",
         target.original as EventKey,
         correcting as EventKey,
         batch as BatchId,
-        target.standing as EventKey
+        target.standing as EventKey,
+        target.standing_booked_on
     )
     .execute(connection)
     .await?;
-    Ok(reversed.rows_affected())
+    Ok(())
 }

@@ -7,14 +7,15 @@ use uuid::Uuid;
 use super::super::StoreError;
 use super::binary::{Encoder, copy_in};
 use crate::domain::event::SequenceMark;
+use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, GatewayId};
 
 /// By COPY, which no query macro checks: where a gateway sends nothing that can be billed, there is a row for every event.
 /// The columns are those that [`copy_rejections`] writes.
 const COPY: &str = "COPY rejections (batch_id, incarnation, catalog_version, stream_seq, event_index, subject, headers, \
-     raw, reason, detail, gateway, customer, event_source, event_id, provider, model) FROM STDIN (FORMAT binary)";
+     raw, reason, detail, gateway, customer, event_source, event_id, provider, model, waits_for) FROM STDIN (FORMAT binary)";
 /// How many columns that is.
-const COLUMN_COUNT: i16 = 16;
+const COLUMN_COUNT: i16 = 17;
 
 /// Where a rejected event stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,7 +55,12 @@ pub struct Rejection {
     pub model: Option<String>,
     /// The gateway's own count in it, of a gateway that is registered: a kept rejection is settled as well.
     pub mark: Option<(GatewayId, SequenceMark)>,
+    /// Of a correction: the estimate that it is tried again for, or [`NOTHING`].
+    pub waits_for: Option<EventKey>,
 }
+
+/// What a correction waits for whose estimate can never be there: a key that no event has.
+pub const NOTHING: EventKey = EventKey(Uuid::nil());
 
 /// Which of the positions are rejections already. They are of one batch, whose sequences lie near each other: looked for
 /// in that range only, because of messages that come for the first time there is none in it.
@@ -119,6 +125,7 @@ pub async fn copy_rejections(
         out.text_or_null(rejection.event_id.as_deref());
         out.text_or_null(rejection.provider.as_deref());
         out.text_or_null(rejection.model.as_deref());
+        out.optional(rejection.waits_for, |out, key| out.uuid(key.0));
     })
     .await?;
     Ok(())
