@@ -15,6 +15,7 @@ use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{Database, commit};
 
 use crate::bed::{Bed, CUSTOMERS};
+use crate::publisher::write_down;
 
 /// How long an answer may take before the client has had enough.
 const ANSWER: Duration = Duration::from_secs(40);
@@ -100,21 +101,12 @@ pub fn event(source: &str, id: &str, customer: &str, task: &str) -> Value {
                     "task": {"id": task, "type": "refund"}}})
 }
 
-/// Writes down in a journal of their own that good events are about to be sent in one message.
-pub fn write_down(bed: &Bed, gateway: &str, events: &[Value]) {
-    let body = Value::from(events).to_string();
-    let line = json!({"message": 0, "gateway": gateway, "body": body, "notes": vec!["new"; events.len()]});
-    let path = bed.folder.join("journals/own.jsonl");
-    let mut journal = std::fs::File::options().create(true).append(true).open(path).unwrap();
-    std::io::Write::write_all(&mut journal, format!("{line}\n").as_bytes()).unwrap();
-}
-
-/// Writes events down and publishes them in one message.
-pub async fn publish(bed: &Bed, events: &[Value]) {
-    let gateway = &bed.gateways[0];
-    write_down(bed, gateway, events);
+/// Writes good events down and publishes them in one message.
+async fn publish(bed: &Bed, events: &[Value]) {
+    let (gateway, body) = (&bed.gateways[0], Value::from(events).to_string());
+    write_down(bed, gateway, &body, &vec!["new"; events.len()]);
     let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, gateway).await.unwrap();
-    publisher.publish(gateway, Bytes::from(Value::from(events).to_string())).await.unwrap();
+    publisher.publish(gateway, Bytes::from(body)).await.unwrap();
 }
 
 /// Publishes usage of every customer in tasks that name it: nobody else may ever see them.

@@ -28,6 +28,7 @@ use crate::proxy::Proxy;
 use crate::rounds::thorough;
 use crate::servers::{OwnServer, Volume, Which, address_of};
 use crate::service::Serve;
+use crate::watching::accounted_in;
 
 /// Customers, and models with a price.
 pub const CUSTOMERS: [&str; 4] = ["acme", "globex", "initech", "umbrella"];
@@ -54,10 +55,13 @@ pub const FULL_BATCH_SECONDS: u64 = 10;
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often it is looked whether it is.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// How often a snapshot is taken while a test runs, how long one may take, and how many are kept.
+/// How often a snapshot is taken while a test runs, less often as that goes on; how long one may take, and how many are kept.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(20);
 const SNAPSHOTS_MAX: usize = 40;
+
+/// Batches that are not posted.
+const UNPOSTED: &str = "SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL";
 
 /// Which servers are the test's own, because the fault is of the server itself.
 #[derive(Default)]
@@ -173,9 +177,7 @@ impl Bed {
         let first_nats = nats_url.split(',').next().unwrap();
         let folder = std::env::temp_dir()
             .join(format!("waybill-fault-{name}-{}", &Uuid::new_v4().simple().to_string()[..8]));
-        for part in ["journals", "snapshots"] {
-            std::fs::create_dir_all(folder.join(part)).unwrap();
-        }
+        std::fs::create_dir_all(folder.join("journals")).unwrap();
         Self {
             names,
             pool: PgPoolOptions::new().max_connections(4).connect(&database_url).await.unwrap(),
@@ -287,10 +289,14 @@ impl Bed {
         .await;
     }
 
+    /// Batches that are not posted.
+    pub async fn unposted(&self) -> i64 {
+        self.number(UNPOSTED).await
+    }
+
     /// Waits until every batch is posted.
     pub async fn posted(&self) {
-        let unposted = "SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL";
-        wait_until("every batch is posted", async || (self.number(unposted).await == 0).then_some(())).await;
+        wait_until("every batch is posted", async || (self.unposted().await == 0).then_some(())).await;
     }
 
     /// Waits until a message of the stream is recorded.
@@ -355,15 +361,11 @@ impl Bed {
         let Some((last, incarnation)) = self.stream_state().await else {
             return Some("the stream does not answer".to_owned());
         };
-        let looked: Result<(i64, i64), sqlx::Error> = sqlx::query_as(
-            "SELECT (SELECT COALESCE(SUM(upper(r) - lower(r)), 0)::bigint
-                     FROM (SELECT unnest(range_agg(sequences)) AS r FROM ingest_batches WHERE incarnation = $1) AS seen),
-                    (SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL)",
-        )
-        .bind(incarnation)
-        .fetch_one(&self.pool)
-        .await;
-        match looked {
+        let looked = async {
+            let seen = accounted_in(&self.pool, Some(incarnation)).await?;
+            Ok::<(i64, i64), sqlx::Error>((seen, sqlx::query_scalar(UNPOSTED).fetch_one(&self.pool).await?))
+        };
+        match looked.await {
             Ok((seen, 0)) if seen >= last => None,
             Ok((seen, unposted)) => Some(format!(
                 "{seen} of {last} messages are accounted for, {unposted} batches are not posted"
@@ -372,18 +374,30 @@ impl Bed {
         }
     }
 
-    /// Takes a snapshot of the ledger every second from now on, for I12.
+    /// Takes snapshots of the ledger from now on, for I12: one now, then every second. Once there are many of them every
+    /// other one goes, and they are taken half as often: however long a test runs, they are spread over all of it.
     pub fn take_snapshots(&mut self) {
         let (url, folder) = (self.database_url.clone(), self.folder.join("snapshots"));
+        // It is there where some were asked for.
+        std::fs::create_dir_all(&folder).unwrap();
         self.snapshots = Some(tokio::spawn(async move {
-            for number in 0..SNAPSHOTS_MAX {
-                tokio::time::sleep(SNAPSHOT_EVERY).await;
+            let (mut kept, mut every) = (Vec::new(), SNAPSHOT_EVERY);
+            for number in 0_u32.. {
                 let unfinished = folder.join("unfinished");
                 let taken = tokio::time::timeout(SNAPSHOT_TIMEOUT, dump::ledger(&url, &unfinished)).await;
                 // While the database is the one that fails, there is nothing to look at.
                 if matches!(taken, Ok(Ok(()))) {
-                    std::fs::rename(&unfinished, folder.join(format!("{number:03}"))).unwrap();
+                    let snapshot = folder.join(format!("{number:05}"));
+                    std::fs::rename(&unfinished, &snapshot).unwrap();
+                    kept.push(snapshot);
                 }
+                if kept.len() == SNAPSHOTS_MAX {
+                    for every_other in (1..SNAPSHOTS_MAX).step_by(2).rev() {
+                        std::fs::remove_dir_all(kept.remove(every_other)).unwrap();
+                    }
+                    every *= 2;
+                }
+                tokio::time::sleep(every).await;
             }
         }));
     }

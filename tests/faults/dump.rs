@@ -11,17 +11,19 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 /// The tables that the auditor knows; whatever columns they have.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "customers",
     "gateways",
     "gateway_sequences",
     "prices",
     "price_rates",
+    "book_assignments",
     "billing_periods",
     "ingest_batches",
     "half_postings",
     "usage_events",
     "rejections",
+    "usage_hours",
     "tasks",
 ];
 /// The sums of usage: the table, or what stands for it.

@@ -1,10 +1,6 @@
 //! Faults: real processes, real servers, and a proxy that does to them what networks, disks and kills do. See README.md.
 
 #![expect(
-    dead_code,
-    reason = "the harness is shared with other tests, and offers more than each fault needs"
-)]
-#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -19,6 +15,7 @@ mod cluster_bed;
 mod connection_faults;
 mod crash_points;
 mod dump;
+#[expect(dead_code, reason = "shared with the other integration tests")]
 #[path = "../it/harness.rs"]
 mod harness;
 mod nats_server;

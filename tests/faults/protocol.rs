@@ -31,9 +31,8 @@ pub enum Kind {
     /// PostgreSQL, to the server: a piece of a COPY, and its end.
     CopyData,
     CopyDone,
-    /// PostgreSQL, to the client: a statement is done, or has failed.
+    /// PostgreSQL, to the client: a statement is done.
     Complete,
-    Failed,
     /// NATS, to the server (acknowledgements and requests for messages as well), and to the client.
     Publish,
     Deliver,
@@ -74,11 +73,6 @@ impl Message {
     /// An acknowledgement of a message of a stream.
     pub fn is_ack(&self) -> bool {
         self.kind == Kind::Publish && self.text.starts_with("$JS.ACK.")
-    }
-
-    /// A request for messages of a stream.
-    pub fn is_fetch(&self) -> bool {
-        self.kind == Kind::Publish && self.text.starts_with("$JS.API.CONSUMER.MSG.NEXT.")
     }
 
     /// A message of a stream on its way to a consumer.
@@ -159,12 +153,8 @@ impl Conversation {
             (Protocol::Nats, _) => self.nats(message),
             (Protocol::Postgres, Way::ToServer) => self.statement(message),
             (Protocol::Postgres, Way::ToClient) => {
-                let kind = match message.first() {
-                    Some(b'C') => Kind::Complete,
-                    Some(b'E') => Kind::Failed,
-                    _ => Kind::Other,
-                };
-                self.message(kind)
+                let complete = message.first() == Some(&b'C');
+                self.message(if complete { Kind::Complete } else { Kind::Other })
             }
         }
     }

@@ -28,14 +28,8 @@ pub enum Mode {
     Pass,
     /// Everything arrives so much later.
     Delay(Duration),
-    /// Bytes per second.
-    Rate(u64),
     /// Nothing is forwarded, the connections stay open; what was sent arrives once the mode ends.
     Blackhole,
-    /// Whole messages vanish.
-    Discard,
-    /// The connection that sends the byte after so many is cut in the middle of the message.
-    CutAfter(u64),
 }
 
 /// How a connection ends.
@@ -65,20 +59,12 @@ enum Rule {
 }
 
 /// A message that waits in the proxy, and its connection with it; it goes on when this is dropped.
-pub struct Held {
-    pub message: Message,
-    verdict: Option<oneshot::Sender<Verdict>>,
-}
+pub struct Held(Option<oneshot::Sender<Verdict>>);
 
 impl Held {
     /// Lets it go on.
     pub fn release(self) {
         drop(self);
-    }
-
-    /// The message vanishes, the connection goes on.
-    pub fn discard(mut self) {
-        self.decide(Verdict::Drop);
     }
 
     /// The connection ends before the message is forwarded.
@@ -88,7 +74,7 @@ impl Held {
 
     fn decide(&mut self, verdict: Verdict) {
         // A connection that is gone needs no verdict.
-        self.verdict.take().map(|sender| sender.send(verdict).ok());
+        self.0.take().map(|sender| sender.send(verdict).ok());
     }
 }
 
@@ -166,10 +152,6 @@ impl Proxy {
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { shared, address, accepting }
-    }
-
-    pub const fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// `url` with the address of this proxy instead of the server's.
@@ -256,7 +238,7 @@ impl Shared {
             }
             let Rule::Hold { tell, .. } = rules.remove(found) else { return Verdict::Forward };
             let (verdict, decided) = oneshot::channel();
-            tell.send(Held { message, verdict: Some(verdict) }).ok();
+            tell.send(Held(Some(verdict))).ok();
             decided
         };
         verdict.await.unwrap_or(Verdict::Forward)
@@ -360,23 +342,8 @@ async fn send(
             Verdict::Drop => continue,
             Verdict::End(end) => return Err(end),
         }
-        let mode = forwarding(&mut modes).await;
-        match mode {
-            Mode::Discard => continue,
-            Mode::Delay(delay) => tokio::time::sleep_until(at + delay).await,
-            Mode::Rate(rate) => {
-                let millis = bytes.len() as u64 * 1_000 / rate.max(1);
-                tokio::time::sleep(Duration::from_millis(millis)).await;
-            }
-            Mode::CutAfter(left) if left < bytes.len() as u64 => {
-                let part = usize::try_from(left).unwrap_or_default();
-                to.write_all(&bytes[..part]).await.map_err(|_| End::Cut)?;
-                return Err(End::Cut);
-            }
-            Mode::CutAfter(left) => {
-                shared.modes[way as usize].send_replace(Mode::CutAfter(left - bytes.len() as u64));
-            }
-            Mode::Pass | Mode::Blackhole => {}
+        if let Mode::Delay(delay) = forwarding(&mut modes).await {
+            tokio::time::sleep_until(at + delay).await;
         }
         to.write_all(&bytes).await.map_err(|_| End::Cut)?;
     }

@@ -92,17 +92,48 @@ pub async fn send_again(bed: &Bed) {
     }
 }
 
-/// The bodies that a gateway has written down, in order.
-fn written(bed: &Bed, gateway: &str) -> Vec<Bytes> {
-    let mut bodies = Vec::new();
-    for journal in std::fs::read_dir(bed.folder.join("journals")).unwrap() {
+/// Writes down, in a journal beside those of the gateways, that a message is about to be sent; `notes` say what each of its
+/// events is meant to be.
+pub fn write_down(bed: &Bed, gateway: &str, body: &str, notes: &[&str]) {
+    about_to_send(&mut open_journal(bed, "own"), 0, gateway, body, notes);
+}
+
+fn open_journal(bed: &Bed, name: &str) -> File {
+    let path = bed.folder.join("journals").join(name).with_extension("jsonl");
+    File::options().create(true).append(true).open(path).unwrap()
+}
+
+fn about_to_send(journal: &mut File, message: u64, gateway: &str, body: &str, notes: &[&str]) {
+    let line = json!({"message": message, "gateway": gateway, "body": body, "notes": notes});
+    journal.write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// The lines of all journals, those of a journal in order.
+fn lines(bed: &Bed) -> impl Iterator<Item = Value> {
+    let journals = std::fs::read_dir(bed.folder.join("journals")).unwrap();
+    journals.flat_map(|journal| {
         let text = std::fs::read_to_string(journal.unwrap().path()).unwrap();
         // A gateway at work may not have finished its last line: what that says is still to be sent.
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let own = lines.filter(|line| line["gateway"] == gateway);
-        bodies.extend(own.filter_map(|line| Some(Bytes::from(line["body"].as_str()?.to_owned()))));
-    }
-    bodies
+        let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        lines.collect::<Vec<Value>>()
+    })
+}
+
+/// The bodies that a gateway has written down, in order.
+fn written(bed: &Bed, gateway: &str) -> Vec<Bytes> {
+    let own = lines(bed).filter(|line| line["gateway"] == gateway);
+    own.filter_map(|line| Some(Bytes::from(line["body"].as_str()?.to_owned()))).collect()
+}
+
+/// Events that are written down as being meant so.
+fn noted(bed: &Bed, note: &str) -> i64 {
+    let notes = lines(bed).filter_map(|line| line["notes"].as_array().cloned()).flatten();
+    notes.filter(|noted| noted == note).map(|_| 1).sum()
+}
+
+/// Copies that the ledger has found beside those that the gateways sent on purpose; meant for when all is settled.
+pub async fn copies_not_meant(bed: &Bed) -> i64 {
+    bed.number("SELECT sum(duplicates)::bigint FROM ingest_batches").await - noted(bed, "copy")
 }
 
 /// What the stream has answered.
@@ -176,8 +207,7 @@ impl Gateway {
     /// One of the bed's gateways, with a journal of its own.
     pub async fn new(bed: &Bed, name: &str, journal: &str) -> Self {
         let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, name).await.unwrap();
-        let path = bed.folder.join("journals").join(journal).with_extension("jsonl");
-        let journal = File::options().create(true).append(true).open(path).unwrap();
+        let journal = open_journal(bed, journal);
         Self { name: name.to_owned(), publisher, journal, messages: 0, tally: Arc::default() }
     }
 
@@ -185,8 +215,7 @@ impl Gateway {
     pub async fn send(&mut self, body: String, notes: &[&str], zstd: bool) {
         self.messages += 1;
         let number = self.messages;
-        let sending = json!({"message": number, "gateway": self.name, "body": body, "notes": notes});
-        writeln!(self.journal, "{sending}").unwrap();
+        about_to_send(&mut self.journal, number, &self.name, &body, notes);
         let body = if zstd { zstd::bulk::compress(body.as_bytes(), 1).unwrap() } else { body.into_bytes() };
         let body = Bytes::from(body);
         let sequence = loop {

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use sqlx::PgPool;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::bed::Bed;
 use crate::harness::wait_until;
+use crate::protocol::Message;
 use crate::service::Service;
 
 /// The program could not record for a moment and said so.
@@ -32,15 +35,26 @@ pub fn server_log(bed: &Bed) -> String {
     std::fs::read_to_string(bed.own_postgres.as_ref().unwrap().home().join("logs/postgres.log")).unwrap()
 }
 
+/// The COMMIT of a transaction that records, on its way.
+pub fn recording(message: &Message) -> bool {
+    message.is_statement("COMMIT") && message.follows("COPY usage_events")
+}
+
 /// Sequences that the ledger accounts for; `None` while it does not answer.
 pub async fn accounted(bed: &Bed) -> Option<i64> {
+    accounted_in(&bed.pool, None).await.ok()
+}
+
+/// The same, of one life of the stream where it is named.
+pub async fn accounted_in(pool: &PgPool, life: Option<Uuid>) -> sqlx::Result<i64> {
     sqlx::query_scalar(
         "SELECT COALESCE(SUM(upper(r) - lower(r)), 0)::bigint
-         FROM (SELECT unnest(range_agg(sequences)) AS r FROM ingest_batches) AS seen",
+         FROM (SELECT unnest(range_agg(sequences)) AS r FROM ingest_batches
+               WHERE $1::uuid IS NULL OR incarnation = $1) AS seen",
     )
-    .fetch_one(&bed.pool)
+    .bind(life)
+    .fetch_one(pool)
     .await
-    .ok()
 }
 
 /// Waits until what the stream has now, and at least one message, is accounted for, whatever comes meanwhile; returns how
@@ -67,12 +81,12 @@ pub async fn nothing_unearned(bed: &Bed) {
     );
 }
 
-/// Deliveries of messages that had been delivered before, in thousandths of all.
-pub async fn redelivered_per_mille(bed: &Bed) -> u64 {
+/// Deliveries of messages that had been delivered before, and deliveries altogether.
+pub async fn redelivered(bed: &Bed) -> (u64, u64) {
     let delivered = bed.consumer_info().await.unwrap().delivered;
     let again = delivered.consumer_sequence.saturating_sub(delivered.stream_sequence);
     println!("{again} of {} deliveries were repeated", delivered.consumer_sequence);
-    again * 1_000 / delivered.consumer_sequence.max(1)
+    (again, delivered.consumer_sequence)
 }
 
 /// Rejections that no event deserved: the database refused them, or something was not there for a moment.

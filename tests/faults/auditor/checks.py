@@ -1,43 +1,27 @@
-"""The invariants: each check returns sentences about what breaks it, none where it holds."""
+"""The invariants of events: each check returns sentences about what breaks it, none where it holds."""
 
 import base64
 import json
 from collections import Counter, defaultdict
-from fractions import Fraction
 
-from ledger import amount, multirange, quantities
+from journals import content_or_none, identity
+from ledger import multirange, quantities
 
-
-def recorded_rows(ledger):
-    """Rows of events themselves, by identity; corrections and re-rates aside."""
-    rows = defaultdict(list)
-    for row in ledger.events:
-        if row["kind"] in ("usage", "outcome"):
-            rows[(row["source"], row["id"])].append(row)
-    return rows
-
-
-def row_content(ledger, row):
-    """What the journal holds of an event, in the form of Event.content."""
-    outcome = row["kind"] == "outcome"
-    model = (None, None) if outcome else (row["provider"], row["model"])
-    units = tuple(sorted(quantities(row).items()))
-    customer = ledger.customers[row["customer_id"]]
-    return (customer, model, units, row["task_id"] or None, row["task_type"] or None, row["outcome"] or None)
+# Why an event is no row that could be one: something else is recorded, or the database itself does not take it.
+REFUSED = ("conflict", "unstorable")
 
 
 def no_loss(ledger, journals):
     """I1: whatever a gateway has sent is recorded, or a rejection where it cannot be. A conflict says that another event
     stands under the identity: where none does, that one is lost."""
-    recorded = recorded_rows(ledger)
     kept = {(r["event_source"], r["event_id"]) for r in ledger.rejections if r["reason"] != "conflict"}
     rejected = {(row["event_source"], row["event_id"]) for row in ledger.rejections}
-    raws = [bytes.fromhex(row["raw"][2:]) for row in ledger.rejections if row["event_index"] == "-1"]
+    raws = {bytes.fromhex(row["raw"][2:]) for row in ledger.rejections if row["event_index"] == "-1"}
     for event in journals.events:
         if event.note == "poison":
             if event.identity not in rejected:
                 yield f"{event.identity} cannot be recorded and is no rejection"
-        elif event.identity not in recorded and event.identity not in kept:
+        elif event.identity not in ledger.recorded and event.identity not in kept:
             yield f"{event.identity} ({event.note}) is nowhere"
     for body in journals.whole:
         if body.encode() not in raws:
@@ -46,37 +30,56 @@ def no_loss(ledger, journals):
 
 def refused(ledger, journals):
     """Not wrong, but worth a word: events that could have been recorded and are rejections only."""
-    recorded = recorded_rows(ledger)
     reasons = {(row["event_source"], row["event_id"]): row["reason"] for row in ledger.rejections}
     for event in journals.events:
-        if event.note != "poison" and event.identity not in recorded and event.identity in reasons:
+        if event.note != "poison" and event.identity not in ledger.recorded and event.identity in reasons:
             yield f"{event.identity}: {reasons[event.identity]}"
 
 
+def refused_contents(ledger):
+    """By identity, the contents that were refused."""
+    found = defaultdict(set)
+    for row in ledger.rejections:
+        if row["reason"] in REFUSED:
+            text = json.loads(bytes.fromhex(row["raw"][2:]))
+            found[(row["event_source"], row["event_id"])].add(content_or_none(text))
+    return found
+
+
 def no_double(ledger, journals):
-    """I2: one row per identity, with the content of one of the events that carried it; the others are conflicts."""
-    contents = defaultdict(set)
+    """I2: one row per identity, with the content of one of the events that carried it; the others are conflicts. The units
+    of each customer, model and class are those that were sent."""
+    contents = defaultdict(lambda: defaultdict(set))
     for event in journals.events:
         if event.note != "poison":
-            contents[event.identity].add(event.content())
-    rejected = {(row["event_source"], row["event_id"]) for row in ledger.rejections}
-    conflicts = {(r["event_source"], r["event_id"]) for r in ledger.rejections if r["reason"] == "conflict"}
-    expected, found = Counter(), Counter()
-    for identity, rows in recorded_rows(ledger).items():
+            contents[event.identity][event.content()].add(event.project())
+    for sender, rows in ledger.recorded.items():
         if len(rows) > 1:
-            yield f"{identity} is recorded {len(rows)} times"
-        if identity not in contents:
-            yield f"{identity} was never sent"
+            yield f"{sender} is recorded {len(rows)} times"
+        if sender not in contents:
+            yield f"{sender} was never sent"
+    reasons = defaultdict(set)
+    for row in ledger.rejections:
+        reasons[(row["event_source"], row["event_id"])].add(row["reason"])
+    refused, expected = refused_contents(ledger), Counter()
+    for sender, sent in contents.items():
+        stands = ledger.contents.get(sender)
+        if stands is None:
+            # A conflict alone stands for nothing.
+            if not reasons[sender] - {"conflict"}:
+                expected.update(units_by_class(next(iter(sent))))
             continue
-        content = row_content(ledger, rows[0])
-        if content not in contents[identity]:
-            yield f"{identity} is recorded as {content}, was sent as {sorted(contents[identity], key=repr)}"
-        if len(contents[identity]) > 1 and identity not in rejected:
-            yield f"{identity} was sent with {len(contents[identity])} contents and none of them is a conflict"
-        if len(contents[identity]) == 1 and identity in conflicts:
-            yield f"{identity} was sent with one content and is a conflict"
-        customer, model, units, *_ = content
-        expected.update({(customer, model, name): count for name, count in units})
+        expected.update(units_by_class(stands if stands in sent else next(iter(sent))))
+        if stands not in sent:
+            yield f"{sender} is recorded as {stands}, was sent as {sorted(sent, key=repr)}"
+        elif (project := ledger.recorded[sender][0]["project"] or None) not in sent[stands]:
+            yield f"{sender} is recorded with project {project}, was sent with {sorted(sent[stands], key=repr)}"
+        for other in sent:
+            if other != stands and other not in refused[sender]:
+                yield f"{sender} was sent as {other} too, which is no conflict; recorded is {stands}"
+        if len(sent) == 1 and "conflict" in reasons[sender]:
+            yield f"{sender} was sent with one content and is a conflict"
+    found = Counter()
     for row in ledger.events:
         if row["kind"] == "usage":
             key = (ledger.customers[row["customer_id"]], (row["provider"], row["model"]))
@@ -86,99 +89,23 @@ def no_double(ledger, journals):
             yield f"{key}: {found[key]} units are recorded, {expected[key]} were sent"
 
 
-def amounts(ledger):
-    """Part of I3: each row's amounts are its units at the rates of its prices."""
-    for row in ledger.events:
-        if row["kind"] not in ("usage", "reversal"):
-            continue
-        for side, price in (("cost", "cost_price_id"), ("charge", "sell_price_id")):
-            must = amount(quantities(row), ledger.rates.get(row[price], {}))
-            if must is None or must != Fraction(row[side]):
-                yield f"{side} of {(row['source'], row['id'])} is {row[side]}, its price gives {must}"
-
-
-def calls(row):
-    """How many calls a row of the journal counts as."""
-    if row["kind"] == "outcome":
-        return 0
-    return {"0": 1, "1000": -1}.get(row["part"], 0)
-
-
-class Sums(defaultdict):
-    """Calls, amounts and units per key."""
-
-    def __init__(self):
-        super().__init__(Counter)
-
-    def add(self, key, count, row):
-        self[key].update({"calls": count, "cost": Fraction(row["cost"]), "charge": Fraction(row["charge"])})
-        self[key].update(quantities(row))
-
-    def differences(self, other, what):
-        # Keys whose sums are all zero need no row.
-        for key in self.keys() | other.keys():
-            for name in sorted(self[key].keys() | other[key].keys()):
-                ours, theirs = self[key][name], other[key][name]
-                if ours != theirs:
-                    yield f"{what} {key}: {name} is {theirs}, the journal has {ours}"
-
-
-def period_of(ledger):
-    """A function from customer and time to the start of the billing period."""
-    periods = defaultdict(list)
-    for row in ledger.periods:
-        periods[row["customer_id"]].append((row["start_at"], row["end_at"]))
-
-    def find(customer, at):
-        # All times are written in UTC and in one form, in which texts compare as times do, fractions included.
-        return next((start for start, end in periods[customer] if start <= at < end), None)
-
-    return find
-
-
-def conservation(ledger):
-    """I3: rollups and tasks are the sums over the raw events of the batches that are posted, to the last digit."""
-    yield from amounts(ledger)
-    find = period_of(ledger)
-    journal, rollups, tasks, task_sums = Sums(), Sums(), Sums(), Sums()
-    outcomes = defaultdict(list)
-    for row in ledger.events:
-        if not ledger.is_posted(row):
-            continue
-        if row["kind"] != "outcome":
-            restated = row["kind"] in ("retraction", "restatement")
-            key = (row["customer_id"], find(row["customer_id"], row["occurred_at"]), row["cost_price_id"],
-                   row["sell_price_id"], row["project"], row["task_type"], "adjustment" if restated else "usage")
-            journal.add(key, calls(row), row)
-        if row["task_id"]:
-            tasks.add((row["customer_id"], row["task_id"]), calls(row), row)
-            if row["kind"] == "outcome":
-                outcomes[(row["customer_id"], row["task_id"])].append((row["occurred_at"], row["outcome"]))
-    for row in ledger.rollups:
-        key = (row["customer_id"], row["service_period"], row["cost_price_id"], row["sell_price_id"],
-               row["project"], row["task_type"], row["kind"])
-        rollups.add(key, int(row["events"]), row)
-    for row in ledger.tasks:
-        key = (row["customer_id"], row["task_id"])
-        task_sums.add(key, int(row["calls"]), row)
-        # The latest one stands, of two at one instant the first in the alphabet.
-        last = max((at for at, _ in outcomes[key]), default=None)
-        must = min((outcome for at, outcome in outcomes[key] if at == last), default="")
-        if row["outcome"] != must:
-            yield f"task {key}: its outcome is {row['outcome']!r}, the journal has {must!r}"
-    yield from journal.differences(rollups, "rollup")
-    yield from tasks.differences(task_sums, "task")
+def units_by_class(content):
+    """The units of an event, by customer, model and class."""
+    customer, _, model, units, *_ = content
+    return {(customer, model, name): count for name, count in units}
 
 
 def stream_messages(folder):
+    """Life, sequence and events of each message of the stream; None for one that is no JSON."""
     with open(folder / "stream.jsonl", encoding="utf-8") as file:
         for line in map(json.loads, file):
             body = base64.b64decode(line["body"])
             try:
                 events = json.loads(body)
             except ValueError:
-                events = None
-            yield line["incarnation"], line["sequence"], events
+                yield line["incarnation"], line["sequence"], None
+                continue
+            yield line["incarnation"], line["sequence"], events if isinstance(events, list) else [events]
 
 
 def accounted(ledger):
@@ -192,39 +119,83 @@ def accounted(ledger):
         holes = sorted(set(range(1, max(sequences, default=0) + 1)) - sequences)
         if holes:
             yield f"incarnation {incarnation}: sequences {holes[:20]} are in no batch"
-    at = {(ledger.incarnation.get(r["batch_id"]), r["stream_seq"], r["event_index"]): r for r in ledger.events
-          if r["kind"] in ("usage", "outcome")}
-    rejected = {(r["incarnation"], r["stream_seq"], r["event_index"]) for r in ledger.rejections}
-    recorded = recorded_rows(ledger)
-    rejections = {(row["event_source"], row["event_id"]) for row in ledger.rejections}
+    ends, counts = Ends(ledger), {}
     for incarnation, sequence, events in stream_messages(ledger.folder):
+        counts[(incarnation, sequence)] = 1 if events is None else len(events)
         if sequence not in seen[incarnation]:
             yield f"incarnation {incarnation}: sequence {sequence} is in the stream and in no batch"
-        whole = (incarnation, str(sequence), "-1")
         if events is None:
-            if whole not in rejected:
+            if (incarnation, str(sequence), "-1") not in ends.rejected:
                 yield f"sequence {sequence} is no JSON and no rejection"
             continue
-        for index, event in enumerate(events if isinstance(events, list) else [events]):
-            position = (incarnation, str(sequence), str(index))
-            identity = (event.get("source"), event.get("id"))
-            if position in at and (at[position]["source"], at[position]["id"]) != identity:
-                yield f"{position} is {identity} and recorded as {(at[position]['source'], at[position]['id'])}"
-            if position in at and position in rejected:
-                yield f"{position} is recorded and rejected"
-            if position not in at and position not in rejected and identity not in recorded and identity not in rejections:
-                yield f"{position} with {identity} is neither recorded nor rejected nor a copy"
+        for index, event in enumerate(events):
+            yield from ends.of((incarnation, str(sequence), str(index)), event)
+    yield from counted(ledger, counts)
+    yield from held(ledger)
+
+
+class Ends:
+    """How the events of the stream ended, by their places in it: life, sequence, and index in the message."""
+
+    def __init__(self, ledger):
+        self.ledger = ledger
+        self.recorded = {(ledger.incarnation.get(r["batch_id"]), r["stream_seq"], r["event_index"]): r
+                         for r in ledger.events if r["kind"] in ("usage", "outcome")}
+        self.rejected = {(r["incarnation"], r["stream_seq"], r["event_index"]): r["reason"] for r in ledger.rejections}
+
+    def of(self, place, event):
+        """What is wrong with the end of an event."""
+        sender, row, reason = identity(event), self.recorded.get(place), self.rejected.get(place)
+        content, stands = content_or_none(event), self.ledger.contents.get(sender)
+        if row is not None:
+            recorded = (row["source"], row["id"])
+            if recorded != sender:
+                yield f"{place} is {sender} and recorded as {recorded}"
+            elif content != stands:
+                yield f"{place} with {sender} is {content} and recorded as {stands}"
+            if reason is not None:
+                yield f"{place} is recorded and rejected"
+        elif reason is None and stands is None:
+            yield f"{place} with {sender} is neither recorded nor rejected nor a copy"
+        elif reason == "conflict" and content == stands:
+            yield f"{place} with {sender} is a conflict and a copy of what is recorded"
+        elif reason not in REFUSED and content != stands and (reason is None or content and stands):
+            yield f"{place} with {sender} is {content} and {reason or 'nothing'}, no conflict; recorded is {stands}"
+
+
+def counted(ledger, counts):
+    """Part of I9: a batch has the events of all its messages, as far as the stream still has them. One may be in it twice,
+    where it was delivered again while it waited. One that the database refuses has batches of its own, each with a part."""
+    parts, whole = Counter(), set()
+    for row in ledger.batches:
+        places = [(row["incarnation"], s) for low, high in multirange(row["sequences"]) for s in range(low, high)]
+        if not places or not all(place in counts for place in places):
+            continue
+        events, sent = int(row["events"]), sum(counts[place] for place in places)
+        if events < sent and len(places) == 1:
+            parts[places[0]] += events
+            continue
+        whole.update(places)
+        if events != sent and events < sent + min(counts[place] for place in places):
+            yield f"batch {row['id']} has {events} events, its messages have {sent}"
+    for place, events in parts.items():
+        if place not in whole and events < counts[place]:
+            yield f"the batches of {place} have {events} events, the message has {counts[place]}"
+
+
+def held(ledger):
+    """Part of I9: batches have the rows and rejections that they say."""
     rows, refusals = Counter(), Counter(row["batch_id"] for row in ledger.rejections)
     rows.update(row["batch_id"] for row in ledger.events if row["kind"] in ("usage", "outcome") and row["part"] == "0")
     for batch in sorted((rows.keys() | refusals.keys()) - ledger.incarnation.keys()):
         yield f"batch {batch} is missing, {rows[batch]} events and {refusals[batch]} rejections are of it"
     for row in ledger.batches:
-        counts = tuple(int(row[name]) for name in ("events", "recorded", "duplicates", "rejected"))
-        if counts[0] != sum(counts[1:]):
-            yield f"batch {row['id']} has {counts[0]} events that end as {counts[1:]}"
-        if rows[row["id"]] != counts[1] or refusals[row["id"]] != counts[3]:
-            held = (rows[row["id"]], refusals[row["id"]])
-            yield f"batch {row['id']} says {counts[1]} recorded and {counts[3]} rejected, and has {held}"
+        events, recorded, copies, rejected = (int(row[n]) for n in ("events", "recorded", "duplicates", "rejected"))
+        if events != recorded + copies + rejected:
+            yield f"batch {row['id']} has {events} events that end as {(recorded, copies, rejected)}"
+        if rows[row["id"]] != recorded or refusals[row["id"]] != rejected:
+            has = (rows[row["id"]], refusals[row["id"]])
+            yield f"batch {row['id']} says {recorded} recorded and {rejected} rejected, and has {has}"
 
 
 def gap_free(ledger, journals):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from times import instant
+
 
 class Event:
     """One event as it was sent."""
@@ -10,21 +12,41 @@ class Event:
     def __init__(self, gateway, text, note):
         self.gateway = gateway
         self.note = note
-        self.identity = (text.get("source"), text.get("id"))
+        self.identity = identity(text)
         self.epoch = text.get("epoch")
         self.sequence = text.get("sequence")
         self.text = text
 
     def content(self):
-        """What is billed: equal for copies, different for conflicts."""
-        data = self.text["data"]
-        task = data.get("task") or {}
-        model = (None, None) if self.outcome() else (data["provider"], data["model"])
-        units = () if self.outcome() else tuple(sorted(units_of(data).items()))
-        return (self.text["subject"], model, units, task.get("id"), task.get("type"), data.get("outcome"))
+        return content(self.text)
 
-    def outcome(self):
-        return self.text["type"] == "llm.task.v1"
+    def project(self):
+        """What is summed by and not billed: copies may differ in it."""
+        return (self.text["data"].get("attributes") or {}).get("project")
+
+
+def identity(text):
+    return (text.get("source"), text.get("id"))
+
+
+def content(text):
+    """What is billed of an event: equal for copies, different for conflicts. Conditions of a price and corrections are part
+    of it too, but no gateway here sends any."""
+    data = text["data"]
+    task = data.get("task") or {}
+    outcome = text["type"] == "llm.task.v1"
+    model = (None, None) if outcome else (data["provider"], data["model"])
+    units = () if outcome else tuple(sorted(units_of(data).items()))
+    of_task = (task.get("id"), task.get("type"), task.get("parent"))
+    return (text["subject"], instant(text["time"]), model, units, of_task, data.get("outcome"))
+
+
+def content_or_none(text):
+    """The same; None of what is no event."""
+    try:
+        return content(text)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def units_of(data):

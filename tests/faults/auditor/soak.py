@@ -7,12 +7,12 @@ journal, and amounts are units times rates, to the last digit. I9: every message
 import csv
 import sys
 from collections import Counter, defaultdict
-from fractions import Fraction
 from pathlib import Path
 
-from ledger import amount, multirange
+from ledger import amount, exact, multirange, shown
 
 CLASSES = ("input", "cache_read", "output", "reasoning")
+AMOUNTS = ("cost", "charge")
 
 
 def table(path):
@@ -36,7 +36,7 @@ def sums(rows, key):
     found = defaultdict(Counter)
     for row in rows:
         found[key(row)].update({name: int(row[name]) for name in ("calls", *CLASSES)})
-        found[key(row)].update({name: Fraction(row[name]) for name in ("cost", "charge")})
+        found[key(row)].update({name: exact(row[name]) for name in AMOUNTS})
     return found
 
 
@@ -45,7 +45,8 @@ def differences(what, expected, found, names):
         for name in names:
             ours, theirs = expected.get(key, Counter())[name], found.get(key, Counter())[name]
             if ours != theirs:
-                yield f"{what} {key}: {name} is {theirs}, must be {ours}"
+                text = shown if name in AMOUNTS else str
+                yield f"{what} {key}: {name} is {text(theirs)}, must be {text(ours)}"
 
 
 def main(folder):
@@ -58,8 +59,8 @@ def main(folder):
     tasks = sums(table(end / "task_sums.csv"), lambda row: row["customer"])
     rates = defaultdict(dict)
     for row in table(end / "price_rates.csv"):
-        rates[row["price_id"]][row["class"]] = Fraction(row["rate"])
-    everything = ("calls", *CLASSES, "cost", "charge")
+        rates[row["price_id"]][row["class"]] = exact(row["rate"])
+    everything = ("calls", *CLASSES, *AMOUNTS)
     found = {"I1 and I2": list(differences("recorded", sent(folder), journal, ("calls", *CLASSES))),
              "I3": list(differences("rollups of", by_price, rollups, everything))
              + list(differences("tasks of", by_customer, tasks, everything)), "I9": []}
@@ -67,7 +68,8 @@ def main(folder):
         units = {name: int(row[name]) for name in CLASSES if int(row[name])}
         for side, price in (("cost", "cost_price_id"), ("charge", "sell_price_id")):
             must = amount(units, rates[row[price]])
-            if must != Fraction(row[side]):
+            if must is None or must != exact(row[side]):
+                must = "none" if must is None else shown(must)
                 found["I3"].append(f"{side} of {row['customer']} with price {row[price]} is {row[side]}, must be {must}")
     (batches,) = table(end / "batch_sums.csv")
     covered, last = multirange(batches["sequences"]), int((folder / "end/last_sequence").read_text("utf-8"))
@@ -82,7 +84,7 @@ def main(folder):
             print(f"VIOLATED {name}: {len(sentences)} in all")
             for sentence in sentences[:10]:
                 print(f"    {sentence}")
-    print(f"{calls} events sent and recorded once, {ended[2]} copies, {ended[3]} rejected, {batches['batches']} batches, "
+    print(f"{calls} events recorded, {ended[2]} copies, {ended[3]} rejected, {batches['batches']} batches, "
           f"{last} messages")
     return 1 if any(found.values()) else 0
 

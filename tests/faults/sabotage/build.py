@@ -1,9 +1,10 @@
 """Builds a deliberately wrong program: `build.py REPOSITORY TARGET` copies the repository into TARGET/sabotaged, makes the
 edits below, builds, and prints the path of the program. Each edit does nothing but where WAYBILL_SABOTAGE names it, so one
-build serves all controls. An edit whose place has changed stops with its name: find the new place. `build.py REPOSITORY`
-looks only whether all places are still there."""
+build serves all controls. An edit whose place has changed stops with its name: find the new place. So does one that no
+test uses. `build.py REPOSITORY` looks only whether all places and uses are still there."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,11 @@ EDITS = [
     }"""),
     # Takes a batch that could not be recorded for recorded.
     ("ack_failed", "src/ingest/record.rs",
-     "                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {",
-     """                Err(_) if crate::sabotage::on("ack_failed") => return Ok(Ok(Recorded::default())),
-                Err(error) if error.retryable() || matches!(error, IngestError::Store(_)) => {"""),
+     "            let Err(error) = first else { continue };",
+     """            let Err(error) = first else { continue };
+            if crate::sabotage::on("ack_failed") {
+                return Ok(Ok(Recorded::default()));
+            }"""),
     # Marks batches as posted in a transaction before the one that adds them to the sums.
     ("post_apart", "src/ingest/posting.rs",
      "    let done = match work {",
@@ -116,9 +119,18 @@ EDITS = [
 ]
 
 
+def used(repository):
+    """The names that tests give to `serve_sabotaged`."""
+    texts = (path.read_text("utf-8") for path in (repository / "tests/faults").glob("*.rs"))
+    given = (names for text in texts for names in re.findall(r'serve_sabotaged\(\s*"([^"]*)"', text))
+    return {name for names in given for name in names.split(",")}
+
+
 def edited(repository):
     """The files that the edits change, as they are then."""
-    texts = {}
+    texts, names = {}, {fault for fault, *_ in EDITS}
+    if odd := names ^ used(repository):
+        sys.exit(f"sabotage {', '.join(sorted(odd))}: not both made here and used by a test")
     for fault, file, place, instead in EDITS:
         text = texts.setdefault(file, (repository / file).read_text("utf-8"))
         if text.count(place) != 1:

@@ -8,6 +8,8 @@ use super::samples::Sample;
 
 /// Samples of a minute: one of each is printed.
 const SAMPLES_PER_ROW: usize = 12;
+/// Fewer than those of a minute, which has a fault, show nothing.
+const SAMPLES_MIN: usize = SAMPLES_PER_ROW;
 /// Of the beginning and of the end so many parts of the samples are compared: a third.
 const PARTS: usize = 3;
 /// What memory may grow from the first third to the last: caches fill, and a restart starts small.
@@ -131,6 +133,8 @@ impl Report {
 
     /// What must hold.
     pub fn check(&self) {
+        assert!(self.samples.len() >= SAMPLES_MIN, "{} samples show nothing", self.samples.len());
+        assert!(!self.faults.is_empty(), "nothing has happened");
         assert!(self.verdict.0, "the auditor found something: {}", self.verdict.1);
         assert!(self.verified.0, "the ledger does not verify: {}", self.verified.1);
         let (first, last) = self.compare(|sample| sample.memory_mib);
