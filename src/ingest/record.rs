@@ -126,12 +126,8 @@ impl Recorder {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction.
-    pub fn decide(&self, messages: Vec<Incoming>) -> Batch {
-        self.decide_most(&mut messages.into_iter(), usize::MAX, usize::MAX)
-    }
-
-    /// The same for as many of the messages as come to `events_max` events or [`DECIDED_BYTES_MAX`], and at least one.
+    /// Takes messages apart and decides them with the catalog at hand: the CPU work, done before the transaction. As many of
+    /// them as come to `events_max` events or [`DECIDED_BYTES_MAX`], and at least one.
     pub fn decide_next(&self, messages: &mut impl Iterator<Item = Incoming>, events_max: usize) -> Batch {
         self.decide_most(messages, events_max, DECIDED_BYTES_MAX)
     }
@@ -164,7 +160,8 @@ impl Recorder {
     }
 
     fn decide_again(&self, batch: Batch) -> Batch {
-        self.decide(batch.decided.into_iter().map(|decided| decided.message).collect())
+        let mut messages = batch.decided.into_iter().map(|decided| decided.message);
+        self.decide_most(&mut messages, usize::MAX, usize::MAX)
     }
 
     /// Records a batch; returns once it is committed, whatever it takes, or when the program stops.

@@ -14,7 +14,7 @@ use crate::store::journal::Origin;
 use crate::store::replay::{self, Replayable};
 use crate::store::{Scope, commit};
 
-/// Rejections of one replay transaction.
+/// Rejections that are tried together, as a transaction or, where their bodies are large, as several.
 const REPLAY_MAX: i64 = 500;
 /// Corrections whose estimate is looked for at a time: each costs a descent of an index.
 const WAITING_MAX: i64 = 2000;
@@ -28,7 +28,7 @@ const CATALOG_REASONS: [Reason; 4] =
 /// Tries one batch of due rejections; returns how many of them are settled by it.
 ///
 /// # Errors
-/// [`IngestError`]; nothing is changed then.
+/// [`IngestError`]; what was settled before it stays so.
 pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     let reasons: Vec<String> = CATALOG_REASONS.iter().map(ToString::to_string).collect();
     let mut tx = recorder.database().read(Scope::Everything).await?;
@@ -39,16 +39,16 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     }
     let tried = due.len();
     let now = recorder.clock().now();
-    let messages = due.into_iter().map(|rejection| incoming(rejection, now)).collect();
-    let batch = recorder.decide(messages);
-    let outcome = recorder.record(Origin::Replay, batch).await?;
-    tracing::info!(
-        tried,
-        recorded = outcome.recorded,
-        duplicates = outcome.duplicates,
-        "rejections tried again"
-    );
-    Ok(outcome.recorded + outcome.duplicates)
+    let mut messages = due.into_iter().map(|rejection| incoming(rejection, now));
+    let (mut new, mut duplicates) = (0, 0);
+    while messages.len() > 0 {
+        let batch = recorder.decide_next(&mut messages, usize::MAX);
+        let outcome = recorder.record(Origin::Replay, batch).await?;
+        new += outcome.recorded;
+        duplicates += outcome.duplicates;
+    }
+    tracing::info!(tried, recorded = new, duplicates, "rejections tried again");
+    Ok(new + duplicates)
 }
 
 fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incoming {

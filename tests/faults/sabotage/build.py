@@ -14,7 +14,7 @@ COPIED = ("src", "migrations", ".sqlx", "openapi", "docs", "Cargo.toml", "Cargo.
 
 # Fault, file, text that is there once, what takes its place.
 EDITS = [
-    # Acknowledges before the commit; the repair at start would heal it, so there is none.
+    # Acknowledges before the commit; a repair would heal it, so there is none.
     ("ack_first", "src/ingest/pipeline.rs",
      "        let outcome = match self.tell(self.recorder.record(self.origin, batch)).await {",
      """        if crate::sabotage::on("ack_first") {
