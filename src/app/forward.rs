@@ -6,16 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::serve::Listener;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use super::{bind, metrics_router, signalled};
+use super::{bind, metrics_router, serve, signalled};
 use crate::clock::Clock;
 use crate::config::{ForwardArgs, Listen};
 use crate::forward::{Delivery, Journal, Local, WATERMARK, WatermarkClient, probes, router};
 use crate::health::Health;
-use crate::http::server;
 use crate::ingest::Publisher;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -81,11 +79,6 @@ async fn until_stopped(shutdown: Shutdown) -> anyhow::Result<()> {
         _ = signalled() => {}
     }
     Ok(())
-}
-
-fn serve<L: Listener>(shutdown: &Shutdown, listener: L, router: Router) {
-    let stop = shutdown.clone();
-    shutdown.spawn(async move { server::serve(listener, router, stop.stopped()).await });
 }
 
 async fn listen(at: &Listen, router: Router, shutdown: &Shutdown) -> anyhow::Result<()> {

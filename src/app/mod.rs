@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream;
+use axum::serve::Listener;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -224,7 +225,7 @@ impl Parts {
         let listener = bind(listen.http_addr, "WAYBILL_HTTP_ADDR").await?;
         let address = listener.local_addr()?;
         let (router, _) = http::router(state);
-        self.serve(listener, router);
+        serve(&self.shutdown, listener, router);
         Ok(address)
     }
 
@@ -236,16 +237,15 @@ impl Parts {
     ) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.metrics_addr, "WAYBILL_METRICS_ADDR").await?;
         let address = listener.local_addr()?;
-        self.serve(listener, metrics_router(metrics).merge(probes::router(state)));
+        serve(&self.shutdown, listener, metrics_router(metrics).merge(probes::router(state)));
         Ok(address)
     }
+}
 
-    fn serve(&self, listener: TcpListener, router: axum::Router) {
-        let stop = self.shutdown.clone();
-        self.shutdown.spawn(async move {
-            http::server::serve(listener, router, stop.stopped()).await;
-        });
-    }
+/// Serves a router until a stop is asked for.
+fn serve(shutdown: &Shutdown, listener: impl Listener, router: axum::Router) {
+    let stop = shutdown.clone();
+    shutdown.spawn(async move { http::server::serve(listener, router, stop.stopped()).await });
 }
 
 /// Serves the metrics as Prometheus reads them.

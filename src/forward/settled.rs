@@ -58,19 +58,20 @@ impl Settled {
         if sequence <= self.through {
             return true;
         }
-        let before = self.holes.partition_point(|hole| *hole.start() <= sequence);
-        let in_hole = before.checked_sub(1).is_some_and(|hole| self.holes[hole].contains(&sequence));
-        sequence <= self.known && !in_hole
+        sequence <= self.known && self.hole_around(sequence).is_none()
+    }
+
+    fn hole_around(&self, sequence: u64) -> Option<&RangeInclusive<u64>> {
+        let before = self.holes.partition_point(|hole| *hole.start() <= sequence).checked_sub(1)?;
+        self.holes.get(before).filter(|hole| hole.contains(&sequence))
     }
 
     /// Whether everything that `earlier` says is settled still is: a ledger that was restored to an older state has forgotten some.
     pub fn keeps(&self, earlier: &Self) -> bool {
         let forgotten = |hole: &RangeInclusive<u64>| {
-            *hole.start() <= earlier.known && {
-                let before = earlier.holes.partition_point(|known| *known.start() <= *hole.start());
-                let within = before.checked_sub(1).map(|known| &earlier.holes[known]);
-                within.is_none_or(|known| *known.end() < (*hole.end()).min(earlier.known))
-            }
+            let within = earlier.hole_around(*hole.start());
+            *hole.start() <= earlier.known
+                && within.is_none_or(|known| *known.end() < (*hole.end()).min(earlier.known))
         };
         self.through >= earlier.through
             && self.highest >= earlier.highest
