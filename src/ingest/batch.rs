@@ -9,16 +9,15 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::IngestError;
-use super::decide::{Candidate, Decided, Decision};
+use super::decide::{Candidate, Decided, Decision, Incoming};
 use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
-use crate::domain::ids::RejectionId;
 use crate::metering::Reason;
 use crate::store::journal::payload::Payload;
 use crate::store::journal::{
     self, Existing, FreshMark, LookUp, Mark, Origin, Recorded, Rejection, RejectionPosition,
 };
-use crate::store::replay::{Resolution, Resolved};
+use crate::store::replay::{Resolution, Resolved, Tried};
 use crate::store::{StoreError, journal::JournalEvent};
 
 /// Messages decided with one version of the catalog.
@@ -142,8 +141,12 @@ impl Batch {
     }
 
     /// The rejections that it tries again.
-    pub fn replayed(&self) -> Vec<RejectionId> {
-        self.decided.iter().filter_map(|decided| Some(decided.message.replay_of?.rejection)).collect()
+    pub fn replayed(&self) -> Vec<Tried> {
+        let tried = |message: &Incoming| {
+            let rejection = message.replay_of?.rejection;
+            Some(Tried { rejection, window_waived: message.window_waived })
+        };
+        self.decided.iter().filter_map(|decided| tried(&decided.message)).collect()
     }
 
     /// A batch of messages from the stream, with everything done that needs no database.

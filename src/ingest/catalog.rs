@@ -6,7 +6,7 @@ use foldhash::HashMap;
 use crate::domain::ids::BookId;
 use crate::rating::{PriceBook, SellBooks};
 use crate::store::rating_data::{CustomerEntry, GatewayEntry};
-use crate::store::{Database, Scope, catalog, partitions, prices, rating_data};
+use crate::store::{Database, catalog, partitions, prices, rating_data};
 
 use super::IngestError;
 
@@ -37,7 +37,7 @@ impl Catalog {
     /// # Errors
     /// [`IngestError::Store`]; [`IngestError::Book`] where a stored book contradicts itself.
     pub async fn load(database: &Database) -> Result<Self, IngestError> {
-        let mut tx = database.read(Scope::Everything).await?;
+        let mut tx = database.read_ingest().await?;
         let version = catalog::version(&mut tx).await?;
         let archived_through = partitions::archived_through(&mut tx).await?;
         let gateways = rating_data::gateways(&mut tx).await?;

@@ -2,7 +2,7 @@
 
 use super::IngestError;
 use super::stream::{self, UsageStream};
-use crate::store::{Database, Scope, completeness};
+use crate::store::{Database, completeness};
 
 /// What the stream is to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) enum Life {
 /// # Errors
 /// [`IngestError::Store`], [`IngestError::Stream`].
 pub(super) async fn look(stream: &UsageStream, database: &Database) -> Result<Life, IngestError> {
-    let mut tx = database.read(Scope::Everything).await?;
+    let mut tx = database.read_ingest().await?;
     let Some(recorded) = completeness::last(&mut tx, stream.incarnation).await? else {
         let others = completeness::other_lives(&mut tx, stream.incarnation).await?;
         return Ok(Life::New { others });

@@ -15,7 +15,7 @@ use super::stream::{self, Delivery, StreamLimits, UsageStream};
 use super::{IngestError, meters};
 use crate::store::completeness::{self, Sequences};
 use crate::store::journal::Origin;
-use crate::store::{Database, Scope, commit};
+use crate::store::{Database, commit};
 
 /// Messages read again per transaction.
 const REPAIR_BATCH_MESSAGES: usize = 200;
@@ -171,7 +171,7 @@ impl Repairer {
         database: &Database,
         due: i64,
     ) -> Result<completeness::Unaccounted, IngestError> {
-        let mut tx = database.read(Scope::Everything).await?;
+        let mut tx = database.read_ingest().await?;
         Ok(completeness::unaccounted(&mut tx, stream.incarnation, due, &self.gone, ROUND_RUNS).await?)
     }
 

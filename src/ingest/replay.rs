@@ -12,7 +12,7 @@ use crate::domain::ids::RejectionId;
 use crate::metering::Reason;
 use crate::store::journal::Origin;
 use crate::store::replay::{self, Replayable};
-use crate::store::{Scope, commit};
+use crate::store::commit;
 
 /// Rejections that are tried together, as a transaction or, where their bodies are large, as several.
 const REPLAY_MAX: i64 = 500;
@@ -31,7 +31,7 @@ const CATALOG_REASONS: [Reason; 4] =
 /// [`IngestError`]; what was settled before it stays so.
 pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     let reasons: Vec<String> = CATALOG_REASONS.iter().map(ToString::to_string).collect();
-    let mut tx = recorder.database().read(Scope::Everything).await?;
+    let mut tx = recorder.database().read_ingest().await?;
     let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
     drop(tx);
     if due.is_empty() {

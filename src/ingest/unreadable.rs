@@ -22,7 +22,7 @@ use super::pace::Nudge;
 use super::pipeline::{Acks, Fetched};
 use super::stream::{self, CONSUMER, UsageStream};
 use crate::store::completeness::{self, Sequences};
-use crate::store::{Database, Scope};
+use crate::store::Database;
 
 /// How often it is asked whether something is delivered again while messages arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -194,7 +194,7 @@ async fn missing(
     after: i64,
     to: i64,
 ) -> Result<Vec<Sequences>, IngestError> {
-    let mut tx = database.read(Scope::Everything).await?;
+    let mut tx = database.read_ingest().await?;
     let before = [Sequences { from: 1, to: after + 1 }];
     Ok(completeness::unaccounted(&mut tx, stream.incarnation, to, &before, LOOK_RUNS).await?.first)
 }

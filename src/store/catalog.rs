@@ -13,12 +13,18 @@ pub async fn version(connection: &mut PgConnection) -> Result<i64, StoreError> {
 }
 
 /// Counts the version up: called in every transaction that changes what events are rated with, so that consumers load
-/// the catalog again and unpriced rejections are tried again.
+/// the catalog again and unpriced rejections are tried again. To the microseconds of now, or by one: a database that was
+/// restored, or a standby that trailed, must not come to a version again that somebody still holds another catalog of.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn bump(connection: &mut PgConnection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!("UPDATE catalog_version SET version = version + 1 RETURNING version")
-        .fetch_one(connection)
-        .await?)
+    let version = sqlx::query_scalar!(
+        "UPDATE catalog_version
+         SET version = GREATEST(version + 1, trunc(extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+         RETURNING version"
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(version)
 }

@@ -213,6 +213,13 @@ impl Pool {
         let underway = self.transactions.begin();
         Ok(Tx { transaction: self.connections.begin().await?, _underway: underway })
     }
+
+    /// Read-only, and every statement sees the same.
+    async fn begin_snapshot(&self) -> Result<Tx, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
+        Ok(tx)
+    }
 }
 
 /// A transaction; dropped without [`commit`] it rolls back.
@@ -289,8 +296,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn read(&self, scope: Scope) -> Result<Tx, StoreError> {
-        let mut tx = self.api.begin().await?;
-        sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
+        let mut tx = self.api.begin_snapshot().await?;
         if let Scope::Customer(id) = scope {
             sqlx::query!(
                 "SELECT set_config('waybill.customer_id', $1, true) AS customer,
@@ -305,6 +311,15 @@ impl Database {
             sqlx::query!("SET LOCAL ROLE waybill_customer").execute(&mut *tx).await?;
         }
         Ok(tx)
+    }
+
+    /// Begins a read-only transaction of the recording side with one snapshot: what recording waits for, it must not ask of
+    /// connections that the API may have taken.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn read_ingest(&self) -> Result<Tx, StoreError> {
+        self.ingest.begin_snapshot().await
     }
 
     /// Whether the database answers.

@@ -31,6 +31,15 @@ pub struct Replayable {
     pub window_waived: bool,
 }
 
+/// A rejection as it was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tried {
+    /// The rejection.
+    pub rejection: RejectionId,
+    /// Whether it was judged without the acceptance window.
+    pub window_waived: bool,
+}
+
 /// What became of a rejection that was tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
@@ -125,15 +134,20 @@ pub async fn request_waiting(
     Ok(looked_at.last.filter(|_| looked_at.count == limit))
 }
 
-/// Locks the rejections; `false` where one of them was resolved in the meantime.
+/// Locks the rejections; `false` where one of them was resolved in the meantime, or had its window waived: then it was
+/// judged by a window that it has no more, and the request would count as answered.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn still_open(connection: &mut PgConnection, ids: &[RejectionId]) -> Result<bool, StoreError> {
-    let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+pub async fn still_open(connection: &mut PgConnection, tried: &[Tried]) -> Result<bool, StoreError> {
+    let ids: Vec<i64> = tried.iter().map(|tried| tried.rejection.0).collect();
+    let waived: Vec<bool> = tried.iter().map(|tried| tried.window_waived).collect();
     let open = sqlx::query_scalar!(
-        "SELECT id FROM rejections WHERE id = ANY($1) AND resolved_at IS NULL ORDER BY id FOR UPDATE",
-        &ids
+        "SELECT r.id FROM rejections r JOIN unnest($1::bigint[], $2::boolean[]) AS tried(id, window_waived) ON tried.id = r.id
+         WHERE r.resolved_at IS NULL AND r.window_waived = tried.window_waived
+         ORDER BY r.id FOR UPDATE OF r",
+        &ids,
+        &waived
     )
     .fetch_all(connection)
     .await?;

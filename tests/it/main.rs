@@ -42,6 +42,7 @@ mod real_data;
 mod rebuild;
 mod recording;
 mod recording_bounds;
+mod replay;
 mod reports;
 mod rerate;
 mod roles;

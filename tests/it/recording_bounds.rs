@@ -5,6 +5,7 @@ use std::io::Write;
 use async_nats::HeaderMap;
 use serde_json::json;
 
+use crate::harness::wait_until;
 use crate::world::{Outcome, World, usage_event};
 
 /// Blanks behind an event, so that decompressed it is almost as large as a message may be.
@@ -64,4 +65,20 @@ async fn an_event_that_always_violates_a_unique_key_is_rejected_alone() {
     assert_eq!(outcomes, [Outcome::Recorded, Outcome::Rejected("unstorable"), Outcome::Recorded]);
     assert_eq!(world.outcomes(alone, 1).await, [Outcome::Recorded]);
     world.verified().await;
+}
+
+/// Reports that many people ask for at once hold up each other, not what is recorded: not even where it needs other prices.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_the_api_has_taken_do_not_hold_up_recording() {
+    let world = World::start().await;
+    world.publish("gw-1", &usage_event("before")).await;
+    world.settled().await;
+    let mut taken = Vec::new();
+    while let Ok(tx) = world.bed.database.begin().await {
+        taken.push(tx);
+    }
+    world.bed.run("UPDATE catalog_version SET version = version + 1").await;
+    world.publish("gw-1", &usage_event("after")).await;
+    wait_until("it is recorded", async || (world.recorded_events().await == 2).then_some(())).await;
+    assert!(!taken.is_empty());
 }
