@@ -268,7 +268,7 @@ impl Data<'_> {
                 ));
             }
             (Some(Classes { quantities, .. }), None) => vec![Reading::of(quantities)],
-            (None, Some(Object(payload))) => payload.decompose()?,
+            (None, Some(Object(payload))) => payload.decompose(self.model.as_deref())?,
         };
         if readings.len() > PARTS_MAX {
             return Err(Rejected::new(
@@ -342,12 +342,12 @@ impl Task<'_> {
 }
 
 impl<'a> ProviderUsage<'a> {
-    fn decompose(self) -> Result<Vec<Reading<'a>>, Rejected> {
+    fn decompose(self, model: Option<&str>) -> Result<Vec<Reading<'a>>, Rejected> {
         let format: Format = required("provider_usage.format", self.format.as_ref())?
             .parse()
             .map_err(|unknown| Rejected::new(Reason::UnknownFormat, unknown))?;
         match self.body {
-            Some(body) => format.decompose(body.get()),
+            Some(body) => format.decompose(body.get(), model),
             None => Err(Rejected::new(
                 Reason::Unmetered,
                 "`provider_usage.body` is missing; send the provider's response or its usage object",

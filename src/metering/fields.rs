@@ -7,9 +7,10 @@ use compact_str::CompactString;
 
 use super::json::Text;
 use super::reason::{Reason, Rejected};
+use crate::domain::names::{self, is_id_byte};
 
 /// Longest text of an event, in bytes of UTF-8.
-pub(super) const TEXT_MAX_BYTES: usize = 128;
+pub(super) const TEXT_MAX_BYTES: usize = names::NAME_BYTES_MAX;
 /// Texts that programs write when they have no id.
 const NO_IDS: [&str; 5] = ["undefined", "null", "none", "nil", "nan"];
 
@@ -25,7 +26,7 @@ pub(super) fn machine_id(field: &'static str, text: &str) -> Result<CompactStrin
 /// A provider: a machine id in lower case, as price books name it.
 pub(super) fn provider(text: &str) -> Result<CompactString, Rejected> {
     sized("provider", text)?;
-    if !text.bytes().all(|byte| is_id_byte(byte) && !byte.is_ascii_uppercase()) {
+    if !names::is_provider(text) {
         return Err(charset("provider", "lower-case letters, digits and . _ : -"));
     }
     Ok(text.into())
@@ -35,8 +36,7 @@ pub(super) fn provider(text: &str) -> Result<CompactString, Rejected> {
 /// characters that cannot be told apart on a page are refused.
 pub(super) fn model(text: &str) -> Result<CompactString, Rejected> {
     sized("model", text)?;
-    let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-    if !printable || text.trim_ascii().len() != text.len() {
+    if !names::is_model(text) {
         return Err(charset("model", "printable ASCII characters, without blanks at its ends"));
     }
     Ok(text.into())
@@ -128,10 +128,6 @@ pub(super) fn sized(field: &str, text: &str) -> Result<(), Rejected> {
 
 fn charset(field: &str, allowed: impl fmt::Display) -> Rejected {
     Rejected::new(Reason::Charset, format_args!("`{field}` may hold {allowed} only"))
-}
-
-pub(super) const fn is_id_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-')
 }
 
 #[cfg(test)]

@@ -103,7 +103,10 @@ impl<'de> Visitor<'de> for Level<'_> {
                             continue;
                         }
                         "epoch" => {
-                            mark.epoch.get_or_insert(map.next_value()?);
+                            // `null` says that there is none, as on the wire.
+                            if let Some(epoch) = map.next_value::<Option<Hint>>()? {
+                                mark.epoch.get_or_insert(epoch);
+                            }
                             continue;
                         }
                         _ => {
@@ -197,6 +200,7 @@ mod tests {
         let mark = |json: &str| hints(json.as_bytes()).mark.map(|mark| (mark.epoch, mark.number));
         assert_eq!(mark(r#"{"id":"","sequence":7,"epoch":"e-1","data":null}"#), Some(("e-1".into(), 7)));
         assert_eq!(mark(r#"{"sequence":"42"}"#), Some(("default".into(), 42)));
+        assert_eq!(mark(r#"{"sequence":7,"epoch":null}"#), Some(("default".into(), 7)));
         for none in [
             r#"{"epoch":"e"}"#,
             r#"{"sequence":0}"#,
@@ -207,6 +211,7 @@ mod tests {
             r#"{"sequence":1,"epoch":""}"#,
             r#"{"sequence":1,"epoch":"a b"}"#,
             r#"{"sequence":1,"epoch":3}"#,
+            r#"{"sequence":null,"epoch":null}"#,
         ] {
             assert_eq!(mark(none), None, "{none}");
         }

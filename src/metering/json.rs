@@ -11,6 +11,7 @@ use std::ops::Deref;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 
 use super::reason::{Reason, Rejected};
 use crate::domain::tokens::QUANTITY_MAX;
@@ -31,6 +32,15 @@ pub(super) fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Rejected>
 /// Reads one JSON value of any kind, as [`read`] does.
 pub(super) fn read_any<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Rejected> {
     serde_json::from_str(text).map_err(|error| rejected(&error, text))
+}
+
+/// The objects in a list; what is no list, or no object in it, says nothing.
+pub(super) fn objects<'a, T: Deserialize<'a>>(list: Option<&'a RawValue>) -> Result<Vec<T>, Rejected> {
+    let Some(list) = list.map(RawValue::get).filter(|list| list.starts_with('[')) else {
+        return Ok(Vec::new());
+    };
+    let entries: Vec<&RawValue> = read_any(list)?;
+    entries.into_iter().map(RawValue::get).filter(|entry| entry.starts_with('{')).map(read).collect()
 }
 
 /// Whether brackets nest deeper than [`DEPTH_MAX`]; decided by counting alone for every ordinary event.

@@ -13,8 +13,10 @@ pub const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub const MESSAGE_MAX_EVENTS: usize = 500;
 /// Largest window a compressed body may ask for, as a power of two: no decoder needs more memory than the bound above.
 const ZSTD_WINDOW_LOG_MAX: u32 = 22;
+/// First bytes of zstd.
+pub(super) const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// First bytes of compressed data that came without its `Content-Encoding`.
-const COMPRESSED_MAGIC: [&[u8]; 2] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd]];
+const COMPRESSED_MAGIC: [&[u8]; 2] = [&[0x1f, 0x8b], ZSTD_MAGIC];
 /// What an editor or a shell puts in front of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 
@@ -87,7 +89,7 @@ fn decoded(body: &Bytes, content_encoding: Option<&str>) -> Result<Bytes, Reject
 }
 
 /// A zstd body, decompressed up to the bound and no further.
-fn decompressed(body: &[u8]) -> Result<Vec<u8>, Rejected> {
+pub(super) fn decompressed(body: &[u8]) -> Result<Vec<u8>, Rejected> {
     let broken = |error: std::io::Error| {
         Rejected::new(
             Reason::Encoding,
@@ -118,6 +120,18 @@ fn short(text: &str) -> String {
 
 fn not_json(detail: &str) -> Rejected {
     Rejected::new(Reason::Json, format_args!("{detail}; send one event object, or an array of them"))
+}
+
+/// Where the objects of a body lie that could not be taken apart, as far as their brackets tell.
+pub(super) fn objects(body: &[u8]) -> Vec<Range<usize>> {
+    let mut scanner = Scanner { body, at: 0 };
+    let mut objects = Vec::new();
+    while let Some(ahead) = memchr::memchr(b'{', &body[scanner.at..]) {
+        scanner.at += ahead;
+        let Ok(object) = scanner.element() else { break };
+        objects.push(object);
+    }
+    objects
 }
 
 /// Finds the boundaries of the events by their brackets alone, without recursion.

@@ -41,5 +41,5 @@ pub use hash::content_hash;
 pub use hints::{Hints, hints};
 pub use message::{MESSAGE_MAX_BYTES, MESSAGE_MAX_EVENTS, Message, split, split_shared};
 pub use reason::{Reason, Rejected, UnknownReason};
-pub use redact::{redact, redact_message};
+pub use redact::{redact, redact_message, redact_rejected};
 pub use values::ATTRIBUTES_MAX;

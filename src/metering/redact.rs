@@ -2,9 +2,10 @@
 //!
 //! Only inside `data.provider_usage.body`, and only texts: counts, names and costs stay, so a redacted event reads as
 //! the same usage (a test proves it for every payload we know). A rule by key, and one by length for the keys that
-//! nobody thought of.
+//! nobody thought of. Of what tools did at the provider, as much stays as their fees are counted by.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -12,12 +13,12 @@ use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use super::json::too_deep;
-use super::message::Message;
+use super::message::{Message, ZSTD_MAGIC, decompressed, objects};
 
 /// Found in every event that has something to cut. Made once: that takes as long as a search.
 static MARK: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"provider_usage\""));
 /// Keys whose texts, lists and objects are cut; plain numbers under them are counts and stay.
-const CUT: [&str; 31] = [
+const CUT: [&str; 33] = [
     "arguments",
     "candidates",
     "choices",
@@ -28,6 +29,7 @@ const CUT: [&str; 31] = [
     "data",
     "delta",
     "embedding",
+    "embeddings",
     "error_information",
     "error_str",
     "guardrail_information",
@@ -49,9 +51,26 @@ const CUT: [&str; 31] = [
     "text",
     "tools",
     "transcript",
+    "vertex_ai_grounding_metadata",
 ];
+/// Lists of what was answered, of which an outline stays; where they are no lists, they are cut.
+const ANSWERS: [&str; 2] = ["candidates", "output"];
+/// What Google looked up, of which an outline stays wherever it is.
+const GROUNDING: [&str; 4] =
+    ["groundingChunks", "groundingMetadata", "grounding_chunks", "grounding_metadata"];
+/// What an entry of an outline did, and of which kind that or the entry is.
+const ACTION: &str = "action";
+const KIND: &str = "type";
+/// Lists of queries: they stay countable, each text as a number, the same for the same query.
+const QUERIES: [&str; 2] = ["webSearchQueries", "web_search_queries"];
 /// Beginnings of span attributes that carry texts.
-const CUT_PREFIXES: [&str; 10] = [
+const CUT_PREFIXES: [&str; 21] = [
+    "ai.embedding",
+    "ai.prompt",
+    "ai.response.",
+    "ai.schema",
+    "ai.toolCall.",
+    "ai.value",
     "gen_ai.completion.",
     "gen_ai.content.",
     "gen_ai.input.",
@@ -59,14 +78,24 @@ const CUT_PREFIXES: [&str; 10] = [
     "gen_ai.prompt.",
     "gen_ai.system_instructions",
     "gen_ai.tool.",
+    "input.value",
     "llm.completions.",
+    "llm.input_messages.",
+    "llm.output_messages.",
     "llm.prompts.",
+    "llm.tools.",
+    "output.value",
     "traceloop.entity.",
 ];
+/// Span attributes that begin so and carry none.
+const KEPT: [&str; 4] =
+    ["ai.response.finishReason", "ai.response.id", "ai.response.model", "ai.response.timestamp"];
 /// A wrapper around what the provider answered: searched like the body.
 const WRAPPER: &str = "response";
 /// Longest text that stays under any other key: names, ids, addresses.
 const TEXT_MAX_BYTES: usize = 256;
+/// Level at which what was compressed is compressed again.
+const ZSTD_LEVEL: i32 = 3;
 /// The attribute of a span that holds all counts of the call, as one text.
 const COUNTS: &str = "metadata.usage_object";
 
@@ -75,6 +104,29 @@ pub fn redact(event: &[u8]) -> Cow<'_, [u8]> {
     let mut cutter = Cutter::new(event);
     if has_payload(event) {
         cutter.run(0, Zone::Event);
+    }
+    cutter.finish()
+}
+
+/// What could not be recorded without texts of prompts and answers: those of each object in it that is valid JSON, be it
+/// alone, among others or compressed with zstd.
+pub fn redact_rejected(received: &[u8]) -> Cow<'_, [u8]> {
+    if !received.starts_with(ZSTD_MAGIC) {
+        return redact_objects(received);
+    }
+    let Ok(plain) = decompressed(received) else { return Cow::Borrowed(received) };
+    match redact_objects(&plain) {
+        Cow::Owned(cut) => zstd::bulk::compress(&cut, ZSTD_LEVEL).map_or(Cow::Borrowed(received), Cow::Owned),
+        Cow::Borrowed(_) => Cow::Borrowed(received),
+    }
+}
+
+fn redact_objects(text: &[u8]) -> Cow<'_, [u8]> {
+    let mut cutter = Cutter::new(text);
+    for object in objects(text) {
+        if has_payload(&text[object.clone()]) {
+            cutter.run(object.start, Zone::Event);
+        }
     }
     cutter.finish()
 }
@@ -109,6 +161,10 @@ enum Zone {
     Data,
     ProviderUsage,
     Body,
+    /// What was answered, as far as fees are counted by it.
+    Outline,
+    /// Queries that were put to a search.
+    Queries,
 }
 
 impl Zone {
@@ -117,6 +173,10 @@ impl Zone {
         match (self, key) {
             (Self::Event, "data") => Some(Self::Data),
             (Self::Data, "provider_usage") => Some(Self::ProviderUsage),
+            (Self::Body | Self::Outline, key) if QUERIES.contains(&key) => Some(Self::Queries),
+            (Self::Body | Self::Outline, key) if GROUNDING.contains(&key) => Some(Self::Outline),
+            (Self::Body, key) if ANSWERS.contains(&key) => Some(Self::Outline),
+            (Self::Outline, ACTION) => Some(Self::Outline),
             (Self::ProviderUsage, "body") | (Self::Body, _) => Some(Self::Body),
             _ => None,
         }
@@ -131,11 +191,13 @@ struct Cutter<'a> {
     out: Vec<u8>,
     /// Up to where the text is in `out`; 0 where nothing was cut yet.
     copied: usize,
+    /// The queries of the body, by their numbers.
+    queries: HashMap<Cow<'a, str>, usize>,
 }
 
 impl<'a> Cutter<'a> {
-    const fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, out: Vec::new(), copied: 0 }
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, out: Vec::new(), copied: 0, queries: HashMap::new() }
     }
 
     /// The whole text, without what was cut.
@@ -150,6 +212,7 @@ impl<'a> Cutter<'a> {
     /// Goes through the value that begins there, in this zone.
     fn run(&mut self, at: usize, whole: Zone) {
         self.at = at;
+        self.queries.clear();
         // The containers that are open: whether each is an object, and its zone.
         let mut open: Vec<(bool, Zone)> = Vec::new();
         loop {
@@ -169,12 +232,14 @@ impl<'a> Cutter<'a> {
                 if is_object {
                     let key = self.key();
                     zone = around.inside(&key);
-                    cut = around == Zone::Body && self.is_cut(&key);
+                    cut = self.is_cut(around, &key);
                     counts = key == COUNTS;
                 }
             }
             match (zone, self.peek()) {
-                (Some(_), Some(b'{' | b'[' | b'"')) if cut => self.empty(),
+                (_, Some(b'{' | b'[' | b'"')) if cut => self.empty(),
+                (Some(Zone::Queries), Some(b'"')) => self.number(),
+                (Some(Zone::Queries), Some(b'{')) | (Some(Zone::Outline), Some(b'"')) => self.empty(),
                 (Some(zone), Some(opener @ (b'{' | b'['))) => {
                     self.at += 1;
                     open.push((opener == b'{', zone));
@@ -190,10 +255,24 @@ impl<'a> Cutter<'a> {
         }
     }
 
-    /// Whether the value ahead is cut under this key.
-    fn is_cut(&self, key: &str) -> bool {
-        let named = CUT.contains(&key) || CUT_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
-        named && !(key == WRAPPER && self.peek() == Some(b'{'))
+    /// Whether the value ahead is cut under this key of an object in the zone.
+    fn is_cut(&self, around: Zone, key: &str) -> bool {
+        let kept = |key: &str| match self.peek() {
+            Some(b'{') => key == WRAPPER,
+            Some(b'[') => ANSWERS.contains(&key),
+            _ => KEPT.contains(&key),
+        };
+        match around {
+            Zone::Body => {
+                let named = CUT.contains(&key) || CUT_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+                named && !kept(key)
+            }
+            Zone::Outline if key == KIND => {
+                self.peek() != Some(b'"') || self.value_end() - self.at > TEXT_MAX_BYTES
+            }
+            Zone::Outline => around.inside(key).is_none(),
+            _ => false,
+        }
     }
 
     /// Replaces the value ahead by an empty one of its kind; a list that had entries keeps one, for the decoders that
@@ -208,11 +287,29 @@ impl<'a> Cutter<'a> {
             _ => b"\"\"",
         };
         if value.len() > empty.len() {
-            self.out.extend_from_slice(&self.text[self.copied..self.at]);
-            self.out.extend_from_slice(empty);
-            self.copied = end;
+            self.replace(end, empty);
         }
         self.at = end;
+    }
+
+    /// Replaces the query ahead by its number; an empty one is none and stays.
+    fn number(&mut self) {
+        let (end, quoted) = (self.value_end(), &self.text[self.at..self.value_end()]);
+        if quoted.len() > 2 {
+            let next = self.queries.len() + 1;
+            let number = *self.queries.entry(unquoted(quoted)).or_insert(next);
+            self.replace(end, format!("\"{number}\"").as_bytes());
+        }
+        self.at = end;
+    }
+
+    /// Writes something else in place of the text up to there.
+    fn replace(&mut self, end: usize, by: &[u8]) {
+        if self.text[self.at..end] != *by {
+            self.out.extend_from_slice(&self.text[self.copied..self.at]);
+            self.out.extend_from_slice(by);
+            self.copied = end;
+        }
     }
 
     /// The key ahead, without its quotes and escapes; moves on to its value.
@@ -221,12 +318,7 @@ impl<'a> Cutter<'a> {
         self.at = self.value_end();
         let quoted = &self.text[start..self.at];
         self.skip_separators();
-        match quoted {
-            [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => {
-                str::from_utf8(plain).map_or_else(|_| String::from_utf8_lossy(plain), Cow::Borrowed)
-            }
-            _ => Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default()),
-        }
+        unquoted(quoted)
     }
 
     /// Where the value ahead ends.
@@ -272,6 +364,16 @@ impl<'a> Cutter<'a> {
     }
 }
 
+/// A JSON string without its quotes and escapes.
+fn unquoted(quoted: &[u8]) -> Cow<'_, str> {
+    match quoted {
+        [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => {
+            str::from_utf8(plain).map_or_else(|_| String::from_utf8_lossy(plain), Cow::Borrowed)
+        }
+        _ => Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,7 +411,7 @@ mod tests {
             ),
             (
                 r#"{"response":{"model":"m","output":[{"text":"SECRET"}],"usage":{"input_tokens":5}}}"#,
-                r#"{"response":{"model":"m","output":[{}],"usage":{"input_tokens":5}}}"#,
+                r#"{"response":{"model":"m","output":[{"text":""}],"usage":{"input_tokens":5}}}"#,
             ),
             (
                 r#"{"response":"SECRET","model_parameters":{"stop":"SECRET"}}"#,
@@ -321,10 +423,54 @@ mod tests {
                 r#"{"attributes":{"gen_ai.prompt.0.content":"","gen_ai.usage.input_tokens":"5"}}"#,
             ),
             (r#"{"deep":[{"deeper":[{"input":["SECRET"]}]}]}"#, r#"{"deep":[{"deeper":[{"input":[{}]}]}]}"#),
+            (
+                r#"{"attributes":{"ai.prompt":"SECRET","ai.prompt.messages":"SECRET","ai.response.text":"SECRET",
+                    "ai.response.model":"m","ai.response.id":"r1","ai.toolCall.args":"SECRET","ai.values":["SECRET"],
+                    "input.value":"SECRET","output.value":"SECRET","llm.input_messages.0.message.content":"SECRET",
+                    "llm.output_messages.0.message.content":"SECRET","ai.usage.inputTokens":5}}"#,
+                r#"{"attributes":{"ai.prompt":"","ai.prompt.messages":"","ai.response.text":"",
+                    "ai.response.model":"m","ai.response.id":"r1","ai.toolCall.args":"","ai.values":[{}],
+                    "input.value":"","output.value":"","llm.input_messages.0.message.content":"",
+                    "llm.output_messages.0.message.content":"","ai.usage.inputTokens":5}}"#,
+            ),
             (&format!(r#"{{"unheard_of":"{long}","short":"ok"}}"#), r#"{"unheard_of":"","short":"ok"}"#),
         ];
         for (body, expected) in cases {
             assert_eq!(redacted(body), event(expected), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_fees_are_counted_by_stays_countable() {
+        let cases = [
+            (
+                r#"{"output":[{"type":"web_search_call","id":"SECRET","action":{"type":"search","query":"SECRET",
+                    "sources":[{"type":"url","url":"SECRET"}]}},{"type":"message","content":[{"text":"SECRET"}]},
+                    "SECRET",{"type":["SECRET"],"summary":"SECRET","n":1}]}"#,
+                r#"{"output":[{"type":"web_search_call","id":"","action":{"type":"search","query":"",
+                    "sources":[{}]}},{"type":"message","content":[{}]},
+                    "",{"type":[{}],"summary":"","n":1}]}"#,
+            ),
+            (
+                r#"{"candidates":[{"content":{"parts":["SECRET"]},"groundingMetadata":{"webSearchQueries":
+                    ["SECRET","","more SECRET","SECR\u0045T",{"a":"SECRET"}],"groundingChunks":[{"maps":{"title":"SECRET"}}],
+                    "searchEntryPoint":{"renderedContent":"SECRET"}}},{"grounding_metadata":{"web_search_queries":
+                    ["more SECRET","1"]}}]}"#,
+                r#"{"candidates":[{"content":{},"groundingMetadata":{"webSearchQueries":
+                    ["1","","2","1",{}],"groundingChunks":[{"maps":{}}],
+                    "searchEntryPoint":{}}},{"grounding_metadata":{"web_search_queries":
+                    ["2","3"]}}]}"#,
+            ),
+            (
+                r#"{"serverContent":{"groundingMetadata":{"webSearchQueries":["SECRET"],"retrievalQueries":["SECRET"]}},
+                    "output":{"message":"SECRET"},"candidates":"SECRET"}"#,
+                r#"{"serverContent":{"groundingMetadata":{"webSearchQueries":["1"],"retrievalQueries":[{}]}},
+                    "output":{},"candidates":""}"#,
+            ),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(redacted(body), event(expected), "{body}");
+            assert_eq!(redacted(expected), event(expected), "what is cut stays as it is");
         }
     }
 
@@ -364,6 +510,34 @@ mod tests {
                 let alone = String::from_utf8(redact(event.as_bytes()).into_owned()).unwrap();
                 assert!(!alone.contains("SECRET"), "{event}");
                 assert_eq!(stored(&event), format!(" [{alone},{alone}]"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_rejected_as_a_whole_is_cut_where_it_can_be_read() {
+        let (told, cut) = (event(r#"{"prompt":"SECRET","n":1}"#), event(r#"{"prompt":"","n":1}"#));
+        let many = |event: &str| format!("[{}]", vec![event; super::super::MESSAGE_MAX_EVENTS + 1].join(","));
+        let cases = [
+            (told.clone(), cut.clone()),
+            (many(&told), many(&cut)),
+            (format!("[{told},]"), format!("[{cut},]")),
+            (format!("[{told},{told}"), format!("[{cut},{cut}")),
+            (format!("\u{feff}{told}"), format!("\u{feff}{cut}")),
+            (format!("{told}\n{told} x"), format!("{cut}\n{cut} x")),
+            (format!("[[{told}],12]"), format!("[[{cut}],12]")),
+        ];
+        for (received, expected) in cases {
+            assert_eq!(String::from_utf8_lossy(&redact_rejected(received.as_bytes())), expected);
+            let compressed = zstd::bulk::compress(received.as_bytes(), 1).unwrap();
+            let stored = redact_rejected(&compressed).into_owned();
+            assert_eq!(String::from_utf8_lossy(&zstd::decode_all(&stored[..]).unwrap()), expected);
+        }
+        // What ends before its bracket does cannot be read; what holds nothing to cut stays as it came.
+        let truncated = told.replace("]}", "");
+        for received in [&truncated[..truncated.len() - 3], "[{}{}]", "hello {", "[[[[", "{\"a", ""] {
+            for received in [received.as_bytes(), &zstd::bulk::compress(received.as_bytes(), 1).unwrap()] {
+                assert!(matches!(redact_rejected(received), Cow::Borrowed(same) if same == received));
             }
         }
     }

@@ -60,7 +60,13 @@ pub(super) struct Usage<'a> {
     // xAI.
     pub num_sources_used: Option<Count>,
     pub server_side_tool_usage_details: Option<Object<ServerSideTools>>,
-    pub cost_in_usd_ticks: Option<Count>,
+    #[serde(borrow)]
+    pub cost_in_usd_ticks: Option<&'a RawValue>,
+    // xAI's native API, which has no details of the prompt.
+    pub cached_prompt_text_tokens: Option<Count>,
+    pub prompt_image_tokens: Option<Count>,
+    #[serde(borrow)]
+    pub server_side_tools_used: Option<Vec<&'a RawValue>>,
     // OpenRouter, Perplexity and others that state what they charged.
     #[serde(borrow)]
     pub cost: Option<&'a RawValue>,
@@ -81,6 +87,8 @@ pub(super) struct PromptDetails {
     pub video_tokens: Option<Count>,
     /// LiteLLM's copy of what Google, OpenAI, xAI, Perplexity and Mistral count elsewhere or only list.
     pub web_search_requests: Option<Count>,
+    /// LiteLLM's count of what Google looked up in its maps.
+    pub google_maps_grounding_requests: Option<Count>,
     /// LiteLLM's copy of Google's tool-use prompt.
     pub tool_use_tokens: Option<Count>,
 }
@@ -107,7 +115,7 @@ pub(super) struct ToolUse {
 }
 
 /// Calls of tools that run at xAI.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub(super) struct ServerSideTools {
     pub web_search_calls: Option<Count>,
     pub x_search_calls: Option<Count>,
@@ -125,7 +133,7 @@ pub(super) struct CostDetails<'a> {
 const BILLED_BY_PROMPT: [&str; 3] = ["gemini-1.", "gemini-2.", "gemini-live-2."];
 
 /// Whether a model's searches are billed by the prompt, whatever names of providers lead its own.
-fn is_billed_by_prompt(model: &str) -> bool {
+pub(super) fn is_billed_by_prompt(model: &str) -> bool {
     let name = model.rsplit_once('/').map_or(model, |(_, name)| name);
     BILLED_BY_PROMPT.iter().any(|start| name.starts_with(start))
 }
@@ -214,10 +222,12 @@ impl Usage<'_> {
     }
 
     fn caches_in_details(&self) -> Result<Caches, Rejected> {
-        let Some(Object(details)) = &self.prompt_tokens_details else { return Ok(Caches::default()) };
+        let none = PromptDetails::default();
+        let details = self.prompt_tokens_details.as_ref().map_or(&none, |Object(details)| details);
+        let read = agreed(&[details.cached_tokens, self.cached_prompt_text_tokens], "cache reads")?;
         let written = agreed(&[details.cache_write_tokens, details.cache_creation_tokens], "cache writes")?;
         let split = details.cache_creation_token_details.as_ref().map(|Object(split)| split);
-        Caches::new(or_zero(details.cached_tokens), written, split)
+        Caches::new(read, written, split)
     }
 
     /// Web searches, under whatever name; the queries of a model that is billed by the grounded prompt are one.
@@ -260,8 +270,8 @@ impl Usage<'_> {
         let none = PromptDetails::default();
         let details = self.prompt_tokens_details.as_ref().map_or(&none, |Object(details)| details);
         let prompt = need(self.prompt_tokens, "prompt_tokens")?;
-        let (audio, image, video) =
-            (or_zero(details.audio_tokens), or_zero(details.image_tokens), or_zero(details.video_tokens));
+        let (audio, video) = (or_zero(details.audio_tokens), or_zero(details.video_tokens));
+        let image = agreed(&[details.image_tokens, self.prompt_image_tokens], "image tokens")?;
         let input = rest(prompt, &[caches.read, caches.written(), audio, image, video], "the prompt")?;
         let [visible, reasoned, spoken, drawn, filmed] = self.completion(prompt, reasoning)?;
         let quantities = quantities(&[

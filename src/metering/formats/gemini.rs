@@ -4,13 +4,16 @@
 //! except at older endpoints, which the total gives away: there they are part of the text. Each modality of the prompt
 //! includes its cached tokens. Choices: documents are text; cached tokens without a modality are text (implicit
 //! caching), and more of them than the prompt has text are refused: how much of which modality was cached is not told,
-//! and each has a rate of its own. Tool-use prompts are input and count for context tiers; thoughts are outside where
-//! there is no total. Search grounding is billed by prompts or queries that the usage does not tell, so it is not here.
+//! and each has a rate of its own. Tool-use prompts are input and count for context tiers, except where a search or the
+//! maps made them, which is free (all of them then: how much another tool of the same call made is not told); thoughts
+//! are outside where there is no total. A prompt alone is refused: no answer is known to be empty by that, except in an
+//! embedding.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::grounding::Grounding;
 use super::{Format, Reading, Served, inconsistent, need, or_zero, quantities, rest, unmetered, usage_of};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
@@ -24,6 +27,10 @@ struct Response<'a> {
     usage: Option<&'a RawValue>,
     #[serde(rename = "promptTokenCount", alias = "prompt_token_count")]
     prompt: Option<IgnoredAny>,
+    #[serde(borrow)]
+    candidates: Option<&'a RawValue>,
+    #[serde(alias = "embeddings")]
+    embedding: Option<IgnoredAny>,
 }
 
 /// `usageMetadata`, in the spelling of the API or of the Python SDK.
@@ -33,7 +40,12 @@ struct Usage<'a> {
     prompt: Option<Count>,
     #[serde(rename = "cachedContentTokenCount", alias = "cached_content_token_count")]
     cached: Option<Count>,
-    #[serde(rename = "candidatesTokenCount", alias = "candidates_token_count", alias = "responseTokenCount")]
+    #[serde(
+        rename = "candidatesTokenCount",
+        alias = "candidates_token_count",
+        alias = "responseTokenCount",
+        alias = "response_token_count"
+    )]
     candidates: Option<Count>,
     #[serde(rename = "thoughtsTokenCount", alias = "thoughts_token_count")]
     thoughts: Option<Count>,
@@ -49,7 +61,8 @@ struct Usage<'a> {
         borrow,
         rename = "candidatesTokensDetails",
         alias = "candidates_tokens_details",
-        alias = "responseTokensDetails"
+        alias = "responseTokensDetails",
+        alias = "response_tokens_details"
     )]
     candidates_details: Option<Vec<Object<Modality<'a>>>>,
     #[serde(borrow, rename = "toolUsePromptTokensDetails", alias = "tool_use_prompt_tokens_details")]
@@ -107,18 +120,27 @@ impl ByModality {
     }
 }
 
-pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
+/// The model is the event's, for a response that names none.
+pub(super) fn decompose<'a>(body: &'a str, model: Option<&str>) -> Result<Reading<'a>, Rejected> {
     let response: Response<'_> = read(body)?;
     let usage: Usage<'_> = usage_of(body, response.usage, response.prompt.is_some())?;
     if usage.prompt.is_none() && usage.candidates.is_none() && usage.total.is_none() {
         return Err(unmetered(Format::GeminiGenerateContent));
     }
     let prompt = need(usage.prompt, "promptTokenCount")?;
+    if usage.total.is_none() && response.embedding.is_none() {
+        need(usage.candidates, "candidatesTokenCount")?;
+    }
+    let served = response.model.as_deref().filter(|model| !model.is_empty());
+    let grounding = Grounding::of(response.candidates, served.or(model))?;
     let tool_use = or_zero(usage.tool_use);
     let thoughts = or_zero(usage.thoughts);
     let cached = ByModality::new(or_zero(usage.cached), usage.cache_details.as_ref(), "the cached content")?;
     let fresh = ByModality::new(prompt, usage.prompt_details.as_ref(), "the prompt")?.without(&cached)?;
-    let tools = ByModality::new(tool_use, usage.tool_use_details.as_ref(), "the tool-use prompt")?;
+    let mut tools = ByModality::new(tool_use, usage.tool_use_details.as_ref(), "the tool-use prompt")?;
+    if grounding.is_read_for_free {
+        tools = ByModality::default();
+    }
     let shown = shown(&usage, prompt + tool_use, thoughts)?;
     let quantities = quantities(&[
         (TokenClass::Input, fresh.text + tools.text),
@@ -134,13 +156,14 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
         (TokenClass::OutputImage, shown.image),
         (TokenClass::OutputVideo, shown.video),
         (TokenClass::Reasoning, thoughts),
+        (TokenClass::WebSearch, grounding.searches),
     ])?;
     let service_tier = usage.service_tier.or_else(|| usage.traffic_type.as_deref().and_then(tier_of_traffic));
     Ok(Reading {
         model: response.model,
         conditions: Served { service_tier, ..Served::default() },
         quantities,
-        tier_input: prompt + tool_use,
+        tier_input: quantities.prompt_total(),
         ..Reading::default()
     })
 }

@@ -6,7 +6,8 @@
 //! provider's prefix taken off.
 //!
 //! Searches of most providers are counted in the prompt's details, which repeat xAI's searches of the web (not those of
-//! X), the sources of its older live search, and Perplexity's queries. Perplexity's citations are input for the one
+//! X), the sources of its older live search, and Perplexity's queries; those of OpenAI's responses are in the output
+//! alone. Perplexity's citations are input for the one
 //! model that is billed for them: for every model LiteLLM may put an estimate there, from the length of the links.
 
 use serde::Deserialize;
@@ -14,7 +15,9 @@ use serde_json::value::RawValue;
 
 use super::chat::{Caches, Reasoning, Usage};
 use super::iterations::{self, TopLevel};
-use super::{Format, Reading, Served, agreed, need, or_zero, quantities, stated, unmetered};
+use super::{
+    Format, Reading, Served, agreed, need, openai_responses, or_zero, quantities, stated, unmetered, xai,
+};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
 use crate::metering::reason::Rejected;
@@ -62,6 +65,8 @@ struct Response<'a> {
     model: Option<Text<'a>>,
     #[serde(borrow)]
     service_tier: Option<Text<'a>>,
+    #[serde(borrow)]
+    output: Option<&'a RawValue>,
 }
 
 pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
@@ -82,7 +87,7 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
     let mut readings = match &mut usage {
         _ if payload.cache_hit == Some(true) => vec![Reading::default()],
         Some(usage) if usage.prompt_tokens.is_some() || usage.completion_tokens.is_some() => {
-            parts(usage, model.as_deref())?
+            parts(usage, model.as_deref(), openai_responses::listed_searches(response.output)?)?
         }
         _ if failed => vec![Reading::default()],
         _ => return Err(unmetered(Format::LiteLlm)),
@@ -95,7 +100,7 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
     let served = served(usage.as_ref(), tier);
     for reading in &mut readings {
         reading.model = reading.model.take().or_else(|| model.clone());
-        reading.provider.clone_from(&provider);
+        reading.provider = provider.clone().map(super::known_provider);
         reading.conditions = served.clone();
     }
     if let [only] = readings.as_mut_slice() {
@@ -122,19 +127,25 @@ pub(super) fn in_span(
 ) -> Result<(i64, i64, Vec<Reading<'static>>), Rejected> {
     let mut usage: Usage<'_> = read(usage)?;
     let served = served(Some(&usage), usage.service_tier.clone());
-    let readings = parts(&mut usage, model)?
+    let readings = parts(&mut usage, model, 0)?
         .into_iter()
         .map(|reading| Reading { conditions: served.clone(), ..reading }.into_owned())
         .collect();
     Ok((or_zero(usage.prompt_tokens), or_zero(usage.completion_tokens), readings))
 }
 
-/// The parts of a usage object: its attempts where it lists them, itself otherwise.
-fn parts<'a>(usage: &mut Usage<'a>, model: Option<&str>) -> Result<Vec<Reading<'a>>, Rejected> {
+/// The parts of a usage object: its attempts where it lists them, itself otherwise. The searches that the output lists
+/// count where the usage counts none.
+fn parts<'a>(
+    usage: &mut Usage<'a>,
+    model: Option<&str>,
+    listed_searches: i64,
+) -> Result<Vec<Reading<'a>>, Rejected> {
     let caches = caches(usage)?;
-    let (searches, sessions) = tool_calls(usage, model)?;
+    let (counted_searches, sessions) = tool_calls(usage, model)?;
+    let searches = if counted_searches == 0 { listed_searches } else { counted_searches };
     let reasoning_beside = usage.take_reasoning_of_perplexity()?;
-    if searches > 0 {
+    if counted_searches > 0 || looked_up_maps(usage) {
         leave_out_what_the_search_read(usage);
     }
     let (whole, prompt) = usage.inclusive(caches, Reasoning::Inside)?;
@@ -162,15 +173,15 @@ fn parts<'a>(usage: &mut Usage<'a>, model: Option<&str>) -> Result<Vec<Reading<'
 /// Searches and code sessions that ran at the provider.
 fn tool_calls(usage: &Usage<'_>, model: Option<&str>) -> Result<(i64, i64), Rejected> {
     let counted = Some(Count(usage.web_searches(model)?));
-    let (of_the_web, of_x, sessions) =
-        usage.server_side_tool_usage_details.as_ref().map_or((None, 0, 0), |Object(tools)| {
-            (tools.web_search_calls, or_zero(tools.x_search_calls), or_zero(tools.code_interpreter_calls))
-        });
-    let searches = match agreed(&[counted, of_the_web], "the number of web searches")? {
-        0 => or_zero(usage.num_sources_used),
-        searches => searches,
-    };
-    Ok((searches + of_x, sessions))
+    let (of_the_web, of_x, sessions) = xai::tool_calls(usage.server_side_tool_usage_details.as_ref());
+    let of_the_web = agreed(&[counted, Some(Count(of_the_web))], "the number of web searches")?;
+    Ok((xai::searches(of_the_web, of_x, usage.num_sources_used), sessions))
+}
+
+/// Whether Google looked something up in its maps for the answer.
+fn looked_up_maps(usage: &Usage<'_>) -> bool {
+    let details = usage.prompt_tokens_details.as_ref();
+    details.is_some_and(|Object(details)| or_zero(details.google_maps_grounding_requests) > 0)
 }
 
 /// What Google's search read is free; LiteLLM leaves it out of the prompt, but not out of Google's total.

@@ -12,6 +12,7 @@ mod chat;
 mod cohere;
 mod deepseek;
 mod gemini;
+mod grounding;
 mod iterations;
 mod litellm;
 mod mistral;
@@ -37,6 +38,7 @@ use super::json::{Count, Text, read};
 use super::reason::{Reason, Rejected};
 use crate::domain::event::{CallConditions, text_enum};
 use crate::domain::money::Amount;
+use crate::domain::names;
 use crate::domain::tokens::{Quantities, TokenClass};
 
 text_enum! {
@@ -88,14 +90,19 @@ text_enum! {
 }
 
 impl Format {
-    /// The usage parts that a payload of this format states; at least one.
-    pub(super) fn decompose(self, body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
+    /// The usage parts that a payload of this format states; at least one. The event's model is for what depends on the
+    /// model where the payload names none.
+    pub(super) fn decompose<'a>(
+        self,
+        body: &'a str,
+        model: Option<&str>,
+    ) -> Result<Vec<Reading<'a>>, Rejected> {
         match self {
             Self::OpenAiChat => openai_chat::decompose(body).map(|reading| vec![reading]),
             Self::OpenAiResponses => openai_responses::decompose(body).map(|reading| vec![reading]),
             Self::OpenAiRealtime => openai_realtime::decompose(body).map(|reading| vec![reading]),
             Self::AnthropicMessages => anthropic::decompose(body),
-            Self::GeminiGenerateContent => gemini::decompose(body).map(|reading| vec![reading]),
+            Self::GeminiGenerateContent => gemini::decompose(body, model).map(|reading| vec![reading]),
             Self::BedrockConverse => bedrock::decompose(body).map(|reading| vec![reading]),
             Self::DeepSeekChat => deepseek::decompose(body).map(|reading| vec![reading]),
             Self::XaiChat => xai::decompose(body).map(|reading| vec![reading]),
@@ -216,6 +223,11 @@ fn usage_of<'a, U: Deserialize<'a>>(
         Some(usage) => read(usage.get()),
         None => read(body),
     }
+}
+
+/// A provider under the name that price books have for it.
+fn known_provider(reported: Text<'_>) -> Text<'_> {
+    names::known_provider(&reported).map_or(reported, Text::from)
 }
 
 /// A count that the format always has.

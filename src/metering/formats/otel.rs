@@ -3,7 +3,8 @@
 //! The body is the attributes as an object, itself or under `attributes`. The rule is inclusive: input holds cache
 //! reads and writes. Some instrumentations break it: an input below its caches is exclusive, and so is one that a total
 //! exceeds by its caches. Choices: cache writes have the five-minute lifetime, as no attribute splits them; spans of
-//! agents and workflows sum their children and are `ambiguous`; counts may be texts of digits, as in OTLP/JSON.
+//! agents and workflows, and those of the AI SDK around its calls, sum their children and are `ambiguous`; counts may be
+//! texts of digits, as in OTLP/JSON.
 //!
 //! LiteLLM's spans leave out cached and reasoning tokens of OpenAI, the lifetime of cache writes and the searches, but
 //! carry its whole usage object as a text, as Python prints it: where that stands, it is what counts.
@@ -13,13 +14,21 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Format, Reading, inconsistent, litellm, need, python, quantities, rest, stated, unmetered};
+use super::{
+    Format, Reading, inconsistent, known_provider, litellm, need, python, quantities, rest, stated, unmetered,
+};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Text, fault, read};
 use crate::metering::reason::{Reason, Rejected};
 
 /// Operations that are one call of a model; everything else may sum calls that have spans of their own.
 const CALLS: [&str; 4] = ["chat", "text_completion", "generate_content", "embeddings"];
+
+/// What the AI SDK's names of its own operations begin with.
+const SDK_PREFIX: &str = "ai.";
+/// Ends of those names that are one call of a model; the others are around such calls.
+const SDK_CALLS: [&str; 3] = [".doGenerate", ".doStream", SDK_EMBEDDING];
+const SDK_EMBEDDING: &str = ".doEmbed";
 
 /// A count that has several names.
 #[derive(Clone, Copy)]
@@ -35,10 +44,14 @@ enum Slot {
     InputVideo,
     OutputAudio,
     OutputImage,
+    /// The input outside every cache.
+    Uncached,
+    /// The output without reasoning.
+    Visible,
 }
 
 /// How many slots there are.
-const SLOTS: usize = 11;
+const SLOTS: usize = 13;
 
 /// What an attribute means, by its name.
 fn slot(name: &str) -> Option<Slot> {
@@ -47,7 +60,8 @@ fn slot(name: &str) -> Option<Slot> {
         | "gen_ai.usage.prompt_tokens"
         | "llm.token_count.prompt"
         | "ai.usage.inputTokens"
-        | "ai.usage.promptTokens" => Slot::Input,
+        | "ai.usage.promptTokens"
+        | "ai.usage.tokens" => Slot::Input,
         "gen_ai.usage.output_tokens"
         | "gen_ai.usage.completion_tokens"
         | "llm.token_count.completion"
@@ -59,23 +73,28 @@ fn slot(name: &str) -> Option<Slot> {
         | "gen_ai.usage.input_tokens.cached"
         | "gen_ai.usage.details.cache_read_tokens"
         | "llm.token_count.prompt_details.cache_read"
-        | "ai.usage.cachedInputTokens" => Slot::CacheRead,
+        | "ai.usage.cachedInputTokens"
+        | "ai.usage.inputTokenDetails.cacheReadTokens" => Slot::CacheRead,
         "gen_ai.usage.cache_creation.input_tokens"
         | "gen_ai.usage.cache_write.input_tokens"
         | "gen_ai.usage.cache_creation_input_tokens"
         | "gen_ai.usage.input_tokens.cache_write"
         | "gen_ai.usage.details.cache_write_tokens"
-        | "llm.token_count.prompt_details.cache_write" => Slot::CacheWrite,
+        | "llm.token_count.prompt_details.cache_write"
+        | "ai.usage.inputTokenDetails.cacheWriteTokens" => Slot::CacheWrite,
         "gen_ai.usage.reasoning.output_tokens"
         | "gen_ai.usage.output_tokens.reasoning"
         | "gen_ai.usage.details.reasoning_tokens"
         | "llm.token_count.completion_details.reasoning"
-        | "ai.usage.reasoningTokens" => Slot::Reasoning,
+        | "ai.usage.reasoningTokens"
+        | "ai.usage.outputTokenDetails.reasoningTokens" => Slot::Reasoning,
         "gen_ai.usage.audio.input_tokens" | "gen_ai.usage.input_tokens.audio" => Slot::InputAudio,
         "gen_ai.usage.image.input_tokens" => Slot::InputImage,
         "gen_ai.usage.video.input_tokens" | "gen_ai.usage.input_tokens.video" => Slot::InputVideo,
         "gen_ai.usage.audio.output_tokens" => Slot::OutputAudio,
         "gen_ai.usage.output_tokens.image" => Slot::OutputImage,
+        "ai.usage.inputTokenDetails.noCacheTokens" => Slot::Uncached,
+        "ai.usage.outputTokenDetails.textTokens" => Slot::Visible,
         _ => return None,
     })
 }
@@ -84,6 +103,9 @@ fn slot(name: &str) -> Option<Slot> {
 struct Span<'a> {
     counts: [Option<Count>; SLOTS],
     operation: Option<Text<'a>>,
+    /// The AI SDK's names of the operation; the second may go on, after a blank, with the caller's name of it.
+    sdk_operation: Option<Text<'a>>,
+    named_operation: Option<Text<'a>>,
     provider: Option<Text<'a>>,
     response_model: Option<Text<'a>>,
     request_model: Option<Text<'a>>,
@@ -104,6 +126,34 @@ impl Span<'_> {
 
     fn count(&self, slot: Slot) -> i64 {
         self.get(slot).map_or(0, |count| count.0)
+    }
+
+    /// What is counted once more under a name of its own must be the same there; a zero is a name that was not filled in.
+    fn check(&self, slot: Slot, count: i64, what: &str) -> Result<(), Rejected> {
+        match self.count(slot) {
+            stated if stated == 0 || stated == count => Ok(()),
+            stated => Err(inconsistent(format_args!("{what} is stated as {stated}, and {count} is left"))),
+        }
+    }
+
+    /// What the AI SDK calls the operation, where the span is one of its own.
+    fn operations_of_sdk(&self) -> impl Iterator<Item = &str> {
+        let names = [self.sdk_operation.as_deref(), self.named_operation.as_deref()];
+        let names = names.into_iter().flatten().filter_map(|name| name.split_whitespace().next());
+        names.filter(|name| name.starts_with(SDK_PREFIX))
+    }
+
+    /// Whether the span may hold the sum of others.
+    fn is_sum(&self) -> bool {
+        let is_call = |name: &str| SDK_CALLS.iter().any(|call| name.ends_with(call));
+        self.operation.as_deref().is_some_and(|operation| !CALLS.contains(&operation))
+            || self.operations_of_sdk().any(|name| !is_call(name))
+    }
+
+    /// Whether the call has no output by its nature.
+    fn is_embedding(&self) -> bool {
+        self.operation.as_deref() == Some("embeddings")
+            || self.operations_of_sdk().any(|name| name.ends_with(SDK_EMBEDDING))
     }
 }
 
@@ -135,9 +185,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Span<'a> {
                     }
                     let text = match &*name {
                         "gen_ai.operation.name" => &mut span.operation,
+                        "ai.operationId" => &mut span.sdk_operation,
+                        "operation.name" => &mut span.named_operation,
                         "gen_ai.provider.name" | "gen_ai.system" => &mut span.provider,
-                        "gen_ai.response.model" => &mut span.response_model,
-                        "gen_ai.request.model" => &mut span.request_model,
+                        "gen_ai.response.model" | "ai.response.model" => &mut span.response_model,
+                        "gen_ai.request.model" | "ai.model.id" => &mut span.request_model,
                         "litellm.provider.model" => &mut span.provider_model,
                         "metadata.usage_object" => &mut span.usage_object,
                         "gen_ai.openai.response.service_tier" | "openai.response.service_tier" => {
@@ -193,13 +245,11 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         Some(attributes) => read(attributes.get())?,
         None => outer,
     };
-    if let Some(operation) = &span.operation
-        && !CALLS.contains(&&**operation)
-    {
+    if span.is_sum() {
         return Err(Rejected::new(
             Reason::Ambiguous,
             "this span is not one model call and may sum spans that are; send chat, text_completion, \
-             generate_content and embeddings spans only",
+             generate_content and embeddings spans only, and of the AI SDK those of doGenerate, doStream and doEmbed",
         ));
     }
     let mut readings = match in_full(&span)? {
@@ -210,6 +260,7 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         let (provider, _) = span.provider_model.as_ref()?.split_once('/')?;
         Some(Text::owned(provider))
     });
+    let provider = provider.map(known_provider);
     let model = span.response_model.or(span.request_model);
     for reading in &mut readings {
         reading.provider.clone_from(&provider);
@@ -252,9 +303,9 @@ fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
         return Err(unmetered(Format::OtelGenAi));
     }
     let stated_input = need(span.get(Slot::Input), "gen_ai.usage.input_tokens")?;
-    let output = match (&span.operation, span.get(Slot::Output)) {
-        (Some(operation), None) if &**operation == "embeddings" => 0,
-        (_, output) => need(output, "gen_ai.usage.output_tokens")?,
+    let output = match span.get(Slot::Output) {
+        None if span.is_embedding() => 0,
+        output => need(output, "gen_ai.usage.output_tokens")?,
     };
     let (cache_read, written) = (span.count(Slot::CacheRead), span.count(Slot::CacheWrite));
     let prompt = prompt(span, stated_input, output, cache_read + written)?;
@@ -262,6 +313,8 @@ fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
         (span.count(Slot::InputAudio), span.count(Slot::InputImage), span.count(Slot::InputVideo));
     let (spoken, drawn) = (span.count(Slot::OutputAudio), span.count(Slot::OutputImage));
     let reasoned = span.count(Slot::Reasoning);
+    let visible = rest(output, &[reasoned, spoken, drawn], "the output")?;
+    span.check(Slot::Visible, visible, "the text of the output")?;
     let quantities = quantities(&[
         (TokenClass::Input, rest(prompt, &[cache_read, written, audio, image, video], "the input")?),
         (TokenClass::CacheRead, cache_read),
@@ -269,7 +322,7 @@ fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
         (TokenClass::InputAudio, audio),
         (TokenClass::InputImage, image),
         (TokenClass::InputVideo, video),
-        (TokenClass::Output, rest(output, &[reasoned, spoken, drawn], "the output")?),
+        (TokenClass::Output, visible),
         (TokenClass::Reasoning, reasoned),
         (TokenClass::OutputAudio, spoken),
         (TokenClass::OutputImage, drawn),
@@ -279,6 +332,16 @@ fn counted<'a>(span: &Span<'_>) -> Result<Reading<'a>, Rejected> {
 
 /// The whole prompt, caches included.
 fn prompt(span: &Span<'_>, input: i64, output: i64, cached: i64) -> Result<i64, Rejected> {
+    let whole = whole_prompt(span, input, output, cached)?;
+    if span.count(Slot::Uncached) == input {
+        return Ok(input + cached);
+    }
+    span.check(Slot::Uncached, whole - cached, "the input outside the cache")?;
+    Ok(whole)
+}
+
+/// The whole prompt as far as the total tells, or the rule.
+fn whole_prompt(span: &Span<'_>, input: i64, output: i64, cached: i64) -> Result<i64, Rejected> {
     match span.get(Slot::Total).map(|total| total.0) {
         // The total of some sums what they report, so an input below its caches is exclusive here too.
         Some(total) if total == input + output && input >= cached => Ok(input),

@@ -17,8 +17,7 @@ const MANTISSA_DIGITS_MAX: usize = 30;
 ///
 /// It stands beside our own amount and is never billed, so a statement that cannot be held is left out, not refused.
 pub(super) fn cost(raw: Option<&RawValue>) -> Option<Amount> {
-    let text = raw?.get();
-    decimal(text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text))
+    decimal(unquoted(raw?.get()))
 }
 
 /// A cost as it is, or Perplexity's object with a total.
@@ -34,9 +33,19 @@ pub(super) fn cost_or_total(raw: Option<&RawValue>) -> Option<Amount> {
     }
 }
 
-/// A cost in xAI's ticks.
-pub(super) fn ticks(ticks: i64) -> Option<Amount> {
+/// A cost in xAI's ticks, a JSON integer or a text of one; left out like any other where it cannot be held.
+pub(super) fn ticks(raw: &RawValue) -> Option<Amount> {
+    let digits = unquoted(raw.get());
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let ticks: i64 = digits.parse().ok()?;
     i128::from(ticks).checked_mul(FEMTOS_PER_TICK).map(Amount::from_femtos)
+}
+
+/// What a JSON text without escapes says, or the value as it stands.
+fn unquoted(text: &str) -> &str {
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
 }
 
 /// A decimal with or without exponent, exact to 15 places.
@@ -115,8 +124,17 @@ mod tests {
 
     #[test]
     fn a_tick_is_a_ten_billionth() {
-        assert_eq!(ticks(318_319_000).unwrap().to_string(), "0.0318319");
-        assert_eq!(ticks(i64::MAX).unwrap().to_string(), "922337203.6854775807");
+        let read = |json: &str| {
+            let raw: &RawValue = serde_json::from_str(json).unwrap();
+            ticks(raw).map(|amount| amount.to_string())
+        };
+        for json in ["318319000", "\"318319000\""] {
+            assert_eq!(read(json).as_deref(), Some("0.0318319"), "{json}");
+        }
+        assert_eq!(read("9223372036854775807").as_deref(), Some("922337203.6854775807"));
+        for json in ["9223372036854775808", "-1", "1.5", "1e3", "true", "\"\"", "\"+1\"", "{}", "[1]"] {
+            assert_eq!(read(json), None, "{json}");
+        }
     }
 
     proptest! {

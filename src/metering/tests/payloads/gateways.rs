@@ -131,6 +131,63 @@ fn otel_inclusive_exclusive_and_what_is_no_call() {
 }
 
 #[test]
+fn otel_takes_the_calls_of_the_ai_sdk_and_not_what_sums_them() {
+    let span = |extra: Value| {
+        let mut span = json!({"ai.usage.inputTokens": 650_361, "ai.usage.outputTokens": 300,
+            "gen_ai.usage.input_tokens": 650_361, "gen_ai.usage.output_tokens": 300,
+            "ai.usage.totalTokens": 650_661, "ai.usage.cachedInputTokens": 649_452,
+            "ai.usage.inputTokenDetails.noCacheTokens": 2, "ai.usage.inputTokenDetails.cacheReadTokens": 649_452,
+            "ai.usage.inputTokenDetails.cacheWriteTokens": 907, "ai.usage.outputTokenDetails.textTokens": 200,
+            "ai.usage.outputTokenDetails.reasoningTokens": 100, "ai.usage.reasoningTokens": 100,
+            "ai.response.model": "claude-sonnet-5", "ai.model.id": "claude-sonnet-5", "ai.response.text": "…"});
+        span.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        span
+    };
+    for operation in ["ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"] {
+        let call = if operation.contains("stream") {
+            format!("{operation}.doStream")
+        } else {
+            format!("{operation}.doGenerate")
+        };
+        for names in [
+            json!({"ai.operationId": call, "operation.name": format!("{call} my task")}),
+            json!({"operation.name": format!("{call} ai.generateText")}),
+            json!({"ai.operationId": call, "gen_ai.operation.name": "chat", "operation.name": "other"}),
+        ] {
+            let read = part("otel.gen_ai", &span(names));
+            assert_eq!(
+                classes(&read),
+                "input=2 cache_read=649452 cache_write_5m=907 output=200 reasoning=100"
+            );
+            assert_eq!((read.tier_input, read.model.as_str()), (650_361, "claude-sonnet-5"));
+        }
+        for names in [
+            json!({"ai.operationId": operation}),
+            json!({"operation.name": operation}),
+            json!({"operation.name": format!("{operation} a.doGenerate")}),
+            json!({"ai.operationId": operation, "gen_ai.operation.name": "chat"}),
+        ] {
+            assert_eq!(refused("otel.gen_ai", &span(names.clone())), Reason::Ambiguous, "{names}");
+        }
+    }
+    for (extra, expected) in [
+        (json!({"ai.usage.inputTokenDetails.noCacheTokens": 3}), Reason::Inconsistent),
+        (json!({"ai.usage.outputTokenDetails.textTokens": 300}), Reason::Inconsistent),
+        (json!({"ai.usage.inputTokenDetails.cacheReadTokens": 1}), Reason::Ambiguous),
+    ] {
+        assert_eq!(refused("otel.gen_ai", &span(extra.clone())), expected, "{extra}");
+    }
+    let exclusive = json!({"ai.usage.inputTokens": 50, "ai.usage.outputTokens": 5,
+        "ai.usage.inputTokenDetails.cacheReadTokens": 30, "ai.usage.inputTokenDetails.noCacheTokens": 50});
+    assert_eq!(classes(&part("otel.gen_ai", &exclusive)), "input=50 cache_read=30 output=5");
+    let embedding =
+        json!({"ai.operationId": "ai.embedMany.doEmbed", "ai.usage.tokens": 9, "ai.values": ["…"]});
+    assert_eq!(classes(&part("otel.gen_ai", &embedding)), "input=9");
+    let sum = json!({"ai.operationId": "ai.embedMany", "ai.usage.tokens": 9});
+    assert_eq!(refused("otel.gen_ai", &sum), Reason::Ambiguous);
+}
+
+#[test]
 fn otel_reads_the_usage_object_of_litellm() {
     let printed = "{'completion_tokens': 50, 'prompt_tokens': 100, 'total_tokens': 150, 'completion_tokens_details': \
         {'reasoning_tokens': 20}, 'prompt_tokens_details': {'cached_tokens': 40, 'cache_write_tokens': 30, \
@@ -159,6 +216,44 @@ fn called(model: &str, provider: &str, usage: &Value) -> Value {
     whole.as_object_mut().unwrap().extend(usage.as_object().unwrap().clone());
     json!({"custom_llm_provider": provider, "model": model, "status": "success", "prompt_tokens": 1000,
         "completion_tokens": 200, "metadata": {"usage_object": whole}})
+}
+
+#[test]
+fn providers_have_the_names_of_price_books() {
+    let named = |format: &str, body: &Value, stated: Option<&str>| {
+        let data = json!({"provider": stated, "provider_usage": {"format": format, "body": body}});
+        usage(&parse(&event_with(&data)).unwrap()).parts[0].provider.to_string()
+    };
+    for (reported, ours) in [
+        ("gemini", "google"),
+        ("cohere_chat", "cohere"),
+        ("moonshot", "moonshotai"),
+        ("vertex_ai", "vertex_ai"),
+        ("openai", "openai"),
+    ] {
+        let body = called("m", reported, &json!({}));
+        assert_eq!(named("litellm", &body, None), ours);
+        assert_eq!(named("litellm", &body, Some(reported)), reported, "what the gateway says stays");
+    }
+    for (reported, ours) in [
+        ("gcp.gemini", "google"),
+        ("gcp.gen_ai", "google"),
+        ("gcp.vertex_ai", "vertex_ai"),
+        ("x_ai", "xai"),
+        ("mistral_ai", "mistral"),
+        ("aws.bedrock", "bedrock"),
+        ("azure.ai.openai", "azure"),
+        ("moonshot_ai", "moonshotai"),
+        ("anthropic", "anthropic"),
+    ] {
+        let span = json!({"gen_ai.provider.name": reported, "gen_ai.request.model": "m",
+            "gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 5});
+        assert_eq!(named("otel.gen_ai", &span, None), ours);
+    }
+    // The prefix that the model's name repeats is LiteLLM's.
+    let data = json!({"provider_usage": {"format": "litellm",
+        "body": called("gemini/gemini-2.5-pro", "gemini", &json!({}))}});
+    assert_eq!(usage(&parse(&event_with(&data)).unwrap()).parts[0].model, "gemini-2.5-pro");
 }
 
 #[test]
@@ -219,6 +314,10 @@ fn litellm_leaves_out_of_the_total_what_a_search_of_google_read() {
         let grounded = part("litellm", &usage(2, total));
         assert_eq!(classes(&grounded), "input=1000 output=200 web_search=2", "{total}");
     }
+    let details = json!({"google_maps_grounding_requests": 1, "tool_use_tokens": 70});
+    let mapped = json!({"total_tokens": 1270, "prompt_tokens_details": details});
+    let mapped = part("litellm", &called("gemini-3-flash-preview", "gemini", &mapped));
+    assert_eq!(classes(&mapped), "input=1000 output=200");
     assert_eq!(refused("litellm", &usage(2, 1271)), Reason::Inconsistent);
     assert_eq!(refused("litellm", &usage(0, 1270)), Reason::Inconsistent, "only what a search read is free");
 }
