@@ -8,8 +8,8 @@ use anyhow::{Context, ensure};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::ledger;
 use super::prices::published;
+use super::{answered, ledger};
 use crate::clock::Clock;
 use crate::config::{PriceCheckArgs, PriceListArgs, PriceSource, Shown};
 use crate::domain::money::{Amount, Currency, Rate};
@@ -25,9 +25,6 @@ use crate::store::{Rights, Scope, Tx};
 const PAGE: i64 = 1000;
 /// What rates of tokens are shown for.
 const PER_TOKENS: i64 = 1_000_000;
-/// The exit code where two lists differ, and where they cannot be compared.
-const DIFFERENT: u8 = 1;
-const NOT_COMPARED: u8 = 2;
 
 /// Prints prices of the ledger.
 ///
@@ -138,14 +135,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 /// Compares two lists of prices; the exit code is 0 where they agree, 1 where they differ and 2 where they cannot be
 /// compared.
 pub async fn check(args: &PriceCheckArgs) -> ExitCode {
-    match compared(args).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(DIFFERENT),
-        Err(error) => {
-            eprintln!("{}", super::sentence(&error));
-            ExitCode::from(NOT_COMPARED)
-        }
-    }
+    answered(compared(args).await)
 }
 
 /// Prints how the two differ; `true` where they do not.

@@ -1,6 +1,8 @@
 //! `waybill prices import` and `prices quote`: price lists of others into a book, and what calls would cost by them.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use chrono::{DateTime, Utc};
@@ -9,27 +11,27 @@ use serde_json::value::RawValue;
 
 use super::ledger;
 use crate::clock::Clock;
-use crate::config::{PriceFileArgs, PriceImportArgs};
-use crate::domain::ids::{BookId, PriceId};
+use crate::config::{PriceDefaultsArgs, PriceFileArgs, PriceImport, PriceImportArgs};
+use crate::domain::ids::BookId;
 use crate::domain::money::{Amount, Currency, Rate};
 use crate::domain::price::publication::plan;
-use crate::domain::price::quotation::NewPrice;
-use crate::domain::price::{BookInfo, BookKind, Price, resolve_parents};
+use crate::domain::price::quotation::{NewPrice, PriceFault};
+use crate::domain::price::{BookInfo, BookKind, ModelAlias};
 use crate::metering;
-use crate::rating::PriceBook;
-use crate::rating::import::{self, Defaults, Import};
-use crate::store::prices::{self, PublishedPrice, Status};
-use crate::store::{Rights, commit};
+use crate::rating::import::{self, Defaults, Format, Import};
+use crate::rating::{PriceBook, starter};
+use crate::store::prices::{self, NewBook, PublishedPrice, Status};
+use crate::store::{Rights, Tx, commit};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
 
-fn read(args: &PriceFileArgs) -> anyhow::Result<Import> {
-    let file = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+fn read(path: &Path, format: Format, unsaid: &PriceDefaultsArgs) -> anyhow::Result<Import> {
+    let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let today = Clock::System.now().date_naive();
-    let source = args.source.clone().unwrap_or_else(|| args.file.display().to_string());
-    let valid_from = args.valid_from.unwrap_or_else(|| Clock::System.now());
-    Ok(import::read(args.format, &file, &Defaults { valid_from, source, checked_at: today })?)
+    let source = unsaid.source.clone().unwrap_or_else(|| path.display().to_string());
+    let valid_from = unsaid.valid_from.unwrap_or_else(|| Clock::System.now());
+    Ok(import::read(format, &file, &Defaults { valid_from, source, checked_at: today })?)
 }
 
 /// Shows what importing a price list would change in a book, and does it where asked to.
@@ -37,12 +39,24 @@ fn read(args: &PriceFileArgs) -> anyhow::Result<Import> {
 /// # Errors
 /// Where the file cannot be read, the book does not exist, or the database does not answer.
 pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
-    let Import { prices: new, ignored, cleaned } = read(&args.file)?;
+    let what = args.import().map_err(anyhow::Error::msg)?;
+    let (Import { prices: new, ignored, cleaned }, book) = match what {
+        PriceImport::Starter { book } => (Import { prices: starter::prices()?, ..Import::default() }, book),
+        PriceImport::File { format, book } => (read(&args.list, format, &args.unsaid)?, book),
+    };
     let database = ledger(&args.database.database_url, Rights::Service).await?;
     let mut tx = database.begin().await?;
-    let (publication, faults) = prices::publish_fitting(&mut tx, &args.book, &new, ACTOR).await?;
+    if matches!(what, PriceImport::Starter { .. }) {
+        open_starter_book(&mut tx, book).await?;
+    }
+    let (publication, faults) = prices::publish_fitting(&mut tx, book, &new, ACTOR).await?;
     for price in publication.prices.iter().filter(|price| price.status != Status::Unchanged) {
         show(price);
+    }
+    for alias in &publication.ended_aliases {
+        let ModelAlias { provider, alias, model, valid_to, .. } = alias;
+        let end = valid_to.map(|end| end.to_string()).unwrap_or_default();
+        println!("moved    {provider} {alias} means {model} up to {end}");
     }
     for what in &cleaned {
         println!("cleaned  {}: {} is {}", what.what, what.written, what.taken);
@@ -50,8 +64,9 @@ pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
     for what in &ignored {
         println!("ignored  {}: {}", what.what, what.reason);
     }
-    for fault in &faults {
-        println!("refused  {fault}");
+    for PriceFault { index, path, detail, .. } in &faults {
+        let price = new.get(*index).map(NewPrice::title).unwrap_or_default();
+        println!("refused  {price}: {path}: {detail}");
     }
     let count = |status| publication.prices.iter().filter(|price| price.status == status).count();
     println!(
@@ -67,6 +82,30 @@ pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
     } else {
         println!("Nothing was stored; --apply does it.");
     }
+    Ok(())
+}
+
+/// Makes the book of the starter prices where it is missing, as a cost book in their currency.
+async fn open_starter_book(tx: &mut Tx, name: &str) -> anyhow::Result<()> {
+    if let Some(book) = prices::find_book(tx, name).await? {
+        let currency = book.info.currency;
+        ensure!(
+            currency == starter::CURRENCY,
+            "`{name}` is in {currency}, and the starter prices are in {}; name another book with --book",
+            starter::CURRENCY
+        );
+        return Ok(());
+    }
+    let book = NewBook {
+        name: name.to_owned(),
+        kind: BookKind::Cost,
+        currency: starter::CURRENCY,
+        base: None,
+        markup: None,
+        markups: BTreeMap::new(),
+    };
+    prices::create_book(tx, &book, ACTOR).await?;
+    println!("book     {name}, a cost book in {}", starter::CURRENCY);
     Ok(())
 }
 
@@ -107,7 +146,8 @@ enum Answer {
 /// # Errors
 /// Where the list or a line cannot be read.
 pub fn quote(args: &PriceFileArgs) -> anyhow::Result<()> {
-    let (book, _) = published(read(args)?.prices, "the list")?;
+    let import = read(&args.file, args.format, &args.unsaid)?;
+    let (book, _) = published(import.prices, "the list")?;
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -151,18 +191,5 @@ pub(super) fn published(mut fitting: Vec<NewPrice>, name: &str) -> anyhow::Resul
     };
     let currency = Currency::USD;
     let info = BookInfo { id: BookId(0), name: name.to_owned(), kind: BookKind::Cost, currency };
-    let rows = plan.rows.into_iter().zip(1..).map(|(draft, id)| Price {
-        id: PriceId(id),
-        book: info.id,
-        rates: resolve_parents(&draft.own_rates()),
-        provider: draft.provider,
-        model: draft.model,
-        conditions: draft.conditions,
-        valid_from: draft.valid_from,
-        valid_to: draft.valid_to,
-        recorded_at: draft.valid_from,
-        derived: false,
-    });
-    let book = PriceBook::new(info.clone(), rows.collect(), plan.aliases)?;
-    Ok((book, given - fitting.len()))
+    Ok((PriceBook::planned(info, plan)?, given - fitting.len()))
 }

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::DatabaseArgs;
 use crate::rating::import::{Format, UnknownFormat};
+use crate::rating::starter;
 
 /// How the command line names the starter cost book.
 const STARTER: &str = "starter";
@@ -21,6 +22,14 @@ pub struct PriceFileArgs {
     /// Its form: json, csv, litellm, genai-prices or openrouter
     #[arg(long)]
     pub format: Format,
+    /// What it does not say.
+    #[command(flatten)]
+    pub unsaid: PriceDefaultsArgs,
+}
+
+/// What a price list does not say itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct PriceDefaultsArgs {
     /// Start of the prices that the file gives no date; without it now
     #[arg(long)]
     pub valid_from: Option<DateTime<Utc>>,
@@ -35,15 +44,59 @@ pub struct PriceImportArgs {
     /// The database.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// The file.
-    #[command(flatten)]
-    pub file: PriceFileArgs,
-    /// The price book
+    /// The file, or `starter` for the prices that ship with the program
+    pub list: PathBuf,
+    /// The form of a file: json, csv, litellm, genai-prices or openrouter
     #[arg(long)]
-    pub book: String,
+    pub format: Option<Format>,
+    /// What a file does not say.
+    #[command(flatten)]
+    pub unsaid: PriceDefaultsArgs,
+    /// The price book; needed for a file. `starter` goes into provider-cost without it, and makes the book where it is missing
+    #[arg(long)]
+    pub book: Option<String>,
     /// Store it; without this only what would change is shown
     #[arg(long)]
     pub apply: bool,
+}
+
+/// What is imported, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PriceImport<'a> {
+    /// The starter prices, into a book that is made where it is missing.
+    Starter {
+        /// The book.
+        book: &'a str,
+    },
+    /// A file, into a book that is there.
+    File {
+        /// Its form.
+        format: Format,
+        /// The book.
+        book: &'a str,
+    },
+}
+
+impl PriceImportArgs {
+    /// What the arguments say together.
+    ///
+    /// # Errors
+    /// A sentence where they contradict each other or one is missing.
+    pub fn import(&self) -> Result<PriceImport<'_>, &'static str> {
+        let book = self.book.as_deref();
+        if self.list.as_os_str() == STARTER {
+            if self.format.is_some() || self.unsaid != PriceDefaultsArgs::default() {
+                return Err(
+                    "the starter prices have a form, dates and sources of their own: leave out --format, \
+                            --valid-from and --source, or write a file of that name as ./starter",
+                );
+            }
+            return Ok(PriceImport::Starter { book: book.unwrap_or(starter::BOOK) });
+        }
+        let format = self.format.ok_or("say the form of the file with --format")?;
+        let book = book.ok_or("say with --book which price book the prices of the file are for")?;
+        Ok(PriceImport::File { format, book })
+    }
 }
 
 /// How a command writes what it found.

@@ -42,6 +42,12 @@ impl EventIdentity {
     }
 }
 
+/// Bytes as hashes are written: two lower-case hexadecimal digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
+}
+
 /// The id as a UUIDv7 in its canonical form, if it is one.
 fn uuid_v7(id: &str) -> Option<Uuid> {
     if id.len() != 36 {

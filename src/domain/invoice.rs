@@ -51,7 +51,7 @@ pub struct PriceTerms {
     pub model: String,
     /// The currency of its book.
     pub currency: Currency,
-    /// Per single unit, by [`TokenClass::index`], missing ones taken from their parents.
+    /// Per single unit, by [`TokenClass::index`], as [`super::price::rates_of_recorded`] has them.
     pub rates: [Option<Rate>; CLASS_COUNT],
 }
 

@@ -193,6 +193,9 @@ impl<'de> Deserialize<'de> for Amount {
 pub struct Rate(i128);
 
 impl Rate {
+    /// Nothing per unit.
+    pub const ZERO: Self = Self(0);
+
     /// Reads a quoted price: `quoted` money for `per` units, times a multiplier such as `1.1`.
     ///
     /// Returns the rate per unit and whether the multiplication had to be rounded (half away from zero) to 15 places;

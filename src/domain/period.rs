@@ -3,7 +3,7 @@
 //! Both are half-open UTC intervals computed from the customer's IANA zone and anchor day, once, and then stored:
 //! a later change of zone data never moves a period that exists (design section 1).
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeZone, Utc};
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Offset, TimeZone, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 
@@ -65,6 +65,11 @@ impl BillingCalendar {
     /// The zone.
     pub const fn zone(&self) -> Tz {
         self.zone
+    }
+
+    /// How far its clocks are from those of UTC at an instant, in seconds to the east.
+    pub fn offset_seconds(&self, at: DateTime<Utc>) -> i32 {
+        self.zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc()
     }
 
     /// The monthly period that holds an instant.

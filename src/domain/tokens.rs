@@ -214,6 +214,25 @@ impl Quantities {
         self.0.iter().all(|quantity| *quantity == 0)
     }
 
+    /// Whether it is usage of a call that counts no request: the call is one, for a price with a fee per request.
+    pub fn lacks_request(&self) -> bool {
+        self.get(TokenClass::Request) == 0 && !self.is_zero()
+    }
+
+    /// Whether its only request is the call itself, beside what else the call used: nothing is missing where a price has
+    /// no fee for that. A call that is nothing but requests (search units, classifications) is charged by them alone.
+    pub fn has_only_own_request(&self) -> bool {
+        self.get(TokenClass::Request).abs() == 1
+            && self.non_zero().any(|(class, _)| class != TokenClass::Request)
+    }
+
+    /// The same quantities with the call counted as one request.
+    #[must_use]
+    pub const fn with_own_request(mut self) -> Self {
+        self.0[TokenClass::Request.index()] = 1;
+        self
+    }
+
     /// The same quantities with the opposite sign: a reversal.
     #[must_use]
     pub fn negated(&self) -> Self {

@@ -20,5 +20,5 @@ pub mod starter;
 pub use book::{BookError, Condition, PriceBook, Rated, Unpriced};
 pub use compare::{Comparison, Difference as PriceDifference, Sides, compare};
 pub use explain::{Candidate, Difference, Verdict};
-pub use rerate::rerate;
+pub use rerate::{Restated, rerate};
 pub use sell::SellBooks;

@@ -268,6 +268,47 @@ async fn a_task_is_charged_once_where_it_succeeded_and_credited_where_it_did_not
 }
 
 #[tokio::test]
+async fn an_outcome_that_is_the_first_event_of_a_month_is_charged() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    publish(&ledger, refund("0.50")).await;
+    let at = "2026-10-31T23:59:00Z";
+    ledger.record(&["november", "december"].map(|task| task_call(acme, at, task, "refund", 1000))).await;
+    ledger.post().await;
+    for (at, task) in [("2026-11-01T00:01:00Z", "november"), ("2026-12-01T00:00:00Z", "december")] {
+        ledger.record(&[ended(acme, at, task, "refund", "success")]).await;
+        ledger.post().await;
+    }
+    assert_eq!(ledger.count("SELECT count(*) FROM billing_periods").await, 3, "each has its month");
+    closed(&ledger, acme, OCTOBER).await;
+    let (_, november) = closed(&ledger, acme, NOVEMBER).await;
+    assert_eq!(shown(&november), ["task 11 - 1 x 0.5 = 0.5 0.50"]);
+    let december = draft(&ledger, acme, "2026-12-15T00:00:00Z").await;
+    assert_eq!(shown(&december[0]), ["task 12 - 1 x 0.5 = 0.5 0.50"]);
+}
+
+#[tokio::test]
+async fn an_outcome_that_changes_as_the_first_event_of_a_month_is_credited() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    publish(&ledger, refund("0.50")).await;
+    ledger
+        .record(&[
+            task_call(acme, "2026-10-05T00:00:00Z", "t", "refund", 1000),
+            ended(acme, "2026-10-06T00:00:00Z", "t", "refund", "success"),
+        ])
+        .await;
+    ledger.post().await;
+    closed(&ledger, acme, OCTOBER).await;
+    // As of a customer whose November was not made by the closing: of a calendar that was changed, or of an older release.
+    ledger.run("DELETE FROM billing_periods WHERE state = 'open'").await;
+    ledger.record(&[ended(acme, "2026-11-05T00:00:00Z", "t", "refund", "failure")]).await;
+    ledger.post().await;
+    let (_, november) = closed(&ledger, acme, NOVEMBER).await;
+    assert_eq!(shown(&november), ["task 11 - -1 x 0.5 = -0.5 -0.50"]);
+}
+
+#[tokio::test]
 async fn a_customers_own_book_goes_before_its_sell_book() {
     let mut ledger = Ledger::new().await;
     let (acme, other) = (ledger.customer("acme", "UTC").await, ledger.customer("other", "UTC").await);

@@ -209,3 +209,48 @@ async fn an_import_says_what_it_takes_and_a_second_one_adds_nothing() {
     assert!(!again.contains("added  "), "{again}");
     assert_eq!(shell.shown(&["list", "--format", "csv"]), after);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_starter_prices_make_their_book_and_what_is_refused_is_named() {
+    let shell = Shell::new().await;
+    let dry = shell.shown(&["import", "starter"]);
+    assert!(dry.contains("book     provider-cost, a cost book in USD\n"), "{dry}");
+    let missing = shell.prices(&["list", "--book", "provider-cost"]);
+    assert!(!missing.status.success(), "a dry run makes no book");
+    let applied = shell.shown(&["import", "starter", "--apply"]);
+    assert!(applied.ends_with(" changed, 0 unchanged, 0 ignored, 0 refused.\n"), "{applied}");
+    assert_eq!(shell.check(&["starter", "provider-cost"]).0, 0);
+    let again = shell.shown(&["import", "starter", "--apply"]);
+    assert!(again.lines().count() == 1 && again.starts_with("0 added, 0 changed,"), "{again}");
+
+    let mut tx = shell.bed.database.begin().await.unwrap();
+    let euros = json!({"name": "euros", "kind": "cost", "currency": "EUR"});
+    prices::create_book(&mut tx, &serde_json::from_value(euros).unwrap(), "test").await.unwrap();
+    commit(tx).await.unwrap();
+    for (args, says) in [
+        (&["starter", "--book", "euros"][..], "`euros` is in EUR, and the starter prices are in USD"),
+        (&["starter", "--format", "json"], "the starter prices have a form"),
+        (&["prices.json", "--book", "list"], "say the form of the file with --format"),
+        (&["prices.json", "--format", "json"], "say with --book which price book"),
+    ] {
+        let refused = shell.prices(&[&["import"], args].concat());
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && error.contains(says), "{args:?}: {error}");
+    }
+
+    let mut priority = price("gpt-5", "9", "2025-08-07T00:00:00Z");
+    priority["conditions"] = json!({"region": "eu", "context_above": 10});
+    let list = json!([
+        price("gpt-5", "", "2025-08-07T00:00:00Z"),
+        price("gpt-5", "9", "2025-08-07T00:00:00Z"),
+        priority
+    ]);
+    let file = shell.file("list.json", &list.to_string());
+    let shown = shell.shown(&["import", &file, "--format", "json", "--book", "list"]);
+    let refused: Vec<&str> = shown.lines().filter(|line| line.starts_with("refused")).collect();
+    let [refused] = refused[..] else { panic!("one is refused: {shown}") };
+    assert!(
+        refused.starts_with("refused  openai gpt-5 (standard) from 2025-08-07 00:00:00 UTC: valid_from: "),
+        "{refused}"
+    );
+}

@@ -285,6 +285,101 @@ async fn an_announced_price_can_be_withdrawn_and_one_in_force_be_closed() {
     assert!(matches!(refused, Err(PricesError::NotClosable { .. })), "{refused:?}");
 }
 
+/// A price of a model that is also called `latest`.
+fn latest(model: &str, valid_from: &str) -> NewPrice {
+    NewPrice { model: model.to_owned(), ..price("2", valid_from, r#","aliases":["latest"]"#) }
+}
+
+/// Which model `latest` means at a time in a book, or the name of the state.
+async fn meaning(database: &Database, book: &str, time: &str) -> String {
+    let book = loaded(database, book).await;
+    match book.choose(&call("latest", 1), at(time)) {
+        Ok(price) => price.model.clone(),
+        Err(Unpriced::NoPriceAt { .. }) => "no price".to_owned(),
+        Err(Unpriced::UnknownModel { .. }) => "unknown".to_owned(),
+        Err(other) => other.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_name_moves_to_another_model_and_ends_with_the_prices_of_its_own() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let history = [latest("gpt-4", "2026-01-01"), latest("gpt-5", "2026-06-01")];
+    publish(database, "cost", &history[..1]).await.expect("a price");
+    let believed = at("2026-07-01T00:00:00Z");
+    assert_eq!(meaning(database, "sell", "2026-07-01T00:00:00Z").await, "gpt-4");
+    let moved = publish(database, "cost", &history[1..]).await.expect("the name moves");
+    let ended: Vec<_> =
+        moved.ended_aliases.iter().map(|alias| (alias.model.as_str(), alias.valid_to)).collect();
+    assert_eq!((moved.aliases, ended), (1, vec![("gpt-4", Some(at("2026-06-01T00:00:00Z")))]));
+    for book in ["cost", "sell"] {
+        assert_eq!(meaning(database, book, "2026-05-31T23:59:59Z").await, "gpt-4");
+        assert_eq!(meaning(database, book, "2026-06-01T00:00:00Z").await, "gpt-5");
+    }
+    let before = version(database).await;
+    let again = publish(database, "cost", &history).await.expect("the same");
+    assert!(!again.changed() && version(database).await == before, "{again:?}");
+    let named = PriceFilter { model: Some("latest".to_owned()), ..PriceFilter::default() };
+    assert_eq!(listed(database, &named).await.len(), 4, "both models, in both books");
+
+    // An announced model is withdrawn with its name, and what the name meant before does not come back by itself.
+    let announced = publish(database, "cost", &[latest("gpt-6", "2027-01-01")]).await.expect("announced");
+    assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "gpt-6");
+    close(database, announced.prices[0].id, "2027-01-01T00:00:00Z").await.expect("withdrawn");
+    assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "no price");
+    publish(database, "cost", &[latest("gpt-5", "2027-01-01")]).await.expect("it means gpt-5 again");
+    assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "gpt-5");
+
+    // It ends with the last price of its model.
+    let of_gpt_5 = PriceFilter {
+        model: Some("gpt-5".to_owned()),
+        book: Some("cost".to_owned()),
+        ..PriceFilter::default()
+    };
+    let standing = listed(database, &of_gpt_5).await;
+    let [standing] = &standing[..] else { panic!("one price: {standing:?}") };
+    close(database, standing.id, "2026-12-01T00:00:00Z").await.expect("closed");
+    assert_eq!(meaning(database, "cost", "2026-11-30T23:59:59Z").await, "gpt-5");
+    let other = publish(database, "cost", &[latest("gpt-7", "2026-12-01")]).await.expect("the name is free");
+    assert_eq!((other.aliases, other.ended_aliases.len()), (1, 0));
+    // What the database keeps is what was believed when.
+    let rows: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT model, superseded_at IS NOT NULL FROM model_aliases WHERE valid_from <= $1 ORDER BY id",
+    )
+    .bind(believed)
+    .fetch_all(&mut *database.begin().await.expect("a transaction"))
+    .await
+    .expect("rows");
+    assert_eq!(rows[0], ("gpt-4".to_owned(), true), "nothing is edited: {rows:?}");
+}
+
+#[tokio::test]
+async fn a_mistyped_name_is_ended_without_its_price() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let published = publish(database, "cost", &[latest("gpt-5", "2026-01-01")]).await.expect("a price");
+    let id = published.prices[0].id;
+    let end = async |alias: &str, time: &str| {
+        let mut tx = database.begin().await.expect("a transaction");
+        let ended = prices::close_alias(&mut tx, id, alias, at(time), now(), "test").await;
+        store::commit(tx).await.expect("committed");
+        ended
+    };
+    let refused = |result| matches!(result, Err(PricesError::Field { .. }));
+    assert!(refused(end("lates", "2026-12-01T00:00:00Z").await), "there is no such name");
+    assert!(refused(end("latest", "2026-01-01T00:00:00Z").await), "it is in force");
+    let before = version(database).await;
+    end("latest", "2026-12-01T00:00:00Z").await.expect("ended");
+    assert!(version(database).await > before);
+    assert_eq!(meaning(database, "sell", "2026-11-30T23:59:59Z").await, "gpt-5");
+    assert_eq!(meaning(database, "sell", "2026-12-01T00:00:00Z").await, "no price");
+    assert_eq!(cost(database, "cost", "2026-12-01T00:00:00Z").await, "2");
+    assert!(refused(end("latest", "2026-12-01T00:00:00Z").await), "it ends then already");
+}
+
 #[tokio::test]
 async fn what_was_believed_on_a_date_stays_answerable() {
     let bed = TestBed::new().await;

@@ -87,6 +87,8 @@ async fn names(pool: &PgPool, query: &str) -> Vec<String> {
 
 const NOTHING: [&str; 0] = [];
 
+const KEY: &str = "INSERT INTO api_keys (public_id, secret_hash, role, name) VALUES ('aaaaaaaaaaaa', sha256(''), 'admin', 'x')";
+
 #[tokio::test]
 async fn every_role_does_its_work_and_is_refused_the_rest() {
     let ledger = ledger().await;
@@ -129,11 +131,7 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (INGEST, "SELECT FROM invoices", false),
         (INGEST, "INSERT INTO invoice_series (series, last_number) VALUES ('x', 1)", false),
         (INGEST, "SELECT FROM api_keys", false),
-        (
-            INGEST,
-            "INSERT INTO api_keys (public_id, secret_hash, role, name) VALUES ('aaaaaaaaaaaa', sha256(''), 'admin', 'x')",
-            false,
-        ),
+        (INGEST, KEY, false),
         (INGEST, "INSERT INTO prices (id) VALUES (7)", false),
         (INGEST, "UPDATE book_assignments SET valid_to = now()", false),
         // Customers, prices, invoices.
@@ -141,16 +139,15 @@ async fn every_role_does_its_work_and_is_refused_the_rest() {
         (FINANCE, "UPDATE customers SET external_id = 'x'", false),
         (FINANCE, "DELETE FROM customers", false),
         (FINANCE, "UPDATE customers SET time_zone = 'UTC'", false),
-        (
-            FINANCE,
-            "INSERT INTO api_keys (public_id, secret_hash, role, name) VALUES ('aaaaaaaaaaaa', sha256(''), 'admin', 'x')",
-            true,
-        ),
+        (FINANCE, KEY, true),
         (FINANCE, "UPDATE api_keys SET secret_hash = sha256('')", false),
         (FINANCE, "DELETE FROM api_keys", false),
         (FINANCE, "UPDATE prices SET superseded_at = now()", true),
         (FINANCE, "UPDATE prices SET model = 'x'", false),
         (FINANCE, "DELETE FROM prices", false),
+        (FINANCE, "UPDATE model_aliases SET superseded_at = now()", true),
+        (FINANCE, "UPDATE model_aliases SET model = 'x'", false),
+        (FINANCE, "DELETE FROM model_aliases", false),
         (FINANCE, "SELECT FROM price_books FOR UPDATE", true),
         (FINANCE, "UPDATE price_books SET currency = 'EUR'", false),
         (FINANCE, "INSERT INTO invoice_series (series, last_number) VALUES ('x', 1)", true),

@@ -13,6 +13,8 @@ from genai_prices.data_snapshot import get_snapshot
 from calls import AT, INPUTS, UTC, Call, counts, loosest, shapes
 
 LIBRARY = "genai-prices"
+# Our names of providers that the library names otherwise.
+OURS = {"x-ai": "xai"}
 # Formats by provider where the fields alone do not tell.
 CHAT_FORMATS = {"deepseek": "deepseek.chat", "mistral": "mistral.chat", "x-ai": "xai.chat",
                 "openrouter": "openrouter.chat", "perplexity": "perplexity.chat"}
@@ -142,7 +144,7 @@ def calls_of(provider, model, form, extractor):
         drawn = counts(form, shape, provider.id, model.id, prompt, prompt=prompt)
         if silent:
             drawn = {name: count for name, count in drawn.items() if name in INPUTS}
-        return Call(provider.id, name, form, shape, drawn, at, conditions, Entry(provider, model, extractor, public))
+        return Call(OURS.get(provider.id, provider.id), name, form, shape, drawn, at, conditions, Entry(provider, model, extractor, public))
 
     if not found:
         yield call("plain", public=True)

@@ -31,7 +31,7 @@ READ_AS = {"cache_read": "cache_read_tokens", "write_5m": "cache_write_tokens", 
            "search": "web_searches"}
 # Formats whose input is counted without what is cached.
 EXCLUSIVE = {"anthropic.messages", "bedrock.converse"}
-DEVIATIONS = ("unread counts", "fee per request", "citations as output", "cached audio as audio", "float noise",
+DEVIATIONS = ("unread counts", "citations as output", "cached audio as audio", "float noise",
               "more than 15 places")
 
 
@@ -84,9 +84,7 @@ def amount(call, deviations=(), context=True):
         if name == "cache_read_audio" and "cached audio as audio" in deviations and listed.cache_read_mtok is None:
             chain = ("cache_audio_read_mtok", "input_audio_mtok", "input_mtok")
         total += count * rate(listed, chain, prompt, deviations)
-    if "fee per request" in deviations:
-        total += rate(listed, ("requests_kcount",), prompt, deviations)
-    return total
+    return total + rate(listed, ("requests_kcount",), prompt, deviations)
 
 
 def rate(listed, chain, prompt, deviations):

@@ -24,7 +24,7 @@ BY_LENGTH = ("input", "output", "cache_read", "write_5m", "write_1h")
 # Providers whose calculators are not told the service tier.
 UNTIERED = {"fireworks_ai", "deepseek", "tencent", "perplexity", "xai", "dashscope", "qwencloud", "qwen_ai_platform"}
 DEVIATIONS = (
-    "provider twice in the name",    "Perplexity apart", "tier not passed on", "long prompts of a tier at the standard rate",
+    "provider twice in the name", "no fee per request", "Perplexity apart", "tier not passed on", "long prompts of a tier at the standard rate",
     "cached audio as text", "tool use for nothing", "Cohere by its tokens", "batch: cached as input",
     "batch: written as input", "batch: an hour as five minutes", "batch: halves",
     "Vertex by region",
@@ -170,6 +170,8 @@ def amount(call, deviations=()):
     total = sum((count * (listing.rate(name) or 0) for name, count in counts.items()), Decimal(0)) * listing.factor()
     if listing.is_batch and "batch: halves" in deviations:
         total += halves(listing, counts)
+    if "no fee per request" not in deviations:
+        total += listing.number("input_cost_per_request") or 0
     return total + searches * (listing.search_fee() or 0)
 
 

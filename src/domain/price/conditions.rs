@@ -5,13 +5,12 @@ use std::fmt::Write as _;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 
 use super::PriceConditions;
+use crate::domain::names::{NAME_BYTES_MAX, is_condition};
 use crate::domain::tokens::QUANTITY_MAX;
 
 /// Minutes of a UTC day and of a UTC week.
 const DAY_MINUTES: u16 = 24 * 60;
 const WEEK_MINUTES: u16 = 7 * DAY_MINUTES;
-/// Longest name of a platform, region, tier, processing or speed, in bytes.
-const NAME_BYTES_MAX: usize = 64;
 /// Most windows in one price.
 const WINDOWS_MAX: usize = 24;
 
@@ -262,9 +261,8 @@ impl PriceConditions {
 }
 
 fn normalized_name(field: &str, name: &str) -> Result<String, ConditionFault> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
-        let detail = format!("is not 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ : / -; leave it out for none");
+    if !is_condition(name) {
+        let detail = format!("is not 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ : -; leave it out for none");
         return Err(ConditionFault::new(format!("conditions.{field}"), detail));
     }
     Ok(name.to_ascii_lowercase())

@@ -6,12 +6,11 @@ use rust_decimal::Decimal;
 
 use super::quotation::{PriceDraft, Quote, QuotedRate};
 use crate::domain::money::MoneyError;
+use crate::domain::names::{NAME_BYTES_MAX, is_model};
 
 /// Upper bound of a factor, and its decimal places, as the database keeps it.
 const FACTOR_BOUND: i64 = 1000;
 const FACTOR_PLACES: u32 = 6;
-/// Longest pattern, in characters: that of a model's name.
-const PATTERN_CHARS_MAX: usize = 128;
 
 /// The factors of a markup book; `1.2` is cost plus 20 %.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +40,8 @@ impl Markup {
     pub fn read(general: &Quote, by_model: &BTreeMap<String, Quote>) -> Result<Self, MarkupError> {
         let by_model = by_model.iter().map(|(pattern, quote)| {
             let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
-            let blank = |c: char| c == '*' || c.is_whitespace() || c.is_control();
-            if beginning.is_empty()
-                || pattern.chars().count() > PATTERN_CHARS_MAX
-                || beginning.contains(blank)
-            {
-                return Err(MarkupError::Pattern(pattern.chars().take(PATTERN_CHARS_MAX).collect()));
+            if beginning.is_empty() || !is_model(pattern) || beginning.contains('*') {
+                return Err(MarkupError::Pattern(pattern.chars().take(NAME_BYTES_MAX).collect()));
             }
             Ok((pattern.clone(), factor(quote)?))
         });
@@ -124,7 +119,7 @@ mod tests {
         for (pattern, factor) in [("a", "-1"), ("a", "1000"), ("a", "1.0000001"), ("a", "x")] {
             assert!(matches!(markup(&[(pattern, factor)]), Err(MarkupError::Factor(_))), "{factor}");
         }
-        for pattern in ["", "*", "a*b", "a b"] {
+        for pattern in ["", "*", "a*b", " a", "ä"] {
             assert!(matches!(markup(&[(pattern, "1")]), Err(MarkupError::Pattern(_))), "{pattern}");
         }
     }

@@ -159,6 +159,14 @@ pub fn resolve_parents(own: &BTreeMap<TokenClass, Rate>) -> [Option<Rate>; CLASS
     TokenClass::ALL.map(|class| rate_source(own, class).and_then(|source| own.get(&source)).copied())
 }
 
+/// Rates that recorded usage is multiplied with: as [`resolve_parents`], and nothing for requests where the price has no
+/// fee for them. A call's own request is recorded as soon as one side of the margin charges it, and is free on the other.
+pub fn rates_of_recorded(own: &BTreeMap<TokenClass, Rate>) -> [Option<Rate>; CLASS_COUNT] {
+    let mut rates = resolve_parents(own);
+    rates[TokenClass::Request.index()].get_or_insert(Rate::ZERO);
+    rates
+}
+
 /// Whether a half-open interval holds an instant; without an end it is open.
 pub fn covers(valid_from: DateTime<Utc>, valid_to: Option<DateTime<Utc>>, at: DateTime<Utc>) -> bool {
     valid_from <= at && valid_to.is_none_or(|end| at < end)

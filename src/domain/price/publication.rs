@@ -2,14 +2,14 @@
 //!
 //! A new price supersedes an open-ended predecessor of the same key: the predecessor is copied, ending where the new one
 //! starts, and goes on after the new one where that has an end. Every other overlap is refused, and so is a price that
-//! would leave it open which of two applies.
+//! would leave it open which of two applies. A price that gives a name to another model does the same to the alias.
 
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
 use super::quotation::{NewPrice, PriceDraft, PriceFault};
-use super::{ModelAlias, intervals_meet};
+use super::{ModelAlias, covers, intervals_meet};
 use crate::domain::ids::PriceId;
 use crate::domain::money::Rate;
 use crate::domain::tokens::TokenClass;
@@ -53,8 +53,10 @@ pub struct Plan {
     pub rows: Vec<PriceDraft>,
     /// Standing prices to supersede, each with the position of the row that takes its place.
     pub superseded: Vec<(PriceId, usize)>,
-    /// Aliases to add.
+    /// Aliases to add, and copies of those that are superseded.
     pub aliases: Vec<ModelAlias>,
+    /// Standing aliases to supersede, as they stand.
+    pub superseded_aliases: Vec<ModelAlias>,
     /// What became of each published price, in the order given.
     pub published: Vec<Published>,
 }
@@ -106,7 +108,7 @@ struct Planner {
     /// By provider and model.
     entries: HashMap<(String, String), Vec<Entry>>,
     /// By provider and alias.
-    aliases: HashMap<(String, String), Vec<ModelAlias>>,
+    aliases: HashMap<(String, String), Vec<Meaning>>,
     /// Which published price made a planned row, for messages.
     made_by: HashMap<usize, usize>,
     plan: Plan,
@@ -119,9 +121,10 @@ impl Planner {
             let key = (draft.provider.clone(), draft.model.clone());
             entries.entry(key).or_default().push(Entry { slot: Slot::Standing(id), draft });
         }
-        let mut meanings: HashMap<_, Vec<ModelAlias>> = HashMap::new();
+        let mut meanings: HashMap<_, Vec<Meaning>> = HashMap::new();
         for alias in aliases {
-            meanings.entry((alias.provider.clone(), alias.alias.clone())).or_default().push(alias);
+            let key = (alias.provider.clone(), alias.alias.clone());
+            meanings.entry(key).or_default().push(Meaning { alias, planned: None });
         }
         let plan =
             Plan { published: vec![Published::Unchanged(Slot::Planned(0)); published], ..Plan::default() };
@@ -215,35 +218,12 @@ impl Planner {
 
     /// Adds the aliases for as much of the price's validity as they are not known for.
     fn add_aliases(&mut self, index: usize, draft: &PriceDraft) -> Result<(), PriceFault> {
-        for (position, alias) in draft.aliases.iter().enumerate() {
-            let known = self.aliases.entry((draft.provider.clone(), alias.clone())).or_default();
-            let interval = (draft.valid_from, draft.valid_to);
-            let meets = |known: &&ModelAlias| intervals_meet((known.valid_from, known.valid_to), interval);
-            if let Some(other) = known.iter().filter(meets).find(|known| known.model != draft.model) {
-                let detail = format!(
-                    "`{alias}` means `{}` from {}; a name has one meaning",
-                    other.model, other.valid_from
-                );
-                return Err(PriceFault {
-                    index,
-                    path: format!("aliases[{position}]"),
-                    detail,
-                    conflicts_with: None,
-                });
-            }
-            let added: Vec<ModelAlias> = uncovered(known, interval)
-                .into_iter()
-                .map(|(valid_from, valid_to)| ModelAlias {
-                    provider: draft.provider.clone(),
-                    alias: alias.clone(),
-                    model: draft.model.clone(),
-                    valid_from,
-                    valid_to,
-                    inherited: false,
-                })
-                .collect();
-            known.extend(added.iter().cloned());
-            self.plan.aliases.extend(added);
+        for (position, name) in draft.aliases.iter().enumerate() {
+            let key = (draft.provider.clone(), name.clone());
+            let mut known = self.aliases.remove(&key).unwrap_or_default();
+            let added = self.plan.add_alias(&mut known, name, draft);
+            self.aliases.insert(key, known);
+            added.map_err(|detail| self.fault(index, format!("aliases[{position}]"), detail, None))?;
         }
         Ok(())
     }
@@ -302,12 +282,120 @@ fn stands_already(there: &PriceDraft, new: &PriceDraft, entries: &[Entry]) -> bo
     nothing_new && there.same_terms(new)
 }
 
+/// What a name means for some time.
+struct Meaning {
+    alias: ModelAlias,
+    /// Its row in the plan; without one it stands.
+    planned: Option<usize>,
+}
+
+impl Meaning {
+    const fn interval(&self) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+        (self.alias.valid_from, self.alias.valid_to)
+    }
+}
+
+impl Plan {
+    /// Standing aliases as they go on: up to where the name gets another meaning.
+    pub fn ended_aliases(&self) -> impl Iterator<Item = &ModelAlias> {
+        let copied = |copy: &ModelAlias, of: &ModelAlias| {
+            (&copy.provider, &copy.alias, copy.valid_from) == (&of.provider, &of.alias, of.valid_from)
+        };
+        self.aliases.iter().filter(move |alias| self.superseded_aliases.iter().any(|of| copied(alias, of)))
+    }
+
+    /// Gives a name to a price's model while the price is valid, whatever open-ended meaning it had until then.
+    fn add_alias(&mut self, known: &mut Vec<Meaning>, name: &str, price: &PriceDraft) -> Result<(), String> {
+        let (start, end) = alias_interval(known, price);
+        let other = |meaning: &Meaning| {
+            meaning.alias.model != price.model && intervals_meet(meaning.interval(), (start, end))
+        };
+        let others: Vec<usize> = (0..known.len()).filter(|at| other(&known[*at])).collect();
+        let resumed = match others[..] {
+            [] => None,
+            [at] if known[at].alias.valid_to.is_none() && known[at].alias.valid_from < start => {
+                self.cut_alias(&mut known[at], start);
+                end.map(|end| ModelAlias { valid_from: end, valid_to: None, ..known[at].alias.clone() })
+            }
+            [at, ..] => return Err(collision(&known[at].alias)),
+        };
+        let added = uncovered(known, (start, end)).into_iter().map(|(valid_from, valid_to)| ModelAlias {
+            provider: price.provider.clone(),
+            alias: name.to_owned(),
+            model: price.model.clone(),
+            valid_from,
+            valid_to,
+            inherited: false,
+        });
+        for alias in added.chain(resumed).collect::<Vec<_>>() {
+            known.push(Meaning { alias: alias.clone(), planned: Some(self.aliases.len()) });
+            self.aliases.push(alias);
+        }
+        Ok(())
+    }
+
+    /// Ends an open alias where the name gets another meaning.
+    fn cut_alias(&mut self, meaning: &mut Meaning, start: DateTime<Utc>) {
+        if let Some(row) = meaning.planned {
+            self.aliases[row].valid_to = Some(start);
+        } else {
+            self.superseded_aliases.push(meaning.alias.clone());
+            meaning.planned = Some(self.aliases.len());
+            self.aliases.push(ModelAlias { valid_to: Some(start), ..meaning.alias.clone() });
+        }
+        meaning.alias.valid_to = Some(start);
+    }
+}
+
+/// For how long a price gives a name to its model. Where the model has the name already when the price starts, and another
+/// takes it over later, it is up to there: the price comes again, or with another rate.
+fn alias_interval(known: &[Meaning], price: &PriceDraft) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+    let (start, end) = (price.valid_from, price.valid_to);
+    let held = known.iter().find(|meaning| {
+        meaning.alias.model == price.model && covers(meaning.alias.valid_from, meaning.alias.valid_to, start)
+    });
+    let moved = |held: &Meaning| {
+        let later = known.iter().filter(|meaning| meaning.alias.model != price.model);
+        let later =
+            later.map(|meaning| meaning.alias.valid_from).filter(|from| *from > held.alias.valid_from);
+        later.min()
+    };
+    let moved = held.and_then(moved);
+    (start, end.into_iter().chain(moved).min())
+}
+
+fn collision(other: &ModelAlias) -> String {
+    let until = other.valid_to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
+    format!(
+        "`{}` means `{}` from {} {until}; only an open-ended meaning that starts earlier is ended by a new one, so let \
+         the price start later, or end that alias first",
+        other.alias, other.model, other.valid_from
+    )
+}
+
+/// What ends with the prices of a model: of its aliases, those to supersede, and copies of them up to the end of the last
+/// price (`None` where no price is left).
+pub fn end_aliases(
+    aliases: Vec<ModelAlias>,
+    last_end: Option<DateTime<Utc>>,
+) -> (Vec<ModelAlias>, Vec<ModelAlias>) {
+    let outlives =
+        |alias: &ModelAlias| last_end.is_none_or(|last| alias.valid_to.is_none_or(|end| last < end));
+    let superseded: Vec<ModelAlias> = aliases.into_iter().filter(outlives).collect();
+    let copies = superseded.iter().filter_map(|alias| {
+        let end = last_end.filter(|last| alias.valid_from < *last)?;
+        Some(ModelAlias { valid_to: Some(end), ..alias.clone() })
+    });
+    let copies = copies.collect();
+    (superseded, copies)
+}
+
 /// The parts of an interval that no alias covers.
 fn uncovered(
-    known: &[ModelAlias],
+    known: &[Meaning],
     (start, end): (DateTime<Utc>, Option<DateTime<Utc>>),
 ) -> Vec<(DateTime<Utc>, Option<DateTime<Utc>>)> {
-    let mut spans: Vec<_> = known.iter().map(|alias| (alias.valid_from, alias.valid_to)).collect();
+    let mut spans: Vec<_> = known.iter().map(Meaning::interval).collect();
     spans.sort_unstable_by_key(|(from, _)| *from);
     let mut free = Vec::new();
     let mut cursor = start;
@@ -495,9 +583,68 @@ mod tests {
             plan_of(vec![alias("gpt-4", 0, Some(3))], &[named(3, None)]).unwrap(),
             [alias("gpt-5", 3, None)]
         );
-        let fault = plan_of(vec![alias("gpt-4", 0, None)], &[named(3, None)]).unwrap_err().remove(0);
-        assert_eq!(fault.path, "aliases[0]");
-        assert!(fault.detail.contains("gpt-4"));
+        // A later meaning ends an open one; where it has an end, the other goes on.
+        assert_eq!(
+            plan_of(vec![alias("gpt-4", 0, None)], &[named(3, None)]).unwrap(),
+            [alias("gpt-4", 0, Some(3)), alias("gpt-5", 3, None)]
+        );
+        let moved = plan(vec![], vec![alias("gpt-4", 0, None)], &[named(3, Some(5))]).unwrap();
+        assert_eq!(moved.superseded_aliases, [alias("gpt-4", 0, None)]);
+        assert_eq!(moved.ended_aliases().collect::<Vec<_>>(), [&alias("gpt-4", 0, Some(3))]);
+        assert_eq!(
+            moved.aliases,
+            [alias("gpt-4", 0, Some(3)), alias("gpt-5", 3, Some(5)), alias("gpt-4", 5, None)]
+        );
+        // The price comes again after its name has moved on.
+        let gone = || vec![alias("gpt-5", 0, Some(3)), alias("gpt-6", 3, None)];
+        for again in [named(0, None), named(2, None), named(0, Some(9))] {
+            assert_eq!(plan_of(gone(), &[again]).unwrap(), []);
+        }
+        assert_eq!(
+            plan_of(gone(), &[named(4, None)]).unwrap(),
+            [alias("gpt-6", 3, Some(4)), alias("gpt-5", 4, None)]
+        );
+        // Anything else has no place.
+        for known in [alias("gpt-4", 3, None), alias("gpt-4", 0, Some(9)), alias("gpt-4", 5, Some(9))] {
+            let fault = plan_of(vec![known], &[named(3, None)]).unwrap_err().remove(0);
+            assert_eq!(fault.path, "aliases[0]");
+            assert!(fault.detail.contains("gpt-4"));
+        }
+    }
+
+    #[test]
+    fn a_name_moves_within_one_publication() {
+        let of = |model: &str, from| NewPrice {
+            model: model.to_owned(),
+            aliases: vec!["latest".to_owned()],
+            ..price(from, None, "2")
+        };
+        let plan = plan(vec![], vec![], &[of("gpt-5", 3), of("gpt-4", 0)]).unwrap();
+        let meanings: Vec<_> = plan
+            .aliases
+            .iter()
+            .map(|alias| (alias.model.as_str(), alias.valid_from, alias.valid_to))
+            .collect();
+        assert_eq!(meanings, [("gpt-4", at(0), Some(at(3))), ("gpt-5", at(3), None)]);
+        assert_eq!(plan.superseded_aliases, []);
+    }
+
+    #[test]
+    fn aliases_end_with_the_last_price() {
+        let alias = |from, to: Option<u32>| ModelAlias {
+            provider: "openai".to_owned(),
+            alias: "latest".to_owned(),
+            model: "gpt-5".to_owned(),
+            valid_from: at(from),
+            valid_to: to.map(at),
+            inherited: false,
+        };
+        let known = || vec![alias(0, Some(5)), alias(5, Some(9)), alias(9, Some(12)), alias(20, None)];
+        let (superseded, copies) = end_aliases(known(), Some(at(9)));
+        assert_eq!((superseded, copies), (known()[2..].to_vec(), vec![]));
+        let (superseded, copies) = end_aliases(known(), Some(at(7)));
+        assert_eq!((superseded, copies), (known()[1..].to_vec(), vec![alias(5, Some(7))]));
+        assert_eq!(end_aliases(known(), None), (known(), vec![]));
     }
 
     proptest! {
@@ -512,7 +659,7 @@ mod tests {
             for (from, length, rate) in published {
                 let new = price(from, length.map(|days| from + days), &rate.to_string());
                 let covered_before = |day: u32, stands: &[Standing]| {
-                    stands.iter().filter(|s| super::super::covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
+                    stands.iter().filter(|s| covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
                 };
                 let before: Vec<usize> = (0..80).map(|day| covered_before(day, &stands)).collect();
                 if let Ok(plan) = plan(stands.clone(), vec![], &[new]) {

@@ -10,10 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::PriceConditions;
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, MoneyError, Rate, SCALE};
+use crate::domain::names::{NAME_BYTES_MAX, is_model, is_provider};
 use crate::domain::tokens::TokenClass;
 
-/// Longest provider, model and alias, in characters.
-pub(super) const NAME_CHARS_MAX: usize = 128;
 /// Longest source, in characters.
 pub(super) const SOURCE_CHARS_MAX: usize = 500;
 /// Most aliases of one price.
@@ -220,6 +219,13 @@ impl Faults {
 }
 
 impl NewPrice {
+    /// What it is a price of: provider, model, conditions and start.
+    pub fn title(&self) -> String {
+        let conditions =
+            self.conditions.key().unwrap_or_else(|_| "conditions that cannot be read".to_owned());
+        format!("{} {} ({conditions}) from {}", self.provider, self.model, self.valid_from)
+    }
+
     /// Checks everything that can be checked without the other prices.
     ///
     /// # Errors
@@ -263,8 +269,8 @@ impl NewPrice {
 }
 
 fn check_names(price: &NewPrice, faults: &mut Faults) {
-    if !is_provider(&price.provider) {
-        faults.add("provider", format!("is not 1 to {NAME_CHARS_MAX} of a-z 0-9 . _ / -"));
+    if !is_provider(&price.provider.to_ascii_lowercase()) {
+        faults.add("provider", format!("is not 1 to {NAME_BYTES_MAX} of a-z 0-9 . _ : -"));
     }
     check_model_name("model", &price.model, faults);
     if price.aliases.len() > ALIASES_MAX {
@@ -286,16 +292,12 @@ fn check_names(price: &NewPrice, faults: &mut Faults) {
     }
 }
 
-/// Whether a text can be a provider's name.
-pub(super) fn is_provider(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte);
-    !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.bytes().all(allowed)
-}
-
 fn check_model_name(path: &str, name: &str, faults: &mut Faults) {
-    let blank = |c: char| c.is_control() || c.is_whitespace();
-    if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.contains(blank) {
-        faults.add(path, format!("is not 1 to {NAME_CHARS_MAX} characters without blanks"));
+    if !is_model(name) {
+        let detail = format!(
+            "is not 1 to {NAME_BYTES_MAX} printable ASCII characters without blanks at its ends, as calls name models"
+        );
+        faults.add(path, detail);
     }
 }
 
@@ -452,6 +454,29 @@ mod tests {
         let unit_less =
             r#"{"provider":"x","model":"","rates":{"input":"1"},"valid_from":"2025-08-07T00:00:00Z"}"#;
         assert_eq!(paths(unit_less), ["model", "per"]);
+    }
+
+    #[test]
+    fn whatever_a_call_may_carry_a_price_can_name_and_nothing_else() {
+        let named = |provider: &str, model: &str, region: &str| {
+            let price = serde_json::json!({"provider": provider, "model": model, "aliases": ["Same Deployment 2"],
+                "conditions": {"region": region}, "per": 1, "rates": {"input": "1"},
+                "valid_from": "2025-08-07T00:00:00Z"});
+            let faults =
+                serde_json::from_value::<NewPrice>(price).unwrap().check(0).err().unwrap_or_default();
+            faults.into_iter().map(|fault| fault.path).collect::<Vec<_>>()
+        };
+        for provider in ["gcp.vertex_ai", "urn:provider:x", "OpenAI"] {
+            assert_eq!(named(provider, "My Deployment", "eu:west-1"), [""; 0], "{provider}");
+        }
+        assert_eq!(named("open/ai", "gpt-5", "eu"), ["provider"]);
+        for model in ["", " gpt-5", "gpt-5 ", "gpt\u{a0}5", "gрt-5", "gpt\n5", &"m".repeat(129)] {
+            assert_eq!(named("openai", model, "eu"), ["model"], "{model}");
+        }
+        for region in ["eu/west", "eu west", "ö"] {
+            assert_eq!(named("openai", "gpt-5", region), ["conditions.region"], "{region}");
+        }
+        assert_eq!(named("openai", "gpt-5", &"e".repeat(128)), [""; 0]);
     }
 
     #[test]

@@ -8,12 +8,13 @@ use foldhash::HashMap;
 
 use crate::domain::event::{CallConditions, UsagePart};
 use crate::domain::ids::PriceId;
-use crate::domain::money::Amount;
+use crate::domain::money::{Amount, Rate};
 use crate::domain::price::conditions::{
     ConditionFault, Specificity, WeekWindows, is_standard, minute_of_week,
 };
-use crate::domain::price::{BookInfo, ModelAlias, Price, covers, intervals_meet};
-use crate::domain::tokens::TokenClass;
+use crate::domain::price::publication::Plan;
+use crate::domain::price::{BookInfo, ModelAlias, Price, covers, intervals_meet, resolve_parents};
+use crate::domain::tokens::{Quantities, TokenClass};
 
 /// What a usage part costs in one book.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,16 @@ pub struct Rated {
     pub price: PriceId,
     /// The exact amount, in the book's currency.
     pub amount: Amount,
+    /// Whether the price has a fee per request and the part counts none: the call itself is one, and is in the amount.
+    pub own_request: bool,
+}
+
+impl Rated {
+    /// The quantities that give the amount.
+    #[must_use]
+    pub const fn counted(&self, quantities: Quantities) -> Quantities {
+        if self.own_request { quantities.with_own_request() } else { quantities }
+    }
 }
 
 /// Why a usage part has no amount: a state with a name, never zero.
@@ -225,6 +236,27 @@ impl PriceBook {
         Ok(Self { info, providers })
     }
 
+    /// The book that a plan makes of an empty one; its prices are numbered from 1 on.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn planned(info: BookInfo, plan: Plan) -> Result<Self, BookError> {
+        let rows = plan.rows.into_iter().zip(1..).map(|(draft, id)| Price {
+            id: PriceId(id),
+            book: info.id,
+            rates: resolve_parents(&draft.own_rates()),
+            provider: draft.provider,
+            model: draft.model,
+            conditions: draft.conditions,
+            valid_from: draft.valid_from,
+            valid_to: draft.valid_to,
+            recorded_at: draft.valid_from,
+            derived: false,
+        });
+        let prices = rows.collect();
+        Self::new(info, prices, plan.aliases)
+    }
+
     /// The book's name, kind and currency.
     pub const fn info(&self) -> &BookInfo {
         &self.info
@@ -331,14 +363,19 @@ impl PriceBook {
     }
 }
 
-/// The exact amount of a usage part at a price.
+/// The exact amount of a usage part at a price, a fee for the call itself included.
 ///
 /// # Errors
 /// [`Unpriced::NoRate`], [`Unpriced::Overflow`].
 pub(super) fn amount(price: &Price, part: &UsagePart) -> Result<Rated, Unpriced> {
-    let mut sum = Amount::ZERO;
-    for (class, quantity) in part.quantities.non_zero() {
+    let used = &part.quantities;
+    let fee = price.rate(TokenClass::Request).filter(|_| used.lacks_request());
+    let mut sum = fee.map_or(Amount::ZERO, Rate::per_unit);
+    for (class, quantity) in used.non_zero() {
         let Some(rate) = price.rate(class) else {
+            if class == TokenClass::Request && used.has_only_own_request() {
+                continue;
+            }
             return Err(Unpriced::NoRate { price: price.id, model: price.model.clone(), class, quantity });
         };
         sum = rate
@@ -346,7 +383,7 @@ pub(super) fn amount(price: &Price, part: &UsagePart) -> Result<Rated, Unpriced>
             .and_then(|amount| sum.checked_add(amount))
             .ok_or(Unpriced::Overflow { price: price.id })?;
     }
-    Ok(Rated { price: price.id, amount: sum })
+    Ok(Rated { price: price.id, amount: sum, own_request: fee.is_some() })
 }
 
 impl ProviderPrices {

@@ -352,6 +352,28 @@ fn what_the_price_has_no_rate_for_is_unpriced_and_named() {
 }
 
 #[test]
+fn a_call_is_one_request_for_a_price_with_a_fee_for_that() {
+    let with_fee = book(vec![price(1, &[("input", "1"), ("web_search", "0.5"), ("request", "0.012")])]);
+    let without = book(vec![price(2, &[("input", "1")])]);
+    let rated = |book: &PriceBook, used: &[(&str, i64)]| book.rate(&part(used), at("2026-11-23T10:00:00Z"));
+    let charged = |book: &PriceBook, used: &[(&str, i64)]| {
+        let rated = rated(book, used).unwrap();
+        (rated.amount.to_string(), rated.counted(part(used).quantities).get(TokenClass::Request))
+    };
+    assert_eq!(charged(&with_fee, &[("input", 1_000_000)]), ("1.012".to_owned(), 1));
+    assert_eq!(charged(&with_fee, &[("web_search", 1)]), ("0.512".to_owned(), 1));
+    assert_eq!(charged(&with_fee, &[("input", 1_000_000), ("request", 3)]), ("1.036".to_owned(), 3));
+    assert_eq!(charged(&with_fee, &[("request", 2)]), ("0.024".to_owned(), 2));
+    assert_eq!(charged(&with_fee, &[]), ("0".to_owned(), 0), "nothing used is nothing asked for");
+    // Recorded for the other side of the margin, or stated: the call is one request, fee or not.
+    assert_eq!(charged(&without, &[("input", 1_000_000), ("request", 1)]), ("1".to_owned(), 1));
+    for used in [&[("request", 1)][..], &[("input", 1), ("request", 2)]] {
+        let unpriced = rated(&without, used).unwrap_err();
+        assert!(matches!(unpriced, Unpriced::NoRate { class: TokenClass::Request, .. }), "{unpriced}");
+    }
+}
+
+#[test]
 fn two_prices_that_could_both_apply_make_no_book() {
     let prices = vec![above(price(1, &[]), 200_000, true), above(price(2, &[]), 200_000, false)];
     let refused = PriceBook::new(info(), prices, Vec::new()).unwrap_err();

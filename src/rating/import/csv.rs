@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Import, ImportError};
+use crate::domain::names::from_cell;
 use crate::domain::price::PriceConditions;
 use crate::domain::price::quotation::{NewPrice, Quote};
 use crate::domain::tokens::TokenClass;
@@ -81,7 +82,7 @@ fn price(cells: &BTreeMap<&str, &str>) -> Result<NewPrice, String> {
     Ok(NewPrice {
         provider: needed("provider")?,
         model: needed("model")?,
-        aliases: words("aliases"),
+        aliases: from_cell(&text("aliases").unwrap_or_default()),
         conditions: PriceConditions {
             platform: text("platform"),
             region: text("region"),

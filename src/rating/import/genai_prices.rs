@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::number::rate;
 use super::{Defaults, Import, Listed, Tiers, UnitRates, Variant, overlaid_tiers};
+use crate::domain::names::known_provider;
 use crate::domain::price::PriceConditions;
 use crate::domain::tokens::TokenClass;
 
@@ -119,7 +120,7 @@ pub(super) fn read(file: &[u8], defaults: &Defaults, import: &mut Import) -> Res
             let aliases: Vec<&str> = names.into_iter().filter(|name| !taken.contains(name)).collect();
             taken.extend(&aliases);
             let listed = Listed {
-                provider: &provider.id,
+                provider: known_provider(&provider.id).unwrap_or(&provider.id),
                 model: &model.id,
                 aliases: aliases.into_iter().map(str::to_owned).collect(),
                 defaults,

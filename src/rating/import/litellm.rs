@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::number::{decimal, rate};
 use super::{Defaults, Import, Listed, Tiers, UnitRates, Variant, overlaid_tiers, up_to};
 use crate::domain::money::without_noise;
+use crate::domain::names::known_provider;
 use crate::domain::price::PriceConditions;
 use crate::domain::tokens::TokenClass;
 
@@ -117,9 +118,6 @@ const FAMILIES: [(&str, &str); 2] =
     [("bedrock_converse", "bedrock"), ("fireworks_ai-embedding-models", "fireworks_ai")];
 /// Beginning of the names of Vertex AI's families of models, all of one provider.
 const VERTEX: &str = "vertex_ai";
-/// Names of providers that usage events have other names for.
-const PROVIDERS: [(&str, &str); 3] =
-    [("gemini", "google"), ("cohere_chat", "cohere"), ("moonshot", "moonshotai")];
 /// Fireworks bills cached tokens at half the input rate where it names no rate (docs.fireworks.ai); LiteLLM has it in its code,
 /// not in its map.
 const HALF_WHERE_CACHED: &str = "fireworks_ai";
@@ -197,8 +195,7 @@ pub(super) fn read(file: &[u8], defaults: &Defaults, import: &mut Import) -> Res
     named.sort_by_key(|(name, provider, _)| without_prefix(name, provider).is_none());
     let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (name, family, keys) in &named {
-        let provider =
-            PROVIDERS.iter().find(|(theirs, _)| theirs == family).map_or(family.as_str(), |(_, ours)| *ours);
+        let provider = known_provider(family).unwrap_or(family);
         let model = without_prefix(name, family).unwrap_or(name);
         if !seen.insert((provider, model)) {
             import.ignore(name.as_str(), format!("{provider} {model} is listed twice"));
@@ -454,28 +451,29 @@ fn off_peak(
 }
 
 impl Window {
-    /// The window by weekdays of UTC. A weekday that begins some hours ahead of UTC's ends as many hours before it: what
-    /// is later in UTC's day belongs to the next weekday.
+    /// The window by weekdays of UTC. LiteLLM asks for the weekday of each instant, also after midnight. One that begins some
+    /// hours ahead of UTC's ends as many hours before it: what is later in UTC's day belongs to the next weekday.
     fn in_utc(self, ahead_hours: u32) -> Vec<PriceConditions> {
         let hours = match self.hours_utc {
             None => vec![WHOLE_DAY.to_owned()],
             Some(OneOrMany::One(hours)) => vec![hours],
             Some(OneOrMany::Many(hours)) => hours,
         };
-        if ahead_hours == 0 || self.weekdays.is_empty() {
+        if self.weekdays.is_empty() {
             return vec![at(hours, self.weekdays)];
         }
         let turn = format!("{:02}:00", 24 - ahead_hours);
+        let turn = turn.as_str();
         let (mut same_day, mut next_day) = (Vec::new(), Vec::new());
-        for (start, end) in hours.iter().filter_map(|hours| hours.split_once('-')) {
-            // Times of day of equal length compare as texts; the end of a day is later than all of it.
-            let ends = if end == "00:00" { "24:00" } else { end };
-            if start < turn.as_str() {
-                let until = if ends < turn.as_str() { end } else { &turn };
-                same_day.push(format!("{start}-{until}"));
+        // Times of day of equal length compare as texts; the end of a day is later than all of it.
+        let window =
+            |start: &str, end: &str| format!("{start}-{}", if end == "24:00" { "00:00" } else { end });
+        for (start, end) in hours.iter().filter_map(|hours| hours.split_once('-')).flat_map(within_days) {
+            if start < turn {
+                same_day.push(window(start, end.min(turn)));
             }
-            if ends > turn.as_str() {
-                next_day.push(format!("{}-{end}", start.max(turn.as_str())));
+            if end > turn {
+                next_day.push(window(start.max(turn), end));
             }
         }
         let day_before = |day: &u8| if *day == 1 { 7 } else { day - 1 };
@@ -485,6 +483,15 @@ impl Window {
             .filter(|(hours, _)| !hours.is_empty())
             .map(|(hours, weekdays)| at(hours, weekdays))
             .collect()
+    }
+}
+
+/// A window of a day, or the two that one over midnight is.
+fn within_days<'a>((start, end): (&'a str, &'a str)) -> Vec<(&'a str, &'a str)> {
+    match end {
+        "00:00" => vec![(start, "24:00")],
+        _ if start < end => vec![(start, end)],
+        _ => vec![(start, "24:00"), ("00:00", end)],
     }
 }
 

@@ -236,6 +236,14 @@ fn litellm_weekdays_of_a_zone_ahead_begin_the_day_before() {
         (hours(&["16:00-00:00"]), vec![6]),
     ];
     assert_eq!(windows, expected);
+    let over_midnight = off_peak("Asia/Shanghai").replace("10:00-00:00", "15:00-02:00");
+    let prices = import(Format::LiteLlm, &over_midnight).prices;
+    let windows =
+        |at: usize| (prices[at].conditions.hours_utc.clone(), prices[at].conditions.weekdays.clone());
+    assert_eq!(windows(1), (hours(&["00:00-01:00", "15:00-16:00", "00:00-02:00"]), vec![1, 2]));
+    assert_eq!(windows(2), (hours(&["16:00-00:00"]), vec![7, 1]));
+    let of_utc = import(Format::LiteLlm, &over_midnight.replace("Asia/Shanghai", "UTC")).prices;
+    assert_eq!(of_utc[1].conditions.hours_utc, hours(&["00:00-01:00", "15:00-00:00", "00:00-02:00"]));
     let summer = import(Format::LiteLlm, &off_peak("Europe/Berlin"));
     assert_eq!(summer.prices.len(), 1);
     assert!(reasons(&summer).iter().any(|reason| reason.contains("summer time")), "{:?}", reasons(&summer));
@@ -361,13 +369,13 @@ fn genai_prices_keep_their_history_tiers_and_variants() {
     let mut found = lines(&import);
     found.sort();
     let mut expected = vec![
-        "x-ai grok-9 [standard] input=5 output=30 2026-11-01..2026-12-01",
-        "x-ai grok-9 [processing=batch] input=2 output=30 2026-11-01..2026-12-01",
-        "x-ai grok-9 [standard] input=4 output=20.5 web_search=0.01 2026-12-01..",
-        "x-ai grok-9 [context>272000] input=8 output=20.5 web_search=0.01 2026-12-01..",
-        "x-ai grok-9 [processing=batch] input=2 output=20.5 web_search=0.01 2026-12-01..",
-        "x-ai grok-9 [processing=batch context>272000] input=2 output=20.5 web_search=0.01 2026-12-01..",
-        "x-ai grok-9 [minutes=60-240,360-600,1500-1680,1800-2040,2940-3120,3240-3480,4380-4560,4680-4920,5820-6000,6120-6360,\
+        "xai grok-9 [standard] input=5 output=30 2026-11-01..2026-12-01",
+        "xai grok-9 [processing=batch] input=2 output=30 2026-11-01..2026-12-01",
+        "xai grok-9 [standard] input=4 output=20.5 web_search=0.01 2026-12-01..",
+        "xai grok-9 [context>272000] input=8 output=20.5 web_search=0.01 2026-12-01..",
+        "xai grok-9 [processing=batch] input=2 output=20.5 web_search=0.01 2026-12-01..",
+        "xai grok-9 [processing=batch context>272000] input=2 output=20.5 web_search=0.01 2026-12-01..",
+        "xai grok-9 [minutes=60-240,360-600,1500-1680,1800-2040,2940-3120,3240-3480,4380-4560,4680-4920,5820-6000,6120-6360,\
          7260-7440,7560-7800,8700-8880,9000-9240] input=6 output=40 2026-12-01..",
     ];
     expected.sort_unstable();

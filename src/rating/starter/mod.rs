@@ -4,10 +4,13 @@
 //! Where a source gives a tier's or batch's price without saying since when, it stands for as long as the standard price
 //! that it was listed beside.
 
+use crate::domain::money::Currency;
 use crate::domain::price::quotation::NewPrice;
 
-/// The name of the starter cost book; it is in US dollars.
+/// The name of the starter cost book.
 pub const BOOK: &str = "provider-cost";
+/// The currency of its prices.
+pub const CURRENCY: Currency = Currency::USD;
 
 const PRICES: &str = include_str!("provider-cost.json");
 
@@ -27,10 +30,9 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::domain::event::{CallConditions, UsagePart};
-    use crate::domain::ids::{BookId, PriceId};
-    use crate::domain::money::Currency;
+    use crate::domain::ids::BookId;
     use crate::domain::price::publication::{Published, plan};
-    use crate::domain::price::{BookInfo, BookKind, Price, resolve_parents};
+    use crate::domain::price::{BookInfo, BookKind};
     use crate::domain::tokens::Quantities;
     use crate::rating::{PriceBook, Unpriced};
 
@@ -46,20 +48,8 @@ pub(crate) mod tests {
             "no repeats"
         );
         let info =
-            BookInfo { id: BookId(1), name: BOOK.to_owned(), kind: BookKind::Cost, currency: Currency::USD };
-        let rows = plan.rows.into_iter().enumerate().map(|(row, draft)| Price {
-            id: PriceId(i64::try_from(row).unwrap()),
-            book: info.id,
-            rates: resolve_parents(&draft.own_rates()),
-            provider: draft.provider,
-            model: draft.model,
-            conditions: draft.conditions,
-            valid_from: draft.valid_from,
-            valid_to: draft.valid_to,
-            recorded_at: draft.valid_from,
-            derived: false,
-        });
-        PriceBook::new(info.clone(), rows.collect(), plan.aliases).unwrap()
+            BookInfo { id: BookId(1), name: BOOK.to_owned(), kind: BookKind::Cost, currency: CURRENCY };
+        PriceBook::planned(info, plan).unwrap()
     }
 
     fn call(provider: &str, model: &str, used: &[(&str, i64)]) -> UsagePart {
@@ -123,6 +113,7 @@ pub(crate) mod tests {
             ("anthropic claude-haiku-4-5-20251001 input 9000 output 1500", now, "0.0165"),
             ("xai grok-4.3 input 400 cache_read 800 output 90 reasoning 450", now, "0.00201"),
             ("xai grok-4.3 input 200000", now, "0.5"),
+            ("perplexity sonar input 1000 output 500 web_search 2", now, "0.0135"),
             ("google gemini-2.5-flash input 4000 output 200 reasoning 300", now, "0.00245"),
             ("mistral mistral-large-latest input 1000 output 1000", now, "0.002"),
             // What providers and routers stated themselves for such calls.

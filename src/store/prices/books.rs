@@ -329,7 +329,7 @@ async fn load(
     for price in select(connection, &Selection { book: only, ..Selection::standing() }).await? {
         prices.entry(price.book.id).or_default().push(price.into());
     }
-    let mut aliases = aliases(connection, only).await?;
+    let mut aliases = aliases(connection, only, None).await?;
     Ok(books
         .into_iter()
         .map(|book| {
@@ -339,19 +339,23 @@ async fn load(
         .collect())
 }
 
-/// The aliases of every book, or of one; of a markup book those of its base as well.
+/// The aliases of every book, or of one, that stand or stood at an instant; of a markup book those of its base as well.
 async fn aliases(
     connection: &mut PgConnection,
     only: Option<BookId>,
+    as_of: Option<DateTime<Utc>>,
 ) -> Result<HashMap<BookId, Vec<ModelAlias>>, StoreError> {
     let mut aliases: HashMap<BookId, Vec<ModelAlias>> = HashMap::new();
     let rows = sqlx::query!(
         r#"SELECT b.id AS "book!: BookId", a.provider, a.alias, a.model, a.valid_from, a.valid_to,
                   a.book_id <> b.id AS "inherited!"
            FROM price_books b JOIN model_aliases a ON a.book_id IN (b.id, b.base_book_id)
-           WHERE $1::integer IS NULL OR b.id = $1
+           WHERE ($1::integer IS NULL OR b.id = $1)
+             AND ($2::timestamptz IS NULL OR a.recorded_at <= $2)
+             AND (a.superseded_at IS NULL OR $2 < a.superseded_at)
            ORDER BY b.id, a.id"#,
         only.map(|book| book.0),
+        as_of,
     )
     .fetch_all(connection)
     .await?;
@@ -387,7 +391,7 @@ pub async fn load_candidates(
     };
     let selection = Selection { book: Some(book.id), filter, ..Selection::default() };
     let prices = select(connection, &selection).await?.into_iter().map(Price::from).collect();
-    let aliases = aliases(connection, Some(book.id)).await?.remove(&book.id).unwrap_or_default();
+    let aliases = aliases(connection, Some(book.id), Some(as_of)).await?.remove(&book.id).unwrap_or_default();
     Ok((book.clone(), prices, aliases))
 }
 

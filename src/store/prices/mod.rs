@@ -17,7 +17,9 @@ pub use books::{
     load_candidates,
 };
 pub use markups::{MarkupChange, MarkupEffect, MarkupRow, NewMarkup, change_markup, markup_history};
-pub use publish::{Publication, PublishedPrice, RateChange, Status, close, publish, publish_fitting};
+pub use publish::{
+    Publication, PublishedPrice, RateChange, Status, close, close_alias, publish, publish_fitting,
+};
 pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};
 
 use chrono::{DateTime, Utc};

@@ -9,12 +9,12 @@ use sqlx::PgConnection;
 
 use super::books::{dependents, derived_prices, find_book};
 use super::read::{Selection, get, select};
-use super::write::{Insertion, insert, insert_aliases, reserve_ids, supersede};
+use super::write::{Insertion, insert, reserve_ids, supersede, supersede_aliases};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Rate;
 use crate::domain::price::dated_markup::successor;
-use crate::domain::price::publication::{Plan, Published, Slot, Standing, plan};
+use crate::domain::price::publication::{Plan, Published, Slot, Standing, end_aliases, plan};
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
 use crate::domain::price::{BookInfo, ModelAlias};
 use crate::domain::tokens::TokenClass;
@@ -31,6 +31,8 @@ pub struct Publication {
     pub continued: Vec<(PriceId, PriceId)>,
     /// How many aliases are new.
     pub aliases: usize,
+    /// Aliases that end where the name gets another meaning.
+    pub ended_aliases: Vec<ModelAlias>,
     /// How many prices of markup books were derived.
     pub derived: usize,
 }
@@ -108,7 +110,7 @@ pub async fn publish(
         .map(|(draft, id)| Insertion { id: *id, book: book.id, draft: draft.clone(), derived_from: None })
         .collect();
     insert(connection, &rows).await?;
-    insert_aliases(connection, book.id, &plan.aliases).await?;
+    supersede_aliases(connection, book.id, &plan.superseded_aliases, &plan.aliases).await?;
     let derived = derive(connection, book.id, &rows, &superseded).await?;
     // The links to successors are checked at the end otherwise, where nobody could say what was wrong.
     sqlx::query!("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *connection).await?;
@@ -116,7 +118,8 @@ pub async fn publish(
     let publication = Publication {
         prices: outcomes(&plan, &ids, new)?,
         continued: superseded.iter().filter_map(|(old, copy)| Some((*old, (*copy)?))).collect(),
-        aliases: plan.aliases.len(),
+        aliases: plan.aliases.len() - plan.superseded_aliases.len(),
+        ended_aliases: plan.ended_aliases().cloned().collect(),
         derived,
         book,
     };
@@ -167,10 +170,14 @@ fn summary(publication: &Publication) -> Value {
         .map(|price| price.id.0)
         .collect();
     json!({"added": added, "continued": publication.continued, "derived": publication.derived,
-           "aliases": publication.aliases})
+           "aliases": publication.aliases, "ended_aliases": names(&publication.ended_aliases)})
 }
 
-/// The standing explicit prices of the same models, and the aliases of the same names.
+fn names(aliases: &[ModelAlias]) -> Vec<&str> {
+    aliases.iter().map(|alias| alias.alias.as_str()).collect()
+}
+
+/// The standing explicit prices of the same models, and the standing aliases of the same names.
 async fn neighbours(
     connection: &mut PgConnection,
     book: BookId,
@@ -182,23 +189,7 @@ async fn neighbours(
     let prices = select(connection, &selection).await?;
     let standing = prices.into_iter().map(|price| Standing { id: price.id, draft: price.draft }).collect();
     let names: Vec<String> = new.iter().flat_map(|price| price.aliases.iter().cloned()).collect();
-    let aliases = sqlx::query!(
-        "SELECT provider, alias, model, valid_from, valid_to FROM model_aliases WHERE book_id = $1 AND alias = ANY($2)",
-        book.0,
-        &names,
-    )
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(|row| ModelAlias {
-        provider: row.provider,
-        alias: row.alias,
-        model: row.model,
-        valid_from: row.valid_from,
-        valid_to: row.valid_to,
-        inherited: false,
-    })
-    .collect();
+    let aliases = own_aliases(connection, book, Some(&names), None).await?;
     Ok((standing, aliases))
 }
 
@@ -240,7 +231,7 @@ pub(super) fn changes(old: &BTreeMap<TokenClass, Rate>, new: &BTreeMap<TokenClas
 }
 
 /// Ends a price at an instant by superseding it with a copy that ends there; at or before its start this withdraws it,
-/// which only an announced price can be.
+/// which only an announced price can be. Aliases of its model end with the last price of the model in the book.
 ///
 /// Returns the copy's id, or `None` where it was withdrawn.
 ///
@@ -286,11 +277,103 @@ pub async fn close(
     insert(connection, &rows).await?;
     derive(connection, price.book.id, &rows, &[(id, copy)]).await?;
     sqlx::query!("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *connection).await?;
+    let ended = end_with_prices(connection, price.book.id, &price.draft).await?;
     catalog::bump(connection).await?;
-    let detail = json!({"price": id, "at": at, "continued_by": copy});
+    let detail = json!({"price": id, "at": at, "continued_by": copy, "ended_aliases": names(&ended)});
     let action = if withdrawn { "prices.withdraw" } else { "prices.close" };
     audit::record(connection, actor, action, &price.book.name, Some(detail)).await?;
     Ok(copy)
+}
+
+/// Ends the aliases of a model where its last standing price in the book ends; returns those that stood longer.
+async fn end_with_prices(
+    connection: &mut PgConnection,
+    book: BookId,
+    of: &PriceDraft,
+) -> Result<Vec<ModelAlias>, StoreError> {
+    let left = sqlx::query!(
+        r#"SELECT COALESCE(bool_or(valid_to IS NULL), false) AS "is_open!", max(valid_to) AS last_end FROM prices
+           WHERE book_id = $1 AND provider = $2 AND model = $3 AND superseded_at IS NULL"#,
+        book.0,
+        of.provider,
+        of.model,
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if left.is_open {
+        return Ok(Vec::new());
+    }
+    let aliases = own_aliases(connection, book, None, Some((&of.provider, &of.model))).await?;
+    let (superseded, copies) = end_aliases(aliases, left.last_end);
+    supersede_aliases(connection, book, &superseded, &copies).await?;
+    Ok(superseded)
+}
+
+/// Ends another name of a price's model at an instant, and leaves the price; a name that is announced for later is
+/// withdrawn.
+///
+/// # Errors
+/// [`PricesError`]; the caller rolls back.
+pub async fn close_alias(
+    connection: &mut PgConnection,
+    id: PriceId,
+    alias: &str,
+    at: DateTime<Utc>,
+    now: DateTime<Utc>,
+    actor: &str,
+) -> Result<(), PricesError> {
+    let price = get(connection, id).await?.ok_or(PricesError::UnknownPrice(id))?;
+    let (book, draft) = (&price.book, &price.draft);
+    sqlx::query!("SELECT id FROM price_books WHERE id = $1 FOR UPDATE", book.id.0)
+        .fetch_one(&mut *connection)
+        .await?;
+    let names = [alias.to_owned()];
+    let of_model = Some((draft.provider.as_str(), draft.model.as_str()));
+    let known = own_aliases(connection, book.id, Some(&names), of_model).await?;
+    let (superseded, copies) = end_aliases(known, Some(at));
+    let field = |field, detail| Err(PricesError::Field { field, detail });
+    if superseded.is_empty() {
+        let detail = format!("`{}` does not mean `{}` in `{}` then", alias, draft.model, book.name);
+        return field("alias", detail);
+    }
+    if superseded.iter().any(|alias| at <= alias.valid_from && alias.valid_from <= now) {
+        return field("valid_to", format!("`{alias}` is in force; end it at a date after its start"));
+    }
+    supersede_aliases(connection, book.id, &superseded, &copies).await?;
+    catalog::bump(connection).await?;
+    let detail = json!({"provider": draft.provider, "model": draft.model, "alias": alias, "at": at});
+    audit::record(connection, actor, "aliases.close", &book.name, Some(detail)).await?;
+    Ok(())
+}
+
+/// Standing aliases of a book itself: of these names, and of this provider and model.
+async fn own_aliases(
+    connection: &mut PgConnection,
+    book: BookId,
+    names: Option<&[String]>,
+    of: Option<(&str, &str)>,
+) -> Result<Vec<ModelAlias>, StoreError> {
+    let (provider, model) = of.unzip();
+    let rows = sqlx::query!(
+        "SELECT provider, alias, model, valid_from, valid_to FROM model_aliases
+         WHERE book_id = $1 AND superseded_at IS NULL AND ($2::text[] IS NULL OR alias = ANY($2))
+           AND ($3::text IS NULL OR (provider = $3 AND model = $4))",
+        book.0,
+        names,
+        provider,
+        model,
+    )
+    .fetch_all(connection)
+    .await?;
+    let alias = rows.into_iter().map(|row| ModelAlias {
+        provider: row.provider,
+        alias: row.alias,
+        model: row.model,
+        valid_from: row.valid_from,
+        valid_to: row.valid_to,
+        inherited: false,
+    });
+    Ok(alias.collect())
 }
 
 /// Brings the markup books of a cost book in line with what was added to it and superseded in it.

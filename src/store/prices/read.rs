@@ -11,7 +11,7 @@ use super::books::parsed;
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::{Amount, Rate, SCALE};
 use crate::domain::price::quotation::{PriceDraft, QuotedRate};
-use crate::domain::price::{BookInfo, Price, PriceConditions, resolve_parents};
+use crate::domain::price::{BookInfo, Price, PriceConditions, intervals_meet, resolve_parents};
 use crate::domain::tokens::TokenClass;
 
 /// A price as it is stored.
@@ -21,7 +21,7 @@ pub struct StoredPrice {
     pub id: PriceId,
     /// Its book.
     pub book: BookInfo,
-    /// What it says; with the aliases its model has in this book (and its base) at any time.
+    /// What it says; with the aliases that its model has in this book (and its base) at some time of its validity.
     pub draft: PriceDraft,
     /// When it was published.
     pub recorded_at: DateTime<Utc>,
@@ -199,7 +199,9 @@ pub(super) async fn select(
              AND ($7::text IS NULL OR p.provider = $7)
              AND ($8::text IS NULL OR p.model = $8 OR EXISTS (
                      SELECT FROM model_aliases a
-                     WHERE a.book_id IN (b.id, b.base_book_id) AND a.provider = p.provider AND a.model = p.model AND a.alias = $8))
+                     WHERE a.book_id IN (b.id, b.base_book_id) AND a.provider = p.provider AND a.model = p.model AND a.alias = $8
+                       AND ($10::timestamptz IS NULL OR a.recorded_at <= $10)
+                       AND ($11::boolean OR a.superseded_at IS NULL OR $10::timestamptz < a.superseded_at)))
              AND ($9::timestamptz IS NULL OR (p.valid_from <= $9 AND (p.valid_to IS NULL OR $9 < p.valid_to)))
              AND ($10::timestamptz IS NULL OR p.recorded_at <= $10)
              AND ($11::boolean OR p.superseded_at IS NULL OR $10::timestamptz < p.superseded_at)
@@ -314,20 +316,26 @@ fn was_rounded(quoted: Amount, per: i64, multiplier: Decimal) -> bool {
 async fn add_aliases(connection: &mut PgConnection, prices: &mut [StoredPrice]) -> Result<(), StoreError> {
     let books: Vec<i32> = prices.iter().map(|price| price.book.id.0).collect();
     let rows = sqlx::query!(
-        r#"SELECT DISTINCT b.id AS "book: BookId", a.provider, a.model, a.alias
+        r#"SELECT b.id AS "book: BookId", a.provider, a.model, a.alias, a.valid_from, a.valid_to
            FROM price_books b JOIN model_aliases a ON a.book_id IN (b.id, b.base_book_id)
-           WHERE b.id = ANY($1) ORDER BY a.alias"#,
+           WHERE b.id = ANY($1) AND a.superseded_at IS NULL ORDER BY a.alias, a.valid_from"#,
         &books,
     )
     .fetch_all(connection)
     .await?;
-    let mut aliases: HashMap<(BookId, String, String), Vec<String>> = HashMap::new();
+    let mut aliases: HashMap<(BookId, String, String), Vec<_>> = HashMap::new();
     for row in rows {
-        aliases.entry((row.book, row.provider, row.model)).or_default().push(row.alias);
+        let dated = (row.alias, (row.valid_from, row.valid_to));
+        aliases.entry((row.book, row.provider, row.model)).or_default().push(dated);
     }
     for price in prices {
-        let key = (price.book.id, price.draft.provider.clone(), price.draft.model.clone());
-        price.draft.aliases = aliases.get(&key).cloned().unwrap_or_default();
+        let draft = &mut price.draft;
+        let key = (price.book.id, draft.provider.clone(), draft.model.clone());
+        let validity = (draft.valid_from, draft.valid_to);
+        let known = aliases.get(&key).into_iter().flatten();
+        let meant = known.filter(|(_, interval)| intervals_meet(*interval, validity));
+        draft.aliases = meant.map(|(alias, _)| alias.clone()).collect();
+        draft.aliases.dedup();
     }
     Ok(())
 }

@@ -177,7 +177,33 @@ pub(super) async fn insert(connection: &mut PgConnection, rows: &[Insertion]) ->
     Ok(())
 }
 
-pub(super) async fn insert_aliases(
+/// Supersedes standing aliases of a book by the given ones.
+pub(super) async fn supersede_aliases(
+    connection: &mut PgConnection,
+    book: BookId,
+    superseded: &[ModelAlias],
+    by: &[ModelAlias],
+) -> Result<(), StoreError> {
+    let providers: Vec<&str> = superseded.iter().map(|alias| alias.provider.as_str()).collect();
+    let aliases: Vec<&str> = superseded.iter().map(|alias| alias.alias.as_str()).collect();
+    let starts: Vec<DateTime<Utc>> = superseded.iter().map(|alias| alias.valid_from).collect();
+    let result = sqlx::query!(
+        "UPDATE model_aliases a SET superseded_at = now()
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS s (provider, alias, valid_from)
+         WHERE a.book_id = $1 AND a.provider = s.provider AND a.alias = s.alias AND a.valid_from = s.valid_from
+           AND a.superseded_at IS NULL",
+        book.0,
+        &providers as _,
+        &aliases as _,
+        &starts,
+    )
+    .execute(&mut *connection)
+    .await?;
+    ensure_affected("superseding aliases", &result, superseded.len() as u64)?;
+    insert_aliases(connection, book, by).await
+}
+
+async fn insert_aliases(
     connection: &mut PgConnection,
     book: BookId,
     aliases: &[ModelAlias],

@@ -10,9 +10,8 @@ use super::{PeriodDraft, PeriodPriceKind, Scheme, TaskUsage, Tier, TierRate, Tie
 use crate::domain::event::Outcome;
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::money::Rate;
-use crate::domain::price::quotation::{
-    NAME_CHARS_MAX, PER_MAX, Quote, SOURCE_CHARS_MAX, VALIDITY_SECONDS, is_provider,
-};
+use crate::domain::names::{NAME_BYTES_MAX, is_condition, is_model, is_provider};
+use crate::domain::price::quotation::{PER_MAX, Quote, SOURCE_CHARS_MAX, VALIDITY_SECONDS};
 use crate::domain::tokens::TokenClass;
 
 /// Most tiers of one price.
@@ -22,6 +21,8 @@ const UNITS_MAX: i64 = 1_000_000_000_000_000;
 /// Upper bound of a factor, and its decimal places, as the database keeps it.
 const FACTOR_BOUND: i64 = 1000;
 const FACTOR_PLACES: u32 = 6;
+/// Longest name of a period price, in characters.
+const NAME_CHARS_MAX: usize = 128;
 
 /// A period price to be published. Which fields it has, its kind decides.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
@@ -201,12 +202,11 @@ impl NewPeriodPrice {
     fn scope(&self, faults: &mut Faults) -> Option<UsageScope> {
         let provider = self.provider.as_ref().map(|provider| provider.to_ascii_lowercase());
         if provider.as_deref().is_some_and(|provider| !is_provider(provider)) {
-            faults.add("provider", format!("is not 1 to {NAME_CHARS_MAX} of a-z 0-9 . _ / -"));
+            faults.add("provider", format!("is not 1 to {NAME_BYTES_MAX} of a-z 0-9 . _ : -"));
         }
         let model = faults.need("model", self.model.clone(), self.kind)?;
         let beginning = model.strip_suffix(super::WILDCARD).unwrap_or(&model);
-        let stray = |c: char| c == super::WILDCARD || c.is_whitespace() || c.is_control();
-        if model.is_empty() || model.chars().count() > NAME_CHARS_MAX || beginning.contains(stray) {
+        if !is_model(&model) || beginning.contains(super::WILDCARD) {
             faults
                 .add("model", "is not a model's name, or the beginning of one followed by `*`, or `*` alone");
         }
@@ -273,12 +273,8 @@ impl NewPeriodPrice {
 
     fn task(&self, faults: &mut Faults) -> Option<Scheme> {
         let task_type = faults.need("task_type", self.task_type.clone(), self.kind);
-        let machine = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-        if task_type
-            .as_ref()
-            .is_some_and(|name| name.is_empty() || name.len() > NAME_CHARS_MAX || !name.bytes().all(machine))
-        {
-            faults.add("task_type", format!("is not 1 to {NAME_CHARS_MAX} of A-Z a-z 0-9 . _ : -"));
+        if task_type.as_deref().is_some_and(|name| !is_condition(name)) {
+            faults.add("task_type", format!("is not 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ : -"));
         }
         let usage = faults.need("usage", self.usage, self.kind);
         let amount = self.amount(faults);
