@@ -15,7 +15,7 @@ use crate::domain::identity::EventKey;
 use crate::metering::Reason;
 use crate::store::journal::payload::Payload;
 use crate::store::journal::{
-    self, Existing, FreshMark, LookUp, Mark, Origin, Recorded, Rejection, RejectionPosition,
+    self, Existing, FreshMark, LookUp, Mark, Origin, ReadEvent, Recorded, Rejection, RejectionPosition, Span,
 };
 use crate::store::replay::{Resolution, Resolved, Tried};
 use crate::store::{StoreError, journal::JournalEvent};
@@ -29,6 +29,24 @@ pub struct Batch {
     pub decided: Vec<Decided>,
     /// What it received, as it is stored; `None` where that is made when it is needed.
     received: Option<Vec<u8>>,
+}
+
+/// What a batch is compared with.
+#[derive(Debug)]
+pub struct Comparison {
+    /// The first booking date that is looked through.
+    pub horizon: NaiveDate,
+    /// How thoroughly.
+    pub look_up: LookUp,
+    /// What of it finance has discarded: settled, whatever would become of it now.
+    pub discarded: HashSet<RejectionPosition>,
+}
+
+impl Comparison {
+    fn settled(&self, position: RejectionPosition) -> bool {
+        !self.discarded.is_empty()
+            && (self.discarded.contains(&position) || self.discarded.contains(&position.of_message()))
+    }
 }
 
 /// What a batch comes to, given what the database holds.
@@ -84,6 +102,14 @@ impl Batch {
         })
     }
 
+    /// The refused events that may be copies.
+    fn refused_events(&self) -> impl Iterator<Item = &ReadEvent> {
+        self.decided.iter().flat_map(|decided| &decided.decisions).filter_map(|decision| match decision {
+            Decision::Record(_) => None,
+            Decision::Reject(rejection) => rejection.event.as_ref(),
+        })
+    }
+
     /// The places of its events in their gateways' own counts. However an event ends, as recorded, duplicate or
     /// rejection, it is in the database once this batch is: its number is settled.
     pub fn marks(&self, origin: Origin, sorted: &Sorted<'_>) -> Vec<Mark<'_>> {
@@ -131,6 +157,20 @@ impl Batch {
         sequences.sort_unstable();
         sequences.dedup();
         sequences
+    }
+
+    /// Its messages in the stream; none for a replay, whose may be of several lives.
+    pub fn span(&self, origin: Origin) -> Option<Span> {
+        let incarnation = origin.incarnation()?;
+        let sequences = || self.decided.iter().map(|decided| decided.message.sequence);
+        Some(Span { incarnation, first: sequences().min()?, last: sequences().max()? })
+    }
+
+    /// The first booking date that a copy of one of its events may be found on: counted from when the stream took the oldest
+    /// of its messages, which may be read again for as long as the stream keeps them.
+    pub fn horizon(&self, booked_on: NaiveDate) -> NaiveDate {
+        let oldest = self.decided.iter().map(|decided| decided.message.received_at).min();
+        journal::dedup_horizon(oldest.map_or(booked_on, |oldest| booked_on.min(oldest.date_naive())))
     }
 
     /// When the stream took its last message; none for a replay.
@@ -201,11 +241,11 @@ impl Batch {
         &self,
         tx: &mut PgConnection,
         origin: Origin,
-        horizon: NaiveDate,
-        look_up: LookUp,
+        with: &Comparison,
     ) -> Result<Sorted<'_>, IngestError> {
+        let (horizon, look_up) = (with.horizon, with.look_up);
         let existing = self.existing(tx, horizon, look_up).await?;
-        let in_batch = self.corrected(&existing);
+        let in_batch = self.corrected(&existing, with);
         let mut sorted = Sorted::default();
         let mut refused: Vec<(&Decided, Cow<'_, Rejection>)> = Vec::new();
         let mut seen: HashMap<EventKey, &JournalEvent> =
@@ -213,6 +253,14 @@ impl Batch {
         for decided in &self.decided {
             for decision in &decided.decisions {
                 match decision {
+                    Decision::Record(candidate) if with.settled(candidate.position()) => {
+                        sorted.duplicates += 1;
+                    }
+                    Decision::Reject(rejection) if with.settled(rejection.position) => sorted.duplicates += 1,
+                    Decision::Reject(rejection) if is_recorded(rejection, &existing) => {
+                        sorted.duplicates += 1;
+                        sorted.resolve(decided, || Resolution::Duplicate);
+                    }
                     Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
                     Decision::Record(candidate) => {
                         let event = &candidate.event;
@@ -255,15 +303,19 @@ impl Batch {
 
     /// The events of this batch that the journal lacks, by key, where one of them corrects another, or else none. Of two
     /// with one key the first, which is the one that is recorded.
-    fn corrected(&self, existing: &HashMap<EventKey, Existing>) -> HashMap<EventKey, &JournalEvent> {
-        let corrects = |candidate: &Candidate| {
-            candidate.event.corrects.is_some() && !existing.contains_key(&candidate.event.key)
+    fn corrected(
+        &self,
+        existing: &HashMap<EventKey, Existing>,
+        with: &Comparison,
+    ) -> HashMap<EventKey, &JournalEvent> {
+        let lacks = |candidate: &&Candidate| {
+            !existing.contains_key(&candidate.event.key) && !with.settled(candidate.position())
         };
-        if !self.candidates().any(corrects) {
+        if !self.candidates().any(|candidate| candidate.event.corrects.is_some() && lacks(&candidate)) {
             return HashMap::default();
         }
         let mut in_batch = HashMap::default();
-        for candidate in self.candidates().filter(|candidate| !existing.contains_key(&candidate.event.key)) {
+        for candidate in self.candidates().filter(lacks) {
             in_batch.entry(candidate.event.key).or_insert(&candidate.event);
         }
         in_batch
@@ -279,38 +331,54 @@ impl Batch {
         let old_too = self.candidates().any(|candidate| candidate.backfill) || !self.replayed().is_empty();
         let horizon = if old_too { NaiveDate::default() } else { horizon };
         let mut keys: Vec<Uuid> = self.candidates().map(|candidate| candidate.event.key.0).collect();
-        if keys.is_empty() {
-            return Ok(HashMap::default());
-        }
-        let rows = journal::existing(tx, &mut keys, horizon, look_up).await?;
+        let mut rows = journal::existing(tx, &mut keys, horizon, look_up).await?;
+        // What is refused is not added, so nothing else would tell that it is there.
+        let mut refused: Vec<Uuid> = self.refused_events().map(|event| event.key.0).collect();
+        rows.extend(journal::existing(tx, &mut refused, horizon, LookUp::Whole).await?);
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
     }
 
-    /// Splits a batch whose data the database refuses; a single event becomes a rejection.
+    /// Two batches, each of half of its messages.
     ///
     /// # Errors
-    /// [`IngestError::Store`] where even the rejection is refused.
-    pub fn isolate(self, error: StoreError) -> Result<Vec<Self>, IngestError> {
-        let Self { catalog_version, mut decided, .. } = self;
-        if decided.len() > 1 {
-            let second = decided.split_off(decided.len() / 2);
-            return Ok(vec![Self::again(catalog_version, second), Self::again(catalog_version, decided)]);
+    /// Itself, where it is one message.
+    pub fn halves(mut self) -> Result<[Self; 2], Self> {
+        if self.decided.len() < 2 {
+            return Err(self);
         }
-        let Some(message) = decided.pop() else { return Ok(Vec::new()) };
-        let sqlstate = error.sqlstate().unwrap_or_default();
-        let parts = message.halves(|decided, candidate| {
-            let detail = format!(
-                "the database refuses this event (SQLSTATE {sqlstate}); it is kept as it is, please report it"
-            );
-            decided.reject(candidate, Reason::Unstorable, detail)
-        });
-        match parts {
-            Some(parts) => {
-                Ok(parts.into_iter().map(|part| Self::again(catalog_version, vec![part])).collect())
-            }
-            None => Err(error.into()),
+        let second = self.decided.split_off(self.decided.len() / 2);
+        Ok([self.decided, second].map(|half| Self::again(self.catalog_version, half)))
+    }
+
+    /// Leaves so many of the events of its last message, and gives the others.
+    pub fn hold_back(&mut self, events: usize) -> Vec<Decision> {
+        let decisions = self.decided.last_mut().map(|decided| &mut decided.decisions);
+        decisions.map_or_else(Vec::new, |decisions| decisions.split_off(events.min(decisions.len())))
+    }
+
+    /// Adds them to it again.
+    pub fn put_back(&mut self, mut held: Vec<Decision>) {
+        if let Some(decided) = self.decided.last_mut() {
+            decided.decisions.append(&mut held);
         }
     }
+
+    /// Makes a rejection of an event of its last message that the database refuses; `false` where it is one already.
+    pub fn refuse(&mut self, index: usize, error: &StoreError) -> bool {
+        let sqlstate = error.sqlstate().unwrap_or_default();
+        let detail = format!(
+            "the database refuses this event (SQLSTATE {sqlstate}); it is kept as it is, please report it"
+        );
+        let decided = self.decided.last_mut();
+        decided.is_some_and(|decided| decided.refuse(index, Reason::Unstorable, detail))
+    }
+}
+
+/// Whether the event of a rejection is in the journal: recorded when nothing was against it.
+fn is_recorded(rejection: &Rejection, existing: &HashMap<EventKey, Existing>) -> bool {
+    rejection.event.as_ref().is_some_and(|event| {
+        existing.get(&event.key).is_some_and(|row| row.is(&event.identity, event.content_hash))
+    })
 }
 
 impl<'a> Sorted<'a> {
@@ -356,11 +424,7 @@ async fn known(
     in_batch: &HashMap<EventKey, &JournalEvent>,
 ) -> Result<Known, StoreError> {
     let before = match (existing.get(&event.key), seen.get(&event.key)) {
-        (Some(row), _) => Some(
-            row.content_hash == event.content_hash
-                && row.source == event.identity.source
-                && row.id == event.identity.id,
-        ),
+        (Some(row), _) => Some(row.is(&event.identity, event.content_hash)),
         (None, Some(earlier)) => {
             Some(earlier.content_hash == event.content_hash && earlier.identity == event.identity)
         }

@@ -18,7 +18,7 @@ use super::pace::Nudge;
 use super::pipeline::{self, Fetched, INGEST};
 use super::record::Recorder;
 use super::stream::{self, StreamLimits, UsageStream};
-use super::unreadable::{Taken, Unreadable};
+use super::unreadable::{Suspected, Taken, Unreadable};
 use crate::health::Health;
 use crate::store::StoreError;
 
@@ -222,8 +222,12 @@ impl Fetching {
         }
         let taken = async {
             let connects = connects(&self.client);
-            let suspected = self.unreadable.suspected(connects, &self.consumer, in_vain).await?;
-            let Some(delivered) = suspected else { return Ok::<_, IngestError>(Taken::Nothing) };
+            let of = (&self.consumer, self.stream.incarnation);
+            let delivered = match self.unreadable.suspected(connects, of, in_vain).await? {
+                Suspected::Some(delivered) => delivered,
+                Suspected::Nothing => return Ok::<_, IngestError>(Taken::Nothing),
+                Suspected::OtherLife => return Ok(Taken::OtherLife),
+            };
             if !self.still_the_same().await? {
                 return Ok(Taken::OtherLife);
             }

@@ -17,11 +17,11 @@ use crate::domain::event::{Report, SequenceMark, Usage, UsageEvent, UsagePart, U
 use crate::domain::identity::EventIdentity;
 use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
 use crate::metering::{self, Message, Reason, Rejected};
-use crate::store::journal::{JournalEvent, JournalPart, Rejection, RejectionPosition};
-use crate::store::rating_data::GatewayEntry;
+use crate::store::journal::{
+    JournalEvent, JournalPart, ReadEvent, Rejection, RejectionPosition, WHOLE_MESSAGE,
+};
+use crate::store::rating_data::{CustomerEntry, GatewayEntry};
 
-/// Index of a rejection that is about the message as a whole.
-const WHOLE_MESSAGE: i32 = -1;
 /// The attribute that rollups and reports know as the project.
 const PROJECT_ATTRIBUTE: &str = "project";
 
@@ -79,6 +79,13 @@ pub struct Candidate {
     payload: Range<usize>,
 }
 
+impl Candidate {
+    /// Where it stands.
+    pub const fn position(&self) -> RejectionPosition {
+        RejectionPosition { stream_seq: self.event.stream_seq, event_index: self.event.event_index }
+    }
+}
+
 /// A message taken apart.
 #[derive(Debug)]
 pub struct Decided {
@@ -117,10 +124,11 @@ impl Decided {
             let index = message.replay_of.map_or(index, |replay| replay.event_index);
             let decided =
                 catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, (range, raw))));
-            decisions.push(match decided.unwrap_or_else(|_| Err(panicked())) {
+            decisions.push(match decided.unwrap_or_else(|_| Err(panicked().into())) {
                 Ok(candidate) => Decision::Record(Box::new(candidate)),
-                Err(rejected) => {
-                    Decision::Reject(Box::new(rejection(&message, raw, index, rejected, registered)))
+                Err(Refused { rejected, event }) => {
+                    let rejection = rejection(&message, raw, index, rejected, registered);
+                    Decision::Reject(Box::new(Rejection { event, ..rejection }))
                 }
             });
         }
@@ -136,9 +144,8 @@ impl Decided {
     pub fn without_texts(&self) -> Cow<'_, [u8]> {
         let Some(body) = &self.body else { return Cow::Borrowed(self.message.payload.as_ref()) };
         let payload = |index: usize| match self.decisions.get(index)? {
-            // The range, because a message that was split in halves has the decisions of one half only.
-            Decision::Record(read) if read.range == body.ranges()[index] => Some(read.payload.clone()),
-            _ => None,
+            Decision::Record(read) => Some(read.payload.clone()),
+            Decision::Reject(_) => None,
         };
         metering::redact_message(body, payload)
     }
@@ -152,22 +159,12 @@ impl Decided {
         Rejection { mark, ..rejection(&self.message, raw, candidate.event.event_index, rejected, None) }
     }
 
-    /// Splits the message's events in two; a single one that was to be recorded becomes a rejection, and `None` says
-    /// that a single rejection cannot be split further.
-    pub fn halves(mut self, reject: impl FnOnce(&Self, &Candidate) -> Rejection) -> Option<Vec<Self>> {
-        if self.decisions.len() > 1 {
-            let second = self.decisions.split_off(self.decisions.len() / 2);
-            let second = Self { message: self.message.clone(), body: self.body.clone(), decisions: second };
-            return Some(vec![second, self]);
-        }
-        match self.decisions.pop()? {
-            Decision::Record(candidate) => {
-                let rejection = reject(&self, &candidate);
-                self.decisions.push(Decision::Reject(Box::new(rejection)));
-                Some(vec![self])
-            }
-            Decision::Reject(_) => None,
-        }
+    /// Makes a rejection of an event that was to be recorded; `false` where there is none, or it is a rejection already.
+    pub fn refuse(&mut self, index: usize, reason: Reason, detail: String) -> bool {
+        let Some(Decision::Record(candidate)) = self.decisions.get(index) else { return false };
+        let rejection = self.reject(candidate, reason, detail);
+        self.decisions[index] = Decision::Reject(Box::new(rejection));
+        true
     }
 }
 
@@ -194,12 +191,12 @@ fn rejection(
     let hints = catch_unwind(AssertUnwindSafe(|| metering::hints(raw))).unwrap_or_default();
     Rejection {
         position: RejectionPosition { stream_seq: message.sequence, event_index },
-        subject: message.subject.clone(),
+        subject: without_nul(message.subject.clone()),
         headers: message.headers.clone(),
-        raw: metering::redact(raw).into_owned(),
+        raw: metering::redact_rejected(raw).into_owned(),
         reason: rejected.reason.as_str(),
         detail: without_nul(rejected.detail),
-        gateway: message.subject.rsplit('.').next().map(str::to_owned),
+        gateway: message.subject.rsplit('.').next().map(|name| without_nul(name.to_owned())),
         customer: hints.customer.map(without_nul),
         event_source: hints.source.map(without_nul),
         event_id: hints.id.map(without_nul),
@@ -207,6 +204,7 @@ fn rejection(
         model: hints.model.map(without_nul),
         mark: registered.zip(hints.mark),
         waits_for: None,
+        event: None,
     }
 }
 
@@ -219,6 +217,32 @@ fn refuse(reason: Reason, detail: String) -> Rejected {
     Rejected { reason, detail }
 }
 
+/// Why an event is refused.
+struct Refused {
+    rejected: Rejected,
+    /// What a copy of it is told by, where what refuses it may have let it pass before.
+    event: Option<ReadEvent>,
+}
+
+impl From<Rejected> for Refused {
+    fn from(rejected: Rejected) -> Self {
+        Self { rejected, event: None }
+    }
+}
+
+impl Refused {
+    fn read(event: UsageEvent, rejected: Rejected) -> Self {
+        // Who speaks for another gateway, or is none, is told of, copy or not.
+        let of_others = matches!(rejected.reason, Reason::NotAllowed | Reason::UnknownGateway);
+        let event = (!of_others).then(|| ReadEvent {
+            key: event.identity.key(),
+            content_hash: Uuid::from_bytes(metering::content_hash(&event)),
+            identity: event.identity,
+        });
+        Self { rejected, event }
+    }
+}
+
 /// Parses, admits, resolves and rates one event.
 fn candidate(
     catalog: &Catalog,
@@ -226,8 +250,32 @@ fn candidate(
     message: &Incoming,
     event_index: i32,
     (range, raw): (Range<usize>, &[u8]),
-) -> Result<Candidate, Rejected> {
+) -> Result<Candidate, Refused> {
     let (event, payload) = metering::parse_with_payload(raw)?;
+    let Admitted { gateway, customer, backfill } = match admitted(catalog, gateway, message, &event) {
+        Ok(admitted) => admitted,
+        Err(rejected) => return Err(Refused::read(event, rejected)),
+    };
+    let books = catalog.books(customer, event.occurred_at);
+    let rows = Rows { gateway, customer: customer.id, message, event_index };
+    let (event, mark) = rows.build(event, books)?;
+    Ok(Candidate { event, mark, backfill, range, payload })
+}
+
+/// Whose an event is that may be recorded.
+struct Admitted<'c> {
+    gateway: &'c GatewayEntry,
+    customer: &'c CustomerEntry,
+    /// Whether it may be old.
+    backfill: bool,
+}
+
+fn admitted<'c>(
+    catalog: &'c Catalog,
+    gateway: &str,
+    message: &Incoming,
+    event: &UsageEvent,
+) -> Result<Admitted<'c>, Rejected> {
     let gateway = catalog.gateway(gateway).ok_or_else(|| {
         refuse(
             Reason::UnknownGateway,
@@ -235,8 +283,8 @@ fn candidate(
         )
     })?;
     let window = if message.window_waived { Some(DateTime::<Utc>::MIN_UTC) } else { gateway.backfill_from };
-    metering::admit(&event, &gateway.name, window, message.received_at)?;
-    metering::admit_unarchived(&event, catalog.archived_through)?;
+    metering::admit(event, &gateway.name, window, message.received_at)?;
+    metering::admit_unarchived(event, catalog.archived_through)?;
     let customer = catalog.customer(&event.customer).ok_or_else(|| {
         refuse(
             Reason::UnknownCustomer,
@@ -250,11 +298,7 @@ fn candidate(
         );
         return Err(refuse(Reason::SuspendedCustomer, detail));
     }
-    let books = catalog.books(customer, event.occurred_at);
-    let rows = Rows { gateway, customer: customer.id, message, event_index };
-    let backfill = window.is_some();
-    let (event, mark) = rows.build(event, books)?;
-    Ok(Candidate { event, mark, backfill, range, payload })
+    Ok(Admitted { gateway, customer, backfill: window.is_some() })
 }
 
 /// What the rows of one event have in common.
@@ -270,7 +314,7 @@ impl Rows<'_> {
         &self,
         event: UsageEvent,
         books: Option<Books<'_>>,
-    ) -> Result<(JournalEvent, Option<SequenceMark>), Rejected> {
+    ) -> Result<(JournalEvent, Option<SequenceMark>), Refused> {
         let content_hash = Uuid::from_bytes(metering::content_hash(&event));
         let source = &event.identity.source;
         let corrects = event.corrects.map(|id| EventIdentity { source: source.clone(), id }.key());
@@ -298,7 +342,12 @@ impl Rows<'_> {
                 journal.task = Some(ended.task);
                 journal.outcome = Some(ended.outcome);
             }
-            Report::Usage(usage) => add_usage(&mut journal, usage, books)?,
+            Report::Usage(usage) => {
+                if let Err(rejected) = add_usage(&mut journal, usage, books) {
+                    let JournalEvent { identity, key, content_hash, .. } = journal;
+                    return Err(Refused { rejected, event: Some(ReadEvent { identity, key, content_hash }) });
+                }
+            }
         }
         Ok((journal, event.sequence))
     }
@@ -341,7 +390,7 @@ fn rated(part: UsagePart, books: Books<'_>, at: DateTime<Utc>) -> Result<Journal
         model: part.model,
         conditions: part.conditions,
         tier_input: part.tier_input,
-        quantities: part.quantities,
+        quantities: charge.counted(cost.counted(part.quantities)),
         cost_price: cost.price,
         sell_price: charge.price,
         cost: cost.amount,

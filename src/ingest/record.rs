@@ -8,14 +8,14 @@ use chrono::NaiveDate;
 use sqlx::PgConnection;
 
 use super::IngestError;
-use super::batch::{Batch, Sorted};
+use super::batch::{Batch, Comparison, Sorted};
 use super::catalog::Catalog;
 use super::decide::{Decided, Incoming};
 use super::facts::Gathering;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
-use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded};
+use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded, Span};
 use crate::store::posting::Unposted;
 use crate::store::{Database, StoreError, Transactions, commit, replay};
 
@@ -64,6 +64,23 @@ enum Attempt {
     StaleCatalog,
     /// No booking date is open, or it is not today's: open it, try again.
     NoBookingDate,
+}
+
+/// How the transaction ends where nothing is in its way.
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    Commit,
+    /// It is tried whether the database takes the batch.
+    RollBack,
+}
+
+/// What trying it as often as it takes came to.
+enum Tried {
+    Done(Recorded),
+    /// The database refuses the data itself.
+    Refused(StoreError),
+    /// A newer catalog is loaded: decide again.
+    StaleCatalog,
 }
 
 impl Recorder {
@@ -164,51 +181,108 @@ impl Recorder {
         self.decide_most(&mut messages, usize::MAX, usize::MAX)
     }
 
-    /// Records a batch; returns once it is committed, whatever it takes, or when the program stops.
+    /// Records a batch; returns once it is committed, whatever it takes, or when the program stops. A message of it is recorded
+    /// whole or not at all: once its sequence is in a batch, nobody reads it again.
     ///
     /// # Errors
-    /// [`IngestError::Stopping`] where nothing was committed because of a stop; other errors only where trying again
-    /// cannot help and the fault is not in an event.
+    /// [`IngestError::Stopping`] because of a stop; other errors only where trying again cannot help and the fault is not in
+    /// an event. What they leave in doubt is not acknowledged: part of the batch may be recorded.
     pub async fn record(&self, origin: Origin, batch: Batch) -> Result<Recorded, IngestError> {
-        let mut total = Recorded::default();
+        let (mut total, mut failed) = (Recorded::default(), None);
         let mut pending = vec![batch];
         while let Some(batch) = pending.pop() {
-            match self.record_whole(origin, batch).await? {
+            match self.record_or_split(origin, batch, &mut pending).await {
                 Ok(recorded) => {
                     total.recorded += recorded.recorded;
                     total.duplicates += recorded.duplicates;
                     total.rejected += recorded.rejected;
                 }
-                // The data itself is at fault: isolate it by halves, down to the one event.
-                Err((batch, error)) => pending.extend(batch.isolate(error)?),
+                Err(IngestError::Stopping) => return Err(IngestError::Stopping),
+                Err(error) => {
+                    tracing::error!(%error, "part of a batch cannot be recorded; going on with the rest of it");
+                    failed = failed.or(Some(error));
+                }
             }
         }
-        Ok(total)
+        failed.map_or(Ok(total), Err)
     }
 
-    /// Tries until committed; hands the batch back where the database refuses its data.
-    async fn record_whole(
+    /// Records a batch, or leaves what has to be recorded instead of it.
+    async fn record_or_split(
         &self,
         origin: Origin,
-        mut batch: Batch,
-    ) -> Result<Result<Recorded, (Batch, StoreError)>, IngestError> {
+        batch: Batch,
+        pending: &mut Vec<Batch>,
+    ) -> Result<Recorded, IngestError> {
+        match self.try_out(origin, &batch, Ending::Commit).await? {
+            Tried::Done(recorded) => return Ok(recorded),
+            Tried::StaleCatalog => pending.push(self.decide_again(batch)),
+            // The data itself is at fault: isolated by halves down to the message, and in that the one event.
+            Tried::Refused(error) => match batch.halves() {
+                Ok([first, second]) => pending.extend([second, first]),
+                Err(message) => pending.push(self.without_refused(origin, message, error).await?),
+            },
+        }
+        Ok(Recorded::default())
+    }
+
+    /// Makes rejections of those events of a message that the database refuses. They are found by trying more and more of its
+    /// events, fewer where these are refused, in transactions that are rolled back.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`] where it refuses a rejection, or no event of it by itself.
+    async fn without_refused(
+        &self,
+        origin: Origin,
+        mut message: Batch,
+        error: StoreError,
+    ) -> Result<Batch, IngestError> {
+        let events = message.event_count();
+        // So many are taken; so many more were tried last, with what came of it.
+        let (mut taken, mut more) = (0, events);
+        let (mut refused, mut refusal) = (true, error);
+        let mut found = false;
+        loop {
+            if !refused {
+                (taken, more) = (taken + more, more * 2);
+            } else if more > 1 {
+                more /= 2;
+            } else if message.refuse(taken, &refusal) {
+                (taken, found) = (taken + 1, true);
+            } else {
+                return Err(refusal.into());
+            }
+            more = more.min(events - taken);
+            if more == 0 {
+                // Where all of them are taken now, the message comes again.
+                return if found { Ok(message) } else { Err(refusal.into()) };
+            }
+            let others = message.hold_back(taken + more);
+            let tried = self.try_out(origin, &message, Ending::RollBack).await;
+            message.put_back(others);
+            match tried? {
+                Tried::Done(_) => refused = false,
+                Tried::Refused(error) => (refused, refusal) = (true, error),
+                Tried::StaleCatalog => return Ok(self.decide_again(message)),
+            }
+        }
+    }
+
+    /// Tries until the transaction is through, or the database refuses the data of the batch.
+    async fn try_out(&self, origin: Origin, batch: &Batch, ending: Ending) -> Result<Tried, IngestError> {
         let mut pause = RETRY_FIRST;
         let (mut partition_made, mut races) = (false, 0);
         loop {
-            // Of the batch as it is now: decided again, with a newer catalog, it may hold a correction that it did not.
             let wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
             // What has to be done first may fail as the transaction itself may, and is tried again like it.
-            let first = match self.attempt(origin, &batch, wary).await {
+            let first = match self.attempt(origin, batch, wary, ending).await {
                 Ok(Attempt::Done(recorded)) => {
                     self.stuck.store(false, Ordering::Relaxed);
                     self.expect_copies(recorded.duplicates > 0);
-                    return Ok(Ok(recorded));
+                    return Ok(Tried::Done(recorded));
                 }
                 Ok(Attempt::StaleCatalog) => match self.reload().await {
-                    Ok(()) => {
-                        batch = self.decide_again(batch);
-                        Ok(())
-                    }
+                    Ok(()) => return Ok(Tried::StaleCatalog),
                     Err(error) => Err(error),
                 },
                 Ok(Attempt::NoBookingDate) => self.open_booking_date().await,
@@ -228,7 +302,7 @@ impl Recorder {
                     partition_made = made.is_ok();
                     made
                 }
-                Err(IngestError::Store(error)) if refused(&error) => return Ok(Err((batch, error))),
+                Err(IngestError::Store(error)) if refused(&error) => return Ok(Tried::Refused(error)),
                 Err(error) => Err(error),
             };
             let Err(error) = first else { continue };
@@ -262,10 +336,19 @@ impl Recorder {
     }
 
     /// One transaction from begin to commit; a wary one looks for each event in the journal.
-    async fn attempt(&self, origin: Origin, batch: &Batch, wary: bool) -> Result<Attempt, IngestError> {
+    async fn attempt(
+        &self,
+        origin: Origin,
+        batch: &Batch,
+        wary: bool,
+        ending: Ending,
+    ) -> Result<Attempt, IngestError> {
         let _underway = self.attempts.begin();
         let mut tx = self.database.begin_ingest().await?;
-        let Some(opening) = journal::open(&mut tx).await? else { return Ok(Attempt::NoBookingDate) };
+        let messages = batch.span(origin);
+        let Some(opening) = journal::open(&mut tx, messages).await? else {
+            return Ok(Attempt::NoBookingDate);
+        };
         if opening.booked_on < self.clock.now().date_naive() {
             return Ok(Attempt::NoBookingDate);
         }
@@ -276,11 +359,23 @@ impl Recorder {
             // Another process replays the same rejections.
             return Ok(Attempt::Done(Recorded::default()));
         }
-        let horizon = journal::dedup_horizon(opening.booked_on);
-        let look_up = if wary { LookUp::Whole } else { LookUp::ExceptOn(opening.booked_on) };
-        let sorted = batch.sort_out(&mut tx, origin, horizon, look_up).await?;
+        let discarded = match messages.filter(|_| opening.discarded) {
+            Some(Span { incarnation, .. }) => {
+                journal::discarded(&mut tx, incarnation, &batch.sequences(origin)).await?
+            }
+            None => Vec::new(),
+        };
+        let with = Comparison {
+            horizon: batch.horizon(opening.booked_on),
+            look_up: if wary { LookUp::Whole } else { LookUp::ExceptOn(opening.booked_on) },
+            discarded: discarded.into_iter().collect(),
+        };
+        let sorted = batch.sort_out(&mut tx, origin, &with).await?;
         self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
-        commit(tx).await?;
+        match ending {
+            Ending::Commit => commit(tx).await?,
+            Ending::RollBack => tx.rollback().await?,
+        }
         Ok(Attempt::Done(sorted.outcome(origin)))
     }
 

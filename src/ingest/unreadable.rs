@@ -8,21 +8,23 @@
 //! in no batch is read by its sequence. Where one is found that cannot be handed over, it is recorded from there, with what
 //! follows it: that was on its way behind it. After the commit all of them are acknowledged by their sequences.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use async_nats::jetstream::consumer::{Consumer, pull};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::IngestError;
 use super::decide::Incoming;
 use super::message::{self, Stored};
 use super::pace::Nudge;
 use super::pipeline::{Acks, Fetched};
-use super::stream::{self, CONSUMER, UsageStream};
-use crate::store::completeness::{self, Sequences};
+use super::stream::{self, CONSUMER, INCARNATION, UsageStream};
 use crate::store::Database;
+use crate::store::completeness::{self, Sequences};
 
 /// How often it is asked whether something is delivered again while messages arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -42,6 +44,17 @@ pub(super) struct Delivered {
     after: i64,
     to: i64,
     connects: u64,
+}
+
+/// What there is to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Suspected {
+    /// Nothing.
+    Nothing,
+    /// What was delivered.
+    Some(Delivered),
+    /// The consumer is that of another life of the stream: its sequences are not those that the ledger knows.
+    OtherLife,
 }
 
 /// What a look came to.
@@ -86,23 +99,29 @@ impl Unreadable {
     pub async fn suspected(
         &mut self,
         connects: u64,
-        consumer: &Consumer<pull::Config>,
+        (consumer, incarnation): (&Consumer<pull::Config>, Uuid),
         in_vain: bool,
-    ) -> Result<Option<Delivered>, IngestError> {
+    ) -> Result<Suspected, IngestError> {
         let lost = in_vain || connects != self.connects;
         if !lost && self.last_look.elapsed() < LOOK_EVERY {
-            return Ok(None);
+            return Ok(Suspected::Nothing);
         }
         let info = stream::within("cannot look at the consumer", consumer.get_info()).await?;
         self.last_look = Instant::now();
+        if !is_of(&info.config.metadata, incarnation) {
+            return Ok(Suspected::OtherLife);
+        }
         if info.num_ack_pending == 0 {
             self.connects = connects;
-            return Ok(None);
+            return Ok(Suspected::Nothing);
         }
         let sequence = |sequence| i64::try_from(sequence).unwrap_or(i64::MAX);
         let (after, to) =
             (sequence(info.ack_floor.stream_sequence), sequence(info.delivered.stream_sequence));
-        Ok((lost || info.num_redelivered > 0).then_some(Delivered { after, to, connects }))
+        if !lost && info.num_redelivered == 0 {
+            return Ok(Suspected::Nothing);
+        }
+        Ok(Suspected::Some(Delivered { after, to, connects }))
     }
 
     /// Looks at it. What cannot be handed over is sent on to be recorded, and what follows the first of it, with the subjects
@@ -169,6 +188,11 @@ impl Unreadable {
     }
 }
 
+/// Whether a consumer with this metadata was made for this life of the stream, as far as it says.
+fn is_of(metadata: &HashMap<String, String>, incarnation: Uuid) -> bool {
+    metadata.get(INCARNATION).is_none_or(|life| *life == incarnation.to_string())
+}
+
 /// The messages of these sequences that the stream still holds and can read itself.
 async fn read_all(stream: &UsageStream, sequences: &[i64]) -> Result<Vec<Stored>, IngestError> {
     let reads: Vec<_> = sequences.iter().map(|sequence| message::read(stream, *sequence)).collect();
@@ -221,6 +245,15 @@ fn ack_subject(stream: &UsageStream, sequence: i64) -> Subject {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_consumer_that_was_made_for_another_life_is_told() {
+        let (ours, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let made_for = |life: Uuid| HashMap::from([(INCARNATION.to_owned(), life.to_string())]);
+        assert!(is_of(&made_for(ours), ours));
+        assert!(!is_of(&made_for(other), ours));
+        assert!(is_of(&HashMap::new(), ours), "one of an earlier release does not say");
+    }
 
     #[test]
     fn what_is_not_missing_is_recorded() {

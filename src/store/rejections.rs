@@ -47,7 +47,7 @@ pub struct RejectionRow {
     pub resolution_note: Option<String>,
 }
 
-/// What was received, byte for byte.
+/// What was received, without the texts of prompts and answers.
 #[derive(Debug, Clone)]
 pub struct Received {
     /// The subject of its message.

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use waybill::clock::Clock;
 use waybill::ingest::{Recorder, repair};
 use waybill::reports::verify::{self, Check};
 use waybill::shutdown::Shutdown;
-use waybill::store::replay;
+use waybill::store::{replay, verify as compare};
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
@@ -72,6 +73,38 @@ async fn an_estimate_is_replaced_by_final_usage_and_voided_by_zeros() {
     let voided = world.totals().await;
     assert_eq!((voided.input, voided.output, voided.cost.to_string().as_str()), (0, 0, "0"));
     world.verified().await;
+}
+
+/// Posted as if nothing were wrong: only the proof can tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_takes_back_nothing_or_something_else_is_found() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    for id in ["final", "void"] {
+        world.publish("gw-1", &correction(id, "guess", json!({"input": 120, "output": 60}))).await;
+    }
+    world.settled().await;
+    world.verified().await;
+    for (damage, found) in [
+        ("DELETE FROM usage_events WHERE kind = 'reversal' AND id = 'final'", "nothing is taken back"),
+        ("UPDATE usage_events SET part = part + 1 WHERE kind = 'reversal' AND id = 'final'", "part 1001"),
+        (
+            "UPDATE usage_events SET output = output + 1 WHERE kind = 'reversal' AND id = 'void'",
+            "units {-120,",
+        ),
+        ("DELETE FROM corrections", "none is written down"),
+        (
+            "UPDATE corrections SET correcting_key = gen_random_uuid() WHERE number = 2",
+            "correction 2 of event",
+        ),
+    ] {
+        let statements = format!("BEGIN; ALTER TABLE usage_events DISABLE TRIGGER USER; {damage}");
+        let mut damaged = PgConnection::connect(&world.bed.database_url).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut damaged).await.unwrap();
+        let differences = compare::reversal_differences(&mut damaged, 10).await.unwrap();
+        let said = format!("{differences:?}");
+        assert!(said.contains(found), "{damage}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

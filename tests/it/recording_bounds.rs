@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use async_nats::HeaderMap;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, usage_event};
@@ -61,6 +61,7 @@ async fn an_event_that_always_violates_a_unique_key_is_rejected_alone() {
     let together = world.publish("gw-1", &json!(events)).await;
     let alone = world.publish("gw-1", &usage_event("other")).await;
     world.settled().await;
+    assert_eq!(batches_with(&world, together).await, 1);
     let outcomes = world.outcomes(together, 3).await;
     assert_eq!(outcomes, [Outcome::Recorded, Outcome::Rejected("unstorable"), Outcome::Recorded]);
     assert_eq!(world.outcomes(alone, 1).await, [Outcome::Recorded]);
@@ -81,4 +82,117 @@ async fn connections_that_the_api_has_taken_do_not_hold_up_recording() {
     world.publish("gw-1", &usage_event("after")).await;
     wait_until("it is recorded", async || (world.recorded_events().await == 2).then_some(())).await;
     assert!(!taken.is_empty());
+}
+
+/// How many batches account for a message: with the first of them it counts as recorded.
+async fn batches_with(world: &World, sequence: i64) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM ingest_batches WHERE sequences @> $1")
+        .bind(sequence)
+        .fetch_one(&world.pool)
+        .await
+        .unwrap()
+}
+
+/// Has the database refuse every event whose id begins so.
+async fn refuse_events(world: &World) {
+    world
+        .bed
+        .run(
+            "CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.id LIKE 'refused%' THEN RAISE EXCEPTION 'refused' USING ERRCODE = '22000'; END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refused BEFORE INSERT ON usage_events FOR EACH ROW EXECUTE FUNCTION refused();",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_refused_events_is_recorded_whole_or_not_at_all() {
+    let world = World::start().await;
+    refuse_events(&world).await;
+    let bad = |number: usize| matches!(number, 0 | 7 | 30..50 | 98);
+    let name = |number| format!("{}-{number}", if bad(number) { "refused" } else { "taken" });
+    let mut events: Vec<Value> = (0..100).map(|number| usage_event(&name(number))).collect();
+    // What belongs together may be told apart nowhere.
+    events[20]["data"]["usage_source"] = json!("estimated");
+    events[90]["data"]["corrects"] = events[20]["id"].clone();
+    let sequence = world.publish("gw-1", &json!(events)).await;
+    let behind = world.publish("gw-1", &usage_event("behind")).await;
+    world.settled().await;
+    for (outcome, number) in world.outcomes(sequence, 100).await.into_iter().zip(0..) {
+        let expected = if bad(number) { Outcome::Rejected("unstorable") } else { Outcome::Recorded };
+        assert_eq!(outcome, expected, "{number}");
+    }
+    assert_eq!(batches_with(&world, sequence).await, 1);
+    assert_eq!(world.outcomes(behind, 1).await, [Outcome::Recorded]);
+    world.verified().await;
+}
+
+/// It is one row: settled by a part of its events, nobody would try the others again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_message_with_a_refused_event_stays_open_for_it_alone() {
+    let world = World::start().await;
+    refuse_events(&world).await;
+    let events: Vec<_> = ["a", "refused", "b", "c"].map(usage_event).into();
+    let mut headers = HeaderMap::new();
+    headers.insert("Content-Encoding", "unheard-of");
+    let sequence = world.publish_raw("gw-1", headers, json!(events).to_string().into_bytes()).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["encoding"]);
+    world.bed.run("UPDATE rejections SET headers = NULL, replay_requested = true").await;
+    wait_until("it was tried again", async || {
+        (world.open_rejections().await == ["unstorable"]).then_some(())
+    })
+    .await;
+    assert_eq!(world.recorded_events().await, 3);
+    assert_eq!(batches_with(&world, sequence).await, 1);
+    world
+        .bed
+        .run("DROP TRIGGER refused ON usage_events; UPDATE rejections SET replay_requested = true")
+        .await;
+    wait_until("it is settled", async || world.open_rejections().await.is_empty().then_some(())).await;
+    assert_eq!(world.recorded_events().await, 4);
+    world.settled().await;
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_a_rejection_that_cannot_be_kept_is_recorded() {
+    let world = World::start().await;
+    world
+        .bed
+        .run(
+            "CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '22000'; END $$;
+             CREATE TRIGGER refused BEFORE INSERT ON rejections FOR EACH ROW EXECUTE FUNCTION refused();",
+        )
+        .await;
+    let holding = world.recording_held().await;
+    let bad = world.publish("gw-1", &json!({"id": "bad"})).await;
+    for id in ["e-1", "e-2", "e-3"] {
+        world.publish("gw-1", &usage_event(id)).await;
+    }
+    holding.rollback().await.unwrap();
+    wait_until("the others are recorded", async || (world.recorded_events().await == 3).then_some(())).await;
+    assert_eq!(batches_with(&world, bad).await, 0);
+    world.bed.run("DROP TRIGGER refused ON rejections").await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await.len(), 1);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_taken_apart_is_kept_without_what_was_said() {
+    let world = World::start().await;
+    let said =
+        json!({"format": "openai.chat", "body": {"messages": ["SECRET"], "usage": {"prompt_tokens": 5}}});
+    let mut event = usage_event("e-1");
+    event["data"] = json!({"provider_usage": said});
+    let body = format!("[{event},]");
+    let sequence = world.publish_raw("gw-1", HeaderMap::new(), body.clone().into_bytes()).await;
+    world.settled().await;
+    let kept = String::from_utf8(world.rejected_bytes(sequence).await).unwrap();
+    assert_eq!(kept, body.replace("\"SECRET\"", "{}"));
 }

@@ -18,7 +18,10 @@ pub use record::{
     BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, correct, correction_target,
     forgive_repeats, insert_batch, insert_payload, mark_sequences,
 };
-pub use rejection::{NOTHING, Rejection, RejectionPosition, copy_rejections, known_rejections};
+pub use rejection::{
+    NOTHING, ReadEvent, Rejection, RejectionPosition, Span, WHOLE_MESSAGE, copy_rejections, discarded,
+    known_rejections,
+};
 pub use row::{JournalEvent, JournalPart};
 
 use std::ops::Range;
@@ -28,7 +31,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::domain::identity::EventKey;
+use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::CustomerId;
 
 /// Advisory lock of the booking date: shared by writers, exclusive for the switch.
@@ -41,13 +44,15 @@ const IN_RANGE_SHARE: usize = 8;
 /// Fewest keys worth a range.
 const RANGE_KEYS_MIN: usize = 64;
 
-/// How far back the look-up of identities goes: longer than the acceptance window of 35 days plus the life of a message in
-/// the stream, so that no copy that is still acceptable can lie before it.
+/// How far back the look-up of identities goes from the day that the stream took a message: longer than the acceptance window
+/// of 35 days, which is measured from there, so that no copy that is still acceptable can lie before it.
 const DEDUP_HORIZON_DAYS: u64 = 62;
 
-/// The first booking date that the look-up of identities covers. What was booked before it may be archived.
-pub fn dedup_horizon(booked_on: NaiveDate) -> NaiveDate {
-    booked_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN)
+/// The first booking date that the look-up of identities covers for messages that the stream took on this day or later,
+/// however long ago that is. Today's is as far as months are kept for it: what was booked before may be archived, and what
+/// could have been is not recorded again.
+pub fn dedup_horizon(received_on: NaiveDate) -> NaiveDate {
+    received_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN)
 }
 
 /// What a recording transaction needs to know first.
@@ -57,17 +62,31 @@ pub struct Opening {
     pub booked_on: NaiveDate,
     /// The catalog's version right now.
     pub catalog_version: i64,
+    /// Whether finance has discarded something of the messages that were asked for.
+    pub discarded: bool,
 }
 
-/// Takes the journal's lock and reads the booking date; `None` where no date was ever opened.
+/// Takes the journal's lock and reads the booking date, for a transaction that records these messages; `None` where no date
+/// was ever opened.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn open(connection: &mut PgConnection) -> Result<Option<Opening>, StoreError> {
+pub async fn open(
+    connection: &mut PgConnection,
+    messages: Option<Span>,
+) -> Result<Option<Opening>, StoreError> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", JOURNAL_LOCK).fetch_one(&mut *connection).await?;
     let opening = sqlx::query_as!(
         Opening,
-        r#"SELECT booked_on, version AS "catalog_version" FROM journal_clock, catalog_version"#
+        // Ordered, so that however many rows the planner expects it uses the index of what is discarded.
+        r#"SELECT booked_on, version AS "catalog_version",
+                  (SELECT true FROM rejections
+                   WHERE incarnation = $1 AND stream_seq BETWEEN $2 AND $3 AND resolution = 'discarded'
+                   ORDER BY stream_seq LIMIT 1) IS NOT NULL AS "discarded!"
+           FROM journal_clock, catalog_version"#,
+        messages.map(|messages| messages.incarnation),
+        messages.map(|messages| messages.first),
+        messages.map(|messages| messages.last)
     )
     .fetch_optional(connection)
     .await?;
@@ -132,6 +151,13 @@ pub struct Existing {
     pub estimated: bool,
     /// When it happened.
     pub occurred_at: DateTime<Utc>,
+}
+
+impl Existing {
+    /// Whether an event with the same key is a copy of it.
+    pub fn is(&self, identity: &EventIdentity, content_hash: Uuid) -> bool {
+        self.content_hash == content_hash && self.source == identity.source && self.id == identity.id
+    }
 }
 
 /// How thoroughly the journal is looked through for events that it holds already.

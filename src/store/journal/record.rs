@@ -346,7 +346,7 @@ async fn reverse_estimate(
     )
     .execute(&mut *connection)
     .await?;
-    sqlx::query!(
+    let taken_back = sqlx::query!(
         "INSERT INTO usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id,
              gateway_id, occurred_at, source, id, content_hash, corrects_key, provider, model, platform, region,
              service_tier, processing, speed, task_id, task_type, task_parent, project, attributes, status, estimated,
@@ -357,11 +357,12 @@ async fn reverse_estimate(
              o.platform, o.region, o.service_tier, o.processing, o.speed, o.task_id, o.task_type, o.task_parent,
              o.project, o.attributes, o.status, o.estimated, o.tier_input, -o.input, -o.cache_read, -o.cache_write_5m,
              -o.cache_write_1h, -o.output, -o.reasoning,
-             (SELECT jsonb_object_agg(key, -value::numeric) FROM jsonb_each_text(o.rare)),
+             (SELECT jsonb_object_agg(key, -value::numeric)
+              FROM jsonb_each_text(CASE WHEN r.part IS NULL THEN o.rare ELSE r.rare END)),
              COALESCE(r.cost_price_id, o.cost_price_id), COALESCE(r.sell_price_id, o.sell_price_id),
              -COALESCE(r.cost, o.cost), -COALESCE(r.charge, o.charge)
          FROM usage_events n, usage_events o
-         LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+         LEFT JOIN LATERAL (SELECT part, rare, cost_price_id, sell_price_id, cost, charge FROM usage_events newest
                             WHERE newest.event_key = o.event_key AND newest.restates = o.part
                               AND newest.kind = 'restatement' AND newest.booked_on >= o.booked_on
                               AND newest.occurred_at = o.occurred_at
@@ -376,5 +377,9 @@ async fn reverse_estimate(
     )
     .execute(connection)
     .await?;
+    if taken_back.rows_affected() == 0 {
+        // What the correction says would be billed beside what it corrects.
+        return Err(StoreError::RowsAffected { what: "taking back an estimate", expected: 1, actual: 0 });
+    }
     Ok(())
 }

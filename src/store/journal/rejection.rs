@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::StoreError;
 use super::binary::{Encoder, copy_in};
 use crate::domain::event::SequenceMark;
-use crate::domain::identity::EventKey;
+use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{BatchId, GatewayId};
 
 /// By COPY, which no query macro checks: where a gateway sends nothing that can be billed, there is a row for every event.
@@ -26,6 +26,39 @@ pub struct RejectionPosition {
     pub event_index: i32,
 }
 
+impl RejectionPosition {
+    /// That of a rejection of its message as a whole.
+    #[must_use]
+    pub const fn of_message(self) -> Self {
+        Self { event_index: WHOLE_MESSAGE, ..self }
+    }
+}
+
+/// The index of a rejection that is about the message as a whole.
+pub const WHOLE_MESSAGE: i32 = -1;
+
+/// What a copy of an event is told by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadEvent {
+    /// Its identity ...
+    pub identity: EventIdentity,
+    /// ... and the key made of it.
+    pub key: EventKey,
+    /// Hash of its billable content.
+    pub content_hash: Uuid,
+}
+
+/// Messages of a life of the stream, from one sequence to another.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The life.
+    pub incarnation: Uuid,
+    /// The first sequence.
+    pub first: i64,
+    /// The last one.
+    pub last: i64,
+}
+
 /// An event, or a whole message, that could not be recorded.
 #[derive(Debug, Clone)]
 pub struct Rejection {
@@ -35,7 +68,7 @@ pub struct Rejection {
     pub subject: String,
     /// The headers of its message as a JSON object.
     pub headers: Option<String>,
-    /// Its bytes as received.
+    /// Its bytes as received, without the texts of prompts and answers.
     pub raw: Vec<u8>,
     /// Stable reason code.
     pub reason: &'static str,
@@ -57,6 +90,8 @@ pub struct Rejection {
     pub mark: Option<(GatewayId, SequenceMark)>,
     /// Of a correction: the estimate that it is tried again for, or [`NOTHING`].
     pub waits_for: Option<EventKey>,
+    /// Of an event that may be a copy of one that was recorded when nothing was against it.
+    pub event: Option<ReadEvent>,
 }
 
 /// What a correction waits for whose estimate can never be there: a key that no event has.
@@ -91,6 +126,28 @@ pub async fn known_rejections(
     .fetch_all(connection)
     .await?;
     Ok(known)
+}
+
+/// Where messages of a life of the stream hold what finance has discarded; asked where [`open`](super::open) has told that
+/// there is such.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn discarded(
+    connection: &mut PgConnection,
+    incarnation: Uuid,
+    sequences: &[i64],
+) -> Result<Vec<RejectionPosition>, StoreError> {
+    let discarded = sqlx::query_as!(
+        RejectionPosition,
+        "SELECT stream_seq, event_index FROM rejections
+         WHERE incarnation = $1 AND stream_seq = ANY($2) AND resolution = 'discarded'",
+        incarnation,
+        sequences
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(discarded)
 }
 
 /// Stores rejections of a batch.
