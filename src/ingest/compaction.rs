@@ -18,10 +18,10 @@ const EVERY: Duration = Duration::from_mins(10);
 const SLICE_ROWS_MAX: i64 = 5_000;
 
 /// Sums every hour that is due; returns how many rows of hours it took. Several may run side by side, each takes other
-/// customers.
+/// customers. A customer whose hours the database refuses to sum is left at that, the others go on.
 ///
 /// # Errors
-/// [`IngestError::Store`].
+/// [`IngestError::Store`] where the database does not answer.
 pub async fn compact(
     database: &Database,
     now: DateTime<Utc>,
@@ -32,22 +32,36 @@ pub async fn compact(
     drop(tx);
     let mut total = 0;
     for due in all {
-        loop {
-            if shutdown.stopping() {
-                return Ok(total);
+        match sum_hours(database, due, shutdown, &mut total).await {
+            Err(IngestError::Store(error)) if error.sqlstate().is_some() => {
+                let customer = due.customer.0;
+                tracing::warn!(%error, customer, "hours of a customer could not be summed; trying again later");
             }
-            let started = Instant::now();
-            let summed = slice(database, due).await?;
-            if summed == 0 {
-                break;
-            }
-            total += summed;
-            super::meters::compacted(summed);
-            // Half the time at most: nobody waits for it, and others need the disk.
-            tokio::time::sleep(started.elapsed()).await;
+            ended => ended?,
         }
     }
     Ok(total)
+}
+
+/// Sums the hours of one customer, and counts them.
+async fn sum_hours(
+    database: &Database,
+    due: Due,
+    shutdown: &Shutdown,
+    total: &mut i64,
+) -> Result<(), IngestError> {
+    while !shutdown.stopping() {
+        let started = Instant::now();
+        let summed = slice(database, due).await?;
+        if summed == 0 {
+            break;
+        }
+        *total += summed;
+        super::meters::compacted(summed);
+        // Half the time at most: nobody waits for it, and others need the disk.
+        tokio::time::sleep(started.elapsed()).await;
+    }
+    Ok(())
 }
 
 async fn slice(database: &Database, due: Due) -> Result<i64, IngestError> {

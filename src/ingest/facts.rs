@@ -23,7 +23,8 @@ const SHARES: usize = 32;
 /// More than any row takes: twenty bytes an amount, ten a quantity, and thirty the name of a class that is no main one.
 const ROW_BYTES_MAX: usize = 1024;
 
-/// A part of all customers: the sums of a slice are made and added part by part, which bounds the memory that they take.
+/// A part of all customers: the sums of a slice are made and added part by part, so that of many customers only those of one
+/// part take memory at a time. Those of one customer are made at once, however many they are: the rows of a slice bound them.
 #[derive(Debug, Clone, Copy)]
 pub struct Share(usize);
 

@@ -16,8 +16,6 @@ use crate::store::{Database, commit};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 100_000;
-/// SQLSTATE of a row that lacks what it must have.
-const NOT_NULL_VIOLATION: &str = "23502";
 /// Pause after posting failed.
 const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
@@ -38,8 +36,8 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
 async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Result<usize, IngestError> {
     let started = Instant::now();
     let slice = match on_slice(database, recent, rows_max, Work::Posting).await {
-        // Usage of a month that nobody has used anything in yet: rare, so it is not looked for every time.
-        Err(IngestError::Store(error)) if error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION) => {
+        // Usage, or the end of a task, in a month that has none yet: rare, so it is not looked for every time.
+        Err(IngestError::Store(error)) if posting::lacks_period(&error) => {
             let made = on_slice(database, recent, rows_max, Work::Periods).await?;
             // No more than that: what was recorded since may lack others.
             on_slice(database, recent, made.rows, Work::Posting).await?

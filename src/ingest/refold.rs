@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::IngestError;
-use crate::store::refold::{self, Replaced};
+use crate::store::refold::{self, Final, Replaced};
 use crate::store::verify::{self, Difference};
 use crate::store::{Database, audit, commit, periods};
 
@@ -15,12 +15,15 @@ const ROWS_SHOWN: i64 = 100;
 pub enum Refolded {
     /// So many rows were replaced; none where all of them were right.
     Replaced(Replaced),
-    /// Nothing was changed: this would change a closed period, or would still differ.
+    /// So many rows were replaced; those of customers with these differences were left, because they are final.
+    Partly(Replaced, Vec<Difference>),
+    /// Nothing was changed: all that differs is of customers with these differences, which are final, or would still differ.
     Refused(Vec<Difference>),
 }
 
-/// Replaces every sum that differs from the journal, in one transaction that keeps posters and closings out. Recording goes on
-/// meanwhile; what it records is posted afterwards.
+/// Replaces the sums that differ from the journal, in one transaction that keeps posters and closings out. Recording goes on
+/// meanwhile; what it records is posted afterwards. A customer with a difference in a closed period is left as it is: what
+/// differs in its open ones may have been billed in the closed one, and would be billed again.
 ///
 /// # Errors
 /// [`IngestError::Store`]; nothing is changed then.
@@ -28,22 +31,27 @@ pub async fn apply(database: &Database, actor: &str) -> Result<Refolded, IngestE
     let mut tx = database.begin_ingest().await?;
     verify::prepare(&mut tx).await?;
     periods::lock_closing(&mut tx).await?;
-    let in_the_way = refold::final_differences(&mut tx, ROWS_SHOWN).await?;
-    if !in_the_way.is_empty() {
-        return Ok(Refolded::Refused(in_the_way));
-    }
-    let replaced = refold::replace(&mut tx).await?;
+    let Final { customers, differences } = refold::final_differences(&mut tx, ROWS_SHOWN).await?;
+    let replaced = refold::replace(&mut tx, &customers).await?;
     if replaced.nothing() {
-        return Ok(Refolded::Replaced(replaced));
+        return Ok(if differences.is_empty() {
+            Refolded::Replaced(replaced)
+        } else {
+            Refolded::Refused(differences)
+        });
     }
-    let left = verify::refolded_differences(&mut tx, ROWS_SHOWN).await?;
+    let left = refold::left_differences(&mut tx, &customers, ROWS_SHOWN).await?;
     if !left.is_empty() {
         return Ok(Refolded::Refused(left));
     }
     let detail = json!({
-        "rollups": replaced.rollups, "tasks": replaced.tasks, "reasons": replaced.reasons,
+        "rollups": replaced.rollups, "tasks": replaced.tasks, "reasons": replaced.reasons, "customers_left": customers,
     });
     audit::record(&mut tx, actor, "sums.rebuild", "ledger", Some(detail)).await?;
     commit(tx).await?;
-    Ok(Refolded::Replaced(replaced))
+    Ok(if differences.is_empty() {
+        Refolded::Replaced(replaced)
+    } else {
+        Refolded::Partly(replaced, differences)
+    })
 }

@@ -10,9 +10,9 @@ use super::pace::Nudge;
 use super::record::Recorder;
 use crate::domain::ids::RejectionId;
 use crate::metering::Reason;
+use crate::store::commit;
 use crate::store::journal::Origin;
 use crate::store::replay::{self, Replayable};
-use crate::store::commit;
 
 /// Rejections that are tried together, as a transaction or, where their bodies are large, as several.
 const REPLAY_MAX: i64 = 500;

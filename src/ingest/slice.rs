@@ -21,7 +21,7 @@ const HALVES_ROWS_MIN: i64 = 20_000;
 /// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again.
 ///
 /// # Errors
-/// [`IngestError`]; a not-null violation where billing periods are missing.
+/// [`IngestError`]; one that [`posting::lacks_period`] tells where billing periods are missing.
 pub(super) async fn add(
     database: &Database,
     tx: &mut PgConnection,

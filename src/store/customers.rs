@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use super::StoreError;
 use super::rates::currency;
-use super::{StoreError, ensure_affected};
 use crate::domain::event::text_enum;
 use crate::domain::ids::{BookId, CustomerId};
 use crate::domain::money::Currency;
@@ -51,7 +51,7 @@ pub struct NewCustomer<'a> {
     pub external_id: &'a str,
     /// Its name.
     pub name: &'a str,
-    /// IANA zone of its billing calendar, checked.
+    /// IANA zone of its billing calendar, checked, also with [`zone_offsets`].
     pub time_zone: &'a str,
     /// The day its periods start on, 1 to 28.
     pub anchor_day: i16,
@@ -113,6 +113,33 @@ impl TryFrom<RawCustomer> for CustomerRow {
         })?;
         Ok(Self { id, external_id, name, time_zone, anchor_day, closed_through, status, created_at })
     }
+}
+
+/// How far the clocks of a zone were from those of UTC at an instant.
+#[derive(Debug, Clone, Copy)]
+pub struct ZoneOffset {
+    /// The instant.
+    pub at: DateTime<Utc>,
+    /// Seconds to the east.
+    pub seconds: i32,
+}
+
+/// What the database's own data say of a zone for the weeks of the last year; empty where they do not have it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn zone_offsets(connection: &mut PgConnection, zone: &str) -> Result<Vec<ZoneOffset>, StoreError> {
+    let offsets = sqlx::query_as!(
+        ZoneOffset,
+        r#"SELECT week.at AS "at!",
+                  extract(epoch FROM (week.at AT TIME ZONE $1::text) - (week.at AT TIME ZONE 'UTC'))::integer AS "seconds!"
+           FROM generate_series(now() - interval '1 year', now(), interval '7 days') AS week (at)
+           WHERE knows_time_zone($1)"#,
+        zone
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(offsets)
 }
 
 /// Makes a customer.
@@ -181,7 +208,7 @@ pub async fn list(
     .collect()
 }
 
-/// Changes what is given.
+/// Changes what is given; the customer as it is then.
 ///
 /// # Errors
 /// [`StoreError::Database`]; [`StoreError::RowsAffected`] where there is no such customer.
@@ -190,16 +217,19 @@ pub async fn update(
     id: CustomerId,
     name: Option<&str>,
     status: Option<CustomerStatus>,
-) -> Result<(), StoreError> {
-    let result = sqlx::query!(
-        "UPDATE customers SET name = COALESCE($2, name), status = COALESCE($3, status) WHERE id = $1",
+) -> Result<CustomerRow, StoreError> {
+    sqlx::query_as!(
+        RawCustomer,
+        r#"UPDATE customers SET name = COALESCE($2, name), status = COALESCE($3, status) WHERE id = $1
+           RETURNING id AS "id: CustomerId", external_id, name, time_zone, anchor_day, closed_through, status, created_at"#,
         id.0,
         name,
         status.map(CustomerStatus::as_str)
     )
-    .execute(connection)
-    .await?;
-    ensure_affected("customer", &result, 1)
+    .fetch_optional(connection)
+    .await?
+    .ok_or(StoreError::RowsAffected { what: "customer", expected: 1, actual: 0 })?
+    .try_into()
 }
 
 /// A customer's assignments, in order of time.

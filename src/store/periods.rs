@@ -70,6 +70,24 @@ pub async fn customer(
     Ok(customer)
 }
 
+/// When the customer was made, or is first rated by price books, whichever is earlier: no usage of it can lie before.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn beginning(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+) -> Result<DateTime<Utc>, StoreError> {
+    let beginning = sqlx::query_scalar!(
+        r#"SELECT LEAST(created_at, (SELECT min(valid_from) FROM book_assignments WHERE customer_id = $1)) AS "beginning!"
+           FROM customers WHERE id = $1"#,
+        customer.0
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(beginning)
+}
+
 /// All periods of a customer, oldest first.
 ///
 /// # Errors
@@ -105,6 +123,28 @@ pub async fn holding(
     .fetch_optional(connection)
     .await?;
     Ok(row.map(|row| stored(row.start_at, row.end_at, row.closed_at)))
+}
+
+/// When the customer's first period was closed: those before it were passed over then.
+///
+/// # Errors
+/// [`StoreError::Inconsistent`] where none is closed, which the customer's closed time contradicts.
+pub async fn first_closed_at(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+) -> Result<DateTime<Utc>, StoreError> {
+    let first = sqlx::query_scalar!(
+        r#"SELECT closed_at AS "closed_at!" FROM billing_periods
+           WHERE customer_id = $1 AND state = 'closed' ORDER BY start_at LIMIT 1"#,
+        customer.0
+    )
+    .fetch_optional(connection)
+    .await?;
+    first.ok_or_else(|| StoreError::Inconsistent {
+        table: "customers",
+        column: "closed_through",
+        detail: format!("customer {customer} has no closed period"),
+    })
 }
 
 /// The customer's period to close next, if any exists: the oldest open one that is not before the closed time (late
@@ -243,7 +283,8 @@ pub async fn unposted_up_to(connection: &mut PgConnection, batch: BatchId) -> Re
     Ok(count)
 }
 
-/// The instant up to which everything recorded is in the sums: that of the oldest unposted batch, else `now`, which was
+/// The instant up to which everything recorded is in the sums: that of the oldest unposted batch, else when the connection's
+/// transaction began by the clock of the database, which `recorded_at` is taken from; in any case not after `now`, which was
 /// taken before the connection's snapshot.
 ///
 /// Recorded by an instant is what was committed by then. A batch's `recorded_at` is when its transaction began: one that
@@ -255,10 +296,13 @@ pub async fn posted_through(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
 ) -> Result<DateTime<Utc>, StoreError> {
-    let oldest = sqlx::query_scalar!("SELECT min(recorded_at) FROM ingest_batches WHERE posted_at IS NULL")
-        .fetch_one(connection)
-        .await?;
-    Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+    let through = sqlx::query_scalar!(
+        r#"SELECT LEAST($1, COALESCE(min(recorded_at), now())) AS "through!" FROM ingest_batches WHERE posted_at IS NULL"#,
+        now
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(through)
 }
 
 /// The time by the clock of the database, which `recorded_at` is taken from.

@@ -9,7 +9,7 @@ use super::StoreError;
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::invoice::PriceTerms;
 use crate::domain::money::{Currency, Rate};
-use crate::domain::price::resolve_parents;
+use crate::domain::price::rates_of_recorded;
 use crate::domain::tokens::{CLASS_COUNT, TokenClass};
 
 /// The terms of these prices, superseded ones included; one that does not exist, or that the scope hides, is missing
@@ -51,7 +51,7 @@ pub async fn by_price(
     }
     Ok(own
         .into_iter()
-        .map(|(id, (terms, rates))| (id, PriceTerms { rates: resolve_parents(&rates), ..terms }))
+        .map(|(id, (terms, rates))| (id, PriceTerms { rates: rates_of_recorded(&rates), ..terms }))
         .collect())
 }
 

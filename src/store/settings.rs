@@ -1,4 +1,5 @@
-//! Which settings of the PostgreSQL server would lose recorded usage, or keep the program from working.
+//! Which settings of the PostgreSQL server would lose recorded usage, or keep the program from working, and whether it has the
+//! time zones of all customers.
 
 use sqlx::PgConnection;
 
@@ -24,6 +25,8 @@ pub struct WrongServer {
 pub struct ServerSettings {
     /// What is wrong.
     pub wrong: Vec<WrongServer>,
+    /// What keeps posting from going on. Recording needs none of it.
+    pub unposted: Option<WrongServer>,
     /// What should be better: a sentence for the log.
     pub doubt: Option<&'static str>,
 }
@@ -46,6 +49,8 @@ struct Settings {
     /// Roles of the service that row-level security does not hold for.
     unbound_roles: Option<String>,
     connections: i64,
+    /// Zones of customers that the server does not know.
+    unknown_zones: Option<String>,
 }
 
 /// Looks at the settings of the server; `durable` asks that a power failure takes no committed transaction.
@@ -74,7 +79,9 @@ pub async fn look(connection: &mut PgConnection, durable: bool) -> Result<Server
                             - current_setting('superuser_reserved_connections')::bigint
                             - COALESCE(current_setting('reserved_connections', true), '0')::bigint,
                         (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
-                        (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user)) AS "connections!""#
+                        (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user)) AS "connections!",
+                  (SELECT string_agg(zone, ', ' ORDER BY zone) FROM (SELECT DISTINCT time_zone FROM customers) AS used (zone)
+                   WHERE NOT knows_time_zone(zone)) AS unknown_zones"#
     )
     .fetch_one(connection)
     .await?;
@@ -134,7 +141,13 @@ impl Settings {
         let doubt = (durable && !self.data_checksums).then_some(
             "PostgreSQL has no data checksums: a damaged disk would not be noticed; make it with initdb --data-checksums, or run pg_checksums --enable",
         );
-        ServerSettings { wrong, doubt }
+        let unposted = self.unknown_zones.as_ref().map(|zones| WrongServer {
+            setting: "time_zone",
+            detail: format!(
+                "of customers is {zones}, which the server does not know: install the zones that it lacks (Debian has older names in tzdata-legacy), or use the image it had before"
+            ),
+        });
+        ServerSettings { wrong, unposted, doubt }
     }
 }
 
@@ -157,6 +170,7 @@ mod tests {
             row_security: true,
             unbound_roles: None,
             connections: 97,
+            unknown_zones: None,
         }
     }
 
@@ -205,5 +219,14 @@ mod tests {
                 "max_connections"
             ]
         );
+    }
+
+    #[test]
+    fn zones_that_the_server_does_not_know_keep_posting_and_not_recording() {
+        assert_eq!(good().judged(true).unposted, None);
+        let older = Settings { unknown_zones: Some("NZ, US/Eastern".to_owned()), ..good() };
+        let ServerSettings { wrong, unposted, .. } = older.judged(true);
+        assert_eq!(wrong, []);
+        assert!(unposted.is_some_and(|unposted| unposted.detail.contains("NZ, US/Eastern")));
     }
 }

@@ -19,12 +19,15 @@ use crate::servers::copy;
 
 /// Damages that a ledger could have, or that the auditor should notice in what it compares it with: the file, the row, what is
 /// done to it, and the invariants that must break.
-const DAMAGES: [(&str, Row, Damage, &[&str]); 29] = [
+const DAMAGES: [(&str, Row, Damage, &[&str]); 31] = [
     (EVENTS, USAGE, Damage::Drop, &["I1", "I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Double, &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Add(1, &["input"]), &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Later("occurred_at"), &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Set("project", "elsewhere"), &["I2", "I3"]),
+    // Of a correction that takes back something else, or nothing.
+    (EVENTS, Row::Is("kind", "reversal"), Damage::Set("corrects_key", ""), &["I3"]),
+    (EVENTS, Row::Is("kind", "reversal"), Damage::Drop, &["I3"]),
     (ROLLUPS, Row::Is("whole_day", "f"), Damage::Add(1, &["charge"]), &["I3"]),
     (ROLLUPS, Row::Is("whole_day", "f"), Damage::Later("hour"), &["I3"]),
     (ROLLUPS, Row::Is("whole_day", "f"), Damage::Later("booked_period"), &["I3"]),
@@ -169,7 +172,7 @@ impl Table {
 }
 
 /// A ledger in which everything has happened that the auditor should know: hours that are summed into days, periods that are
-/// closed and usage that came too late for them, copies, conflicts, and what cannot be recorded.
+/// closed and usage that came too late for them, copies, conflicts, an estimate and its correction, and what cannot be recorded.
 async fn eventful(bed: &mut Bed) {
     let seed = seed("auditing");
     let service = bed.serve().start();
@@ -192,7 +195,18 @@ async fn eventful(bed: &mut Bed) {
     let (mut other, mut poison) = (first.clone(), event(&name, "poison", CUSTOMERS[0], "own"));
     other["data"]["usage"] = json!({"input": 1});
     poison["subject"] = json!("nobody");
-    for (event, note) in [(&first, "new"), (&first, "copy"), (&other, "conflict"), (&poison, "poison")] {
+    let (mut estimate, mut correction) =
+        (event(&name, "estimate", CUSTOMERS[0], "own"), event(&name, "correction", CUSTOMERS[0], "own"));
+    estimate["data"]["usage_source"] = json!("estimated");
+    correction["data"]["corrects"] = estimate["id"].clone();
+    for (event, note) in [
+        (&first, "new"),
+        (&first, "copy"),
+        (&other, "conflict"),
+        (&poison, "poison"),
+        (&estimate, "new"),
+        (&correction, "new"),
+    ] {
         gateway.send(event.to_string(), &[note], false).await;
     }
     gateway.send("no JSON".to_owned(), &["whole"], false).await;

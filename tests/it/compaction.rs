@@ -195,6 +195,21 @@ async fn a_day_is_summed_36_hours_after_it_ended_in_its_zone() {
 }
 
 #[tokio::test]
+async fn a_customer_whose_hours_cannot_be_summed_keeps_no_other_from_it() {
+    let mut ledger = Ledger::new().await;
+    let customers = [ledger.customer("acme", "UTC").await, ledger.customer("other", "UTC").await];
+    for at in ["2026-10-05T01:00:00Z", "2026-10-05T02:00:00Z"] {
+        ledger.record(&customers.map(|customer| call(customer, at, at, 1, 0))).await;
+    }
+    ledger.post().await;
+    let [acme, _] = customers;
+    ledger
+        .run(&format!("UPDATE usage_rollups SET events = 9223372036854775807 WHERE customer_id = {acme}"))
+        .await;
+    assert_eq!(compacted(&ledger, LATER).await, 2, "the other's, which comes after");
+}
+
+#[tokio::test]
 async fn posters_and_compactors_side_by_side_conserve_everything() {
     let mut ledger = Ledger::new().await;
     let customers =

@@ -9,7 +9,7 @@ use waybill::reports::verify;
 use waybill::store::periods;
 
 use crate::harness::wait_until;
-use crate::ledger::{Ledger, Row, task_call, utc};
+use crate::ledger::{Ledger, Row, ended, task_call, utc};
 
 /// As many rows as are posted in two halves.
 const ROWS: i64 = 20_000;
@@ -214,4 +214,45 @@ async fn a_release_that_knows_no_halves_posts_whole_batches() {
     let waiting = Waiting::new().await;
     assert_eq!(waiting.post_as_before().await.unwrap().rows_affected(), 1);
     assert_eq!(waiting.ledger.count("SELECT count(*) FROM half_postings").await, 0);
+}
+
+/// What the migration finds and mends; the ledger is made as a release before it left one.
+#[tokio::test]
+async fn outcomes_without_a_period_and_batches_without_a_half_are_mended_by_the_migration() {
+    const MIGRATION: &str = include_str!("../../migrations/20261127000050_posting_goes_on.sql");
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "America/Sao_Paulo").await;
+    ledger.run("UPDATE customers SET anchor_day = 15").await;
+    let ends = |at, task, outcome| ended(acme, at, task, "refund", outcome);
+    ledger
+        .record(&[
+            task_call(acme, "2026-08-20T00:00:00Z", "t", "refund", 1),
+            ends("2026-08-21T00:00:00Z", "changes", "success"),
+            // Within the hour before the next period and after it, in a zone three hours behind.
+            ends("2026-10-15T02:59:59Z", "before", "success"),
+            ends("2026-10-15T03:00:00Z", "after", "success"),
+        ])
+        .await;
+    ledger.post().await;
+    ledger.record(&[ends("2026-11-20T00:00:00Z", "changes", "failure")]).await;
+    ledger.post().await;
+    ledger.record(&[ends("2026-11-21T00:00:00Z", "unposted", "success")]).await;
+    let periods =
+        "SELECT string_agg(format('%s %s', extract(epoch FROM start_at), extract(epoch FROM end_at)), ','
+                   ORDER BY start_at) FROM billing_periods";
+    let right: String = sqlx::query_scalar(periods).fetch_one(&ledger.pool).await.unwrap();
+    ledger
+        .run(
+            "DROP FUNCTION knows_time_zone; ALTER TABLE tasks DROP CONSTRAINT tasks_outcome_booked;
+             DELETE FROM half_postings;
+             UPDATE tasks SET outcome_period = CASE WHEN task_id = 'changes' THEN (SELECT min(start_at) FROM billing_periods) END;
+             DELETE FROM billing_periods WHERE start_at > '2026-09-01Z'",
+        )
+        .await;
+    ledger.run(&format!("BEGIN; {MIGRATION} COMMIT")).await;
+    let mended: String = sqlx::query_scalar(periods).fetch_one(&ledger.pool).await.unwrap();
+    assert_eq!(mended, right, "periods are those of the calendar");
+    ledger.post().await;
+    let proof = verify::rebuild(&ledger.database, utc("2026-12-03T00:00:00Z"), |_| ()).await.unwrap();
+    assert_eq!(proof.findings, []);
 }

@@ -157,6 +157,23 @@ async fn what_a_closed_period_was_billed_by_is_never_replaced() {
 }
 
 #[tokio::test]
+async fn a_customer_whose_closed_period_differs_keeps_no_other_from_being_put_right() {
+    let mut ledger = two_months().await;
+    let other = ledger.customer("other", "UTC").await;
+    ledger.record(&[task_call(other, "2026-11-03T01:00:00Z", "o", "refund", 4)]).await;
+    ledger.post().await;
+    ledger.run("UPDATE usage_rollups SET events = events + 1; UPDATE tasks SET calls = 99").await;
+    let refolded = apply(&ledger.owner().await, "test").await.unwrap();
+    let Refolded::Partly(replaced, left) = refolded else { panic!("{refolded:?}") };
+    assert_eq!((replaced.rollups, replaced.tasks), (1, 1), "all of the other's");
+    assert!(!left.is_empty());
+    let right = format!("SELECT calls FROM tasks WHERE customer_id = {other}");
+    assert_eq!(ledger.count(&right).await, 1);
+    let left = format!("SELECT count(*) FROM tasks WHERE customer_id <> {other} AND calls <> 99");
+    assert_eq!(ledger.count(&left).await, 0, "what may have been billed otherwise is left");
+}
+
+#[tokio::test]
 async fn posters_that_are_cut_off_leave_what_the_journal_gives() {
     let mut ledger = Ledger::new().await;
     let (acme, other) = (

@@ -92,6 +92,29 @@ async fn a_monitor_that_never_answers_is_a_doubt_beside_one_that_does_and_refuse
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_customers_zone_that_the_server_does_not_know_is_named_while_recording_goes_on() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    let (service, log) = Log::start(&world);
+    service.ready().await;
+    // As after an upgrade of the server to one without this name.
+    let set = async |zone: &str| {
+        let statement = format!("UPDATE customers SET time_zone = '{zone}' WHERE external_id = 'globex'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&world.pool).await.unwrap();
+    };
+    set("Mars/Olympus").await;
+    service
+        .refuses(&["postgres time_zone of customers is Mars/Olympus, which the server does not know"])
+        .await;
+    log.says(&["usage is not posted: postgres time_zone"]).await;
+    service.shows("waybill_setting_wrong{object=\"postgres\",setting=\"time_zone\"} 1").await;
+    world.publish("gw-1", &usage_event("e-1")).await;
+    recorded(&world, 1).await;
+    set("Europe/Berlin").await;
+    service.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn durability_that_nobody_vouches_for_is_shown() {
     let world = World::idle().await;
     let service = Service::start_with(&world, |command| {

@@ -36,6 +36,8 @@ impl Found {
 #[derive(Debug, Clone, Default)]
 pub(super) struct PostgresLook {
     pub wrong: Vec<WrongSetting>,
+    /// What keeps posting from going on, and not recording.
+    pub unposted: Option<WrongSetting>,
     doubt: Option<&'static str>,
 }
 
@@ -58,7 +60,7 @@ async fn look_at_postgres(database: &Database, durable: bool) -> Result<Postgres
     let mut tx = database.read(Scope::Everything).await?;
     let look = store::settings::look(&mut tx, durable).await?;
     let wrong = look.wrong.into_iter().map(WrongSetting::from).collect();
-    Ok(PostgresLook { wrong, doubt: look.doubt })
+    Ok(PostgresLook { wrong, unposted: look.unposted.map(WrongSetting::from), doubt: look.doubt })
 }
 
 impl Supervisor {
@@ -196,9 +198,10 @@ impl Supervisor {
         }
     }
 
-    /// Says in log, metrics and health what is wrong, and what is so no more.
-    pub(super) fn tell(&mut self, wrong: &[WrongSetting]) {
-        let wrong: BTreeSet<WrongSetting> = wrong.iter().cloned().collect();
+    /// Says in log, metrics and health what is wrong, and what is so no more; `unposted` is what only keeps posting from going
+    /// on.
+    pub(super) fn tell(&mut self, wrong: &[WrongSetting], unposted: Option<&WrongSetting>) {
+        let wrong: BTreeSet<WrongSetting> = wrong.iter().chain(unposted).cloned().collect();
         let of = |setting: &WrongSetting| (setting.object, setting.setting.clone());
         let named: BTreeSet<_> = wrong.iter().map(of).collect();
         // One whose value changed, or that another server has, is still wrong.
@@ -207,7 +210,8 @@ impl Supervisor {
             meters::setting(healed, false);
         }
         for new in wrong.difference(&self.told) {
-            tracing::error!(object = new.object, setting = new.setting, "usage is not recorded: {new}");
+            let kept = if unposted == Some(new) { "posted" } else { "recorded" };
+            tracing::error!(object = new.object, setting = new.setting, "usage is not {kept}: {new}");
         }
         for wrong in &wrong {
             meters::setting(wrong, true);

@@ -176,7 +176,7 @@ impl Supervisor {
         wrong.extend(self.look_at_compression(&config));
         let postgres = self.look_at_postgres().await;
         wrong.extend(postgres.iter().flat_map(|look| look.wrong.clone()));
-        self.tell(&wrong);
+        self.tell(&wrong, postgres.as_ref().and_then(|look| look.unposted.as_ref()));
         if wrong.is_empty() && postgres.is_none() {
             self.health.down(SETTINGS, "the settings of PostgreSQL could not be looked at yet");
         }

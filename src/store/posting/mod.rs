@@ -199,6 +199,15 @@ pub async fn require_partitions(connection: &mut PgConnection, slice: &Slice) ->
     Ok(())
 }
 
+/// SQLSTATE of a row that lacks what it must have.
+const NOT_NULL_VIOLATION: &str = "23502";
+
+/// Whether adding failed because usage, or the outcome of a task, lies in no billing period yet.
+pub fn lacks_period(error: &StoreError) -> bool {
+    error.sqlstate().as_deref() == Some(NOT_NULL_VIOLATION)
+        || error.constraint() == Some("tasks_outcome_booked")
+}
+
 /// A customer's day with usage that lies in no billing period yet.
 #[derive(Debug, Clone)]
 pub struct MissingPeriod {

@@ -160,7 +160,7 @@ fn array_literal(texts: &[&str]) -> String {
 /// `service_period`, which the table refuses.
 ///
 /// # Errors
-/// [`StoreError::Database`]; a not-null violation where [`super::missing_periods`] have to be made first.
+/// [`StoreError::Database`]; one that [`super::lacks_period`] tells where [`super::missing_periods`] have to be made first.
 pub async fn add_to_rollups<'a>(
     connection: &mut PgConnection,
     sums: impl Iterator<Item = RollupSum<'a>>,
@@ -240,10 +240,11 @@ async fn add_rollups(connection: &mut PgConnection, sums: &[RollupSum<'_>]) -> R
 }
 
 /// Adds to the tasks, outcomes included, in the order that the sums come in: it is the one in which all posters take them.
-/// A statement adds to a task once: several sums of one task, which come one after the other, are added by several.
+/// A statement adds to a task once: several sums of one task, which come one after the other, are added by several. An outcome
+/// that lies in no billing period has no `outcome_period`, which the table refuses.
 ///
 /// # Errors
-/// [`StoreError::Database`].
+/// As [`add_to_rollups`].
 pub async fn add_to_tasks<'a>(
     connection: &mut PgConnection,
     sums: impl Iterator<Item = TaskSum<'a>>,
@@ -306,7 +307,7 @@ async fn add_tasks(connection: &mut PgConnection, sums: &[TaskSum<'_>]) -> Resul
                             ELSE t.outcome END,
              outcome_period = CASE WHEN EXCLUDED.ended_at > t.ended_at OR t.ended_at IS NULL
                                      OR (EXCLUDED.ended_at = t.ended_at AND EXCLUDED.outcome < t.outcome)
-                                   THEN COALESCE(EXCLUDED.outcome_period, t.outcome_period)
+                                   THEN EXCLUDED.outcome_period
                                    ELSE t.outcome_period END,
              ended_at = GREATEST(t.ended_at, EXCLUDED.ended_at),
              first_batch = LEAST(t.first_batch, EXCLUDED.first_batch),

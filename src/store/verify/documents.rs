@@ -12,7 +12,6 @@ use crate::domain::tokens::TokenClass;
 use crate::store::StoreError;
 
 /// Invoice lines that are not the rollups booked to their closed period, and rollups of closed periods on no invoice.
-/// Periods with a void invoice are left out.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -41,8 +40,6 @@ pub async fn line_differences(
                SELECT r.* FROM usage_rollups r
                JOIN billing_periods p ON p.customer_id = r.customer_id AND p.start_at = r.booked_period
                WHERE p.state = 'closed'
-                 AND NOT EXISTS (SELECT 1 FROM invoices i WHERE i.customer_id = r.customer_id
-                                 AND i.period_start = r.booked_period AND i.status = 'void')
            ), units AS (
                SELECT customer_id, booked_period, service_period, kind, sell_price_id, class, quantity
                FROM closed CROSS JOIN LATERAL (VALUES ('input', input), ('cache_read', cache_read),
@@ -68,8 +65,7 @@ pub async fn line_differences(
                SELECT i.customer_id, i.period_start, i.currency, l.kind, l.service_start, l.provider, l.model, l.class,
                       l.rate, l.quantity
                FROM invoice_line_items l JOIN invoices i ON i.id = l.invoice_id
-               WHERE l.kind IN ('usage', 'late_usage', 'adjustment') AND NOT EXISTS (SELECT 1 FROM invoices v WHERE v.customer_id = i.customer_id
-                                 AND v.period_start = i.period_start AND v.status = 'void')
+               WHERE l.kind IN ('usage', 'late_usage', 'adjustment')
            )
            SELECT format('customer %s, period from %s, %s: %s of %s, %s %s %s at %s', customer_id, period_start,
                          currency, kind, service_start, provider, model, class, trim_scale(rate)) AS "subject!",

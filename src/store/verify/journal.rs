@@ -259,7 +259,7 @@ pub async fn amount_differences(
 }
 
 /// Re-rated parts whose rows are no chain: a retraction is minus what stood before it, a restatement minus the quantities
-/// of its retraction.
+/// of its retraction, and maybe the call's own request.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -294,7 +294,9 @@ pub async fn restatement_differences(
            WHERE CASE kind
                  WHEN 'retraction' THEN before NOT IN ('usage', 'restatement') OR after IS DISTINCT FROM 'restatement'
                                         OR stands <> stood OR units <> units_before OR rare <> rare_before
-                 WHEN 'restatement' THEN before <> 'retraction' OR units <> units_before OR rare <> rare_before
+                 -- A restatement may count the call as the one request that a price has a fee for by now.
+                 WHEN 'restatement' THEN before <> 'retraction' OR units <> units_before
+                                         OR rare NOT IN (rare_before, '{"request": 1}' || rare_before)
                  ELSE false END IS NOT FALSE
              -- What stood before may be archived.
              AND NOT (before IS NULL AND kind = 'retraction' AND after = 'restatement' AND archived_through() IS NOT NULL)

@@ -6,6 +6,7 @@
 //! does not hide itself; no tolerance anywhere.
 
 mod charges;
+mod corrections;
 mod documents;
 mod journal;
 mod rebuild;
@@ -16,14 +17,14 @@ use sqlx::PgConnection;
 use super::StoreError;
 
 pub use charges::{booked_usage, charge_differences, task_line_differences};
+pub use corrections::reversal_differences;
 pub use documents::{line_differences, period_differences};
 pub use journal::{
     amount_differences, archive_differences, batch_differences, booking_differences, duplicate_identities,
     prices_used, rejection_differences, restatement_differences, validity_differences,
 };
 pub use rebuild::{
-    day_differences, refolded_differences, refolded_reason_differences, refolded_rollup_differences,
-    refolded_task_differences,
+    day_differences, refolded_reason_differences, refolded_rollup_differences, refolded_task_differences,
 };
 pub use sums::{
     outcome_differences, rare_rollup_differences, rare_task_differences, rollup_differences, task_differences,

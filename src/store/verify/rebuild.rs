@@ -96,18 +96,3 @@ pub async fn refolded_reason_differences(
     .await?;
     Ok(rows)
 }
-
-/// All of them together.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn refolded_differences(
-    connection: &mut PgConnection,
-    limit: i64,
-) -> Result<Vec<Difference>, StoreError> {
-    let mut all = refolded_rollup_differences(connection, limit).await?;
-    all.extend(day_differences(connection, limit).await?);
-    all.extend(refolded_task_differences(connection, limit).await?);
-    all.extend(refolded_reason_differences(connection, limit).await?);
-    Ok(all)
-}

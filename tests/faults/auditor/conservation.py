@@ -33,6 +33,37 @@ def amounts(ledger):
                 yield f"{side} of {what} is {row[side]}, its price gives {'none' if must is None else shown(must)}"
 
 
+def corrections(ledger):
+    """Each correction takes back what stood for its estimate, part by part: the estimate, or the correction before it. No
+    ledger here has re-rates."""
+    events, taken, chains = defaultdict(dict), defaultdict(dict), defaultdict(list)
+    for row in ledger.events:
+        if row["kind"] == "usage":
+            events[row["event_key"]][int(row["part"])] = row
+        elif row["kind"] == "reversal":
+            taken[row["event_key"]][int(row["part"]) - 1000] = row
+    for key, parts in events.items():
+        first = parts[min(parts)]
+        if first["corrects_key"]:
+            place = (int(first["batch_id"]), int(first["stream_seq"] or 0), int(first["event_index"]))
+            chains[first["corrects_key"]].append((place, key))
+    for estimate, chain in chains.items():
+        stands = estimate
+        for _, key in sorted(chain):
+            must = {part: (estimate, *standing(row, -1)) for part, row in events.get(stands, {}).items()}
+            found = {part: (row["corrects_key"], *standing(row, 1)) for part, row in taken.pop(key, {}).items()}
+            if found != must:
+                yield f"event {key} takes back {found}, what stood is {must}"
+            stands = key
+    for key in taken:
+        yield f"event {key} takes something back and corrects nothing"
+
+
+def standing(row, sign):
+    units = {name: sign * count for name, count in quantities(row).items()}
+    return units, *((row[column], sign * exact(row[side])) for side, (column, _) in SIDES.items())
+
+
 def calls(row):
     """How many calls a row of the journal counts as."""
     if row["kind"] == "outcome":
@@ -110,6 +141,7 @@ def rollups(ledger, journal):
 def conservation(ledger):
     """I3: rollups and tasks are the sums over the raw events of the batches that are posted, to the last digit."""
     yield from amounts(ledger)
+    yield from corrections(ledger)
     find = periods_of(ledger)
     journal, tasks, task_sums = Sums(), Sums(), Sums()
     outcomes = defaultdict(list)
