@@ -15,9 +15,9 @@ use crate::domain::ids::{BatchId, CustomerId, InvoiceId};
 use crate::domain::invoice::Invoice;
 use crate::domain::period::Period;
 use crate::domain::settlement::TaskCharge;
-use crate::store::invoices::{self, SequenceRange};
+use crate::store::completeness::{self, Covered, SequenceRange};
 use crate::store::periods::{self, BilledCustomer};
-use crate::store::{Database, Scope, audit, commit, settlement};
+use crate::store::{Database, Scope, audit, commit, invoices, settlement};
 
 /// How long after its end a period stays open for late usage, where nothing else is configured.
 pub const DEFAULT_GRACE: TimeDelta = TimeDelta::hours(1);
@@ -90,6 +90,8 @@ pub async fn close_within(
         Ok(Checked::Due(..)) | Err(InvoicingError::OutOfOrder { .. }) => {}
         Err(error) => return Err(error),
     }
+    // Before the watermark, so that what is not posted of it is waited for.
+    let covered = completeness::covered_before(connection).await?;
     let watermark = periods::newest_unposted(connection).await?;
     wait_until_posted(connection, watermark).await?;
     // From here to the commit nothing is posted: what the sums say now is what the period holds for ever.
@@ -110,7 +112,7 @@ pub async fn close_within(
     // Made now, so that it starts where this one ends also where the calendar was changed meanwhile.
     let next = Period { start: period.end, end: customer.calendar()?.period_at(period.end)?.end };
     periods::ensure(connection, customer.id, next).await?;
-    let coverage = coverage(connection, &documents).await?;
+    let coverage = coverage(connection, &covered, &documents).await?;
     let mut ids = Vec::with_capacity(documents.len());
     for document in documents {
         let manifest = json!({
@@ -196,8 +198,7 @@ async fn check(
         .ok_or(InvoicingError::UnknownCustomer(request.customer))?;
     let stored = period_holding(connection, &customer, request.at).await?;
     let period = stored.period;
-    // A period before the first one ever closed has no invoice: its usage came late and was booked to a later period.
-    if stored.closed_at.is_some() || customer.closed_through.is_some_and(|closed| period.end <= closed) {
+    if stored.closed_at.is_some() {
         let invoices = invoices::of_period(connection, customer.id, period.start).await?;
         return Ok(Checked::Done(Closed { period, invoices, already: true }));
     }
@@ -207,7 +208,15 @@ async fn check(
     }
     match periods::next_to_close(connection, customer.id).await? {
         Some(next) if next.start != period.start => Err(InvoicingError::OutOfOrder { next }),
-        _ => Ok(Checked::Due(customer, period)),
+        Some(_) => Ok(Checked::Due(customer, period)),
+        None => {
+            // The first period that is closed makes every later one due.
+            let beginning = periods::beginning(connection, customer.id).await?;
+            if period.end <= beginning {
+                return Err(InvoicingError::BeforeBeginning { beginning });
+            }
+            Ok(Checked::Due(customer, period))
+        }
     }
 }
 
@@ -237,12 +246,16 @@ async fn ensure_posted(
 }
 
 /// Which stream sequences the sums hold, for the manifest; not looked up where there is nothing to invoice.
-async fn coverage(connection: &mut PgConnection, documents: &[Document]) -> Result<Value, InvoicingError> {
+async fn coverage(
+    connection: &mut PgConnection,
+    before: &Covered,
+    documents: &[Document],
+) -> Result<Value, InvoicingError> {
     if documents.is_empty() {
         return Ok(Value::Null);
     }
-    let covered = invoices::sequences_covered(connection, true).await?;
-    let gaps = invoices::gaps(&covered);
+    let covered = completeness::sequences_posted(connection, before).await?;
+    let gaps = completeness::gaps(&covered);
     let mut incarnations: Vec<Uuid> = covered.iter().map(|range| range.incarnation).collect();
     incarnations.dedup();
     let of = |ranges: &[SequenceRange], incarnation| -> Vec<[i64; 2]> {

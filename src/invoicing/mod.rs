@@ -49,6 +49,12 @@ pub enum InvoicingError {
         /// The one to close first.
         next: Period,
     },
+    /// No usage of the customer can be in the period, and none is in an earlier one.
+    #[error("the customer begins at {beginning}; name a period that ends after it")]
+    BeforeBeginning {
+        /// When it was made, or the first price books rate it, whichever is earlier.
+        beginning: DateTime<Utc>,
+    },
     /// Usage recorded before the call is not in the sums yet.
     #[error("{batches} recorded batches are not posted yet; try again in a moment")]
     NotPosted {
@@ -70,6 +76,7 @@ impl InvoicingError {
             | Self::Calendar(_)
             | Self::TooEarly { .. }
             | Self::OutOfOrder { .. }
+            | Self::BeforeBeginning { .. }
             | Self::Lines(_) => false,
         }
     }

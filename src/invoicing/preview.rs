@@ -21,7 +21,7 @@ pub struct Draft {
     pub customer: BilledCustomer,
     /// The billing period.
     pub period: Period,
-    /// When the period was closed; its invoices are final then and this draft equals them.
+    /// When the period was closed or passed over; its invoices are final then and this draft equals them.
     pub closed_at: Option<DateTime<Utc>>,
     /// One per currency; none where nothing was used.
     pub documents: Vec<Document>,
@@ -51,16 +51,22 @@ pub async fn preview(
     Ok(Draft { customer: billed, period: stored.period, closed_at: stored.closed_at, documents, as_of })
 }
 
-/// The period that holds an instant: the stored one, else what the customer's calendar says.
+/// The period that holds an instant: the stored one, else what the customer's calendar says. One before the first that was
+/// ever closed counts as closed by that: it has no invoice, its usage came late and was booked to a later period.
 pub(super) async fn period_holding(
     connection: &mut PgConnection,
     customer: &BilledCustomer,
     at: DateTime<Utc>,
 ) -> Result<StoredPeriod, InvoicingError> {
-    match periods::holding(connection, customer.id, at).await? {
-        Some(stored) => Ok(stored),
-        None => Ok(StoredPeriod { period: customer.calendar()?.period_at(at)?, closed_at: None }),
+    let mut stored = match periods::holding(connection, customer.id, at).await? {
+        Some(stored) => stored,
+        None => StoredPeriod { period: customer.calendar()?.period_at(at)?, closed_at: None },
+    };
+    if stored.closed_at.is_none() && customer.closed_through.is_some_and(|closed| stored.period.end <= closed)
+    {
+        stored.closed_at = Some(periods::first_closed_at(connection, customer.id).await?);
     }
+    Ok(stored)
 }
 
 /// The invoices of a closed period, as documents.

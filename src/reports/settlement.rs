@@ -8,18 +8,12 @@ use crate::store::invoices::StoredInvoice;
 use crate::store::verify::{self as compare, Difference};
 use crate::store::{StoreError, Tx, period_prices, rates};
 
-/// The status of an invoice that counts no more.
-const VOID: &str = "void";
-
 /// The lines of tiers, packages and included usage that are not what the period prices give.
 ///
 /// # Errors
 /// [`StoreError`].
 pub(super) async fn differences(tx: &mut Tx, stored: &StoredInvoice) -> Result<Vec<Difference>, StoreError> {
     let invoice = &stored.invoice;
-    if stored.status == VOID {
-        return Ok(Vec::new());
-    }
     let mut actual: Vec<String> = invoice.lines.iter().filter(|line| is_settled(line)).map(written).collect();
     let (mut expected, failed) = match recomputed(tx, invoice).await? {
         Ok(lines) => (lines, None),

@@ -10,10 +10,12 @@ use super::ReportError;
 use crate::domain::money::{Amount, MinorAmount};
 use crate::store::invoices::{self, Series, StoredInvoice};
 use crate::store::verify::{self as compare, Difference, Extent};
-use crate::store::{Database, Scope, StoreError, Tx, periods, rates};
+use crate::store::{Database, Scope, StoreError, Tx, completeness, periods, rates};
 
 /// Differing rows listed per check; more only say the same again.
 const ROWS_PER_CHECK: i64 = 100;
+/// The status of every invoice: voiding one is not built.
+const FINALIZED: &str = "finalized";
 /// Invoices looked at together.
 const INVOICE_PAGE: i64 = 200;
 
@@ -31,7 +33,7 @@ pub enum Check {
     Sequences,
     /// Every identity is recorded once.
     Identities,
-    /// Cost and charge are quantity times rate of the prices stamped, and a re-rate takes back what stood.
+    /// Cost and charge are quantity times rate of the prices stamped, and a re-rate or a correction takes back what stood.
     Amounts,
     /// The prices stamped were valid when the usage happened.
     Validity,
@@ -47,7 +49,7 @@ pub enum Check {
     InvoiceLines,
     /// Lines are rounded once and add up to their invoice.
     InvoiceTotals,
-    /// Invoices are numbered without a gap, and their hashes chain.
+    /// Invoices are numbered without a gap, their hashes chain, and all of them stand.
     InvoiceChain,
     /// Tiers, packages and included usage are what the invoice's period prices make of its usage.
     Settlement,
@@ -196,8 +198,8 @@ async fn journal(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError>
     findings.add(Check::Batches, compare::archive_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Rejections, compare::rejection_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Bookings, compare::booking_differences(tx, ROWS_PER_CHECK).await?);
-    let covered = invoices::sequences_covered(tx, false).await?;
-    let gaps = invoices::gaps(&covered).into_iter().map(|gap| Difference {
+    let covered = completeness::sequences_covered(tx).await?;
+    let gaps = completeness::gaps(&covered).into_iter().map(|gap| Difference {
         subject: format!("stream incarnation {}", gap.incarnation),
         expected: format!("sequences {} to {} in a batch", gap.from, gap.to - 1),
         actual: "in none; run `waybill repair`".to_owned(),
@@ -208,6 +210,7 @@ async fn journal(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreError>
     let terms = rates::by_price(tx, &used).await?;
     findings.add(Check::Amounts, compare::amount_differences(tx, &terms, ROWS_PER_CHECK).await?);
     findings.add(Check::Amounts, compare::restatement_differences(tx, ROWS_PER_CHECK).await?);
+    findings.add(Check::Amounts, compare::reversal_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::Validity, compare::validity_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::InvoiceLines, compare::line_differences(tx, &terms, ROWS_PER_CHECK).await?);
     Ok(())
@@ -312,6 +315,12 @@ impl Link {
         }
         if invoice.content_hash().as_slice() != stored.content_hash {
             differs("content as it was sealed".to_owned(), "content with another hash".to_owned());
+        }
+        if stored.status != FINALIZED {
+            differs(
+                format!("status {FINALIZED}"),
+                format!("status {}, which no command sets", stored.status),
+            );
         }
         self.number = invoice.number;
         self.hash = Some(stored.content_hash.clone());

@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::domain::ids::BatchId;
 
 /// Consecutive stream sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,4 +177,137 @@ pub async fn progress(connection: &mut PgConnection) -> Result<Progress, StoreEr
     .fetch_one(connection)
     .await?;
     Ok(progress)
+}
+
+/// Sequences `[from, to)` of one life of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SequenceRange {
+    /// Which life of the stream.
+    pub incarnation: Uuid,
+    /// The first sequence.
+    pub from: i64,
+    /// The first sequence after.
+    pub to: i64,
+}
+
+/// The stream sequences that batches account for, as few ranges as possible, in order. Reads every batch there is.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn sequences_covered(connection: &mut PgConnection) -> Result<Vec<SequenceRange>, StoreError> {
+    let ranges = sqlx::query_as!(
+        SequenceRange,
+        r#"SELECT incarnation AS "incarnation!", lower(range) AS "from!", upper(range) AS "to!"
+           FROM (SELECT incarnation, unnest(range_agg(sequences)) AS range FROM ingest_batches
+                 WHERE incarnation IS NOT NULL GROUP BY incarnation) AS covered
+           ORDER BY incarnation, lower(range)"#
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ranges)
+}
+
+/// Sequences of batches up to one, each of them posted or waited for.
+#[derive(Debug, Clone)]
+pub struct Covered {
+    /// No batch up to this one is left out.
+    through: BatchId,
+    ranges: Vec<SequenceRange>,
+}
+
+/// What a closing can look up before it keeps posting out: the sequences of all batches but the latest, by the summary. A
+/// batch among them that is not posted is visible to the caller's next statement, who waits until it is.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn covered_before(connection: &mut PgConnection) -> Result<Covered, StoreError> {
+    // Up to the first batch that is not posted, or that an older one may still follow, for the reason of [`summarize`].
+    let through = sqlx::query_scalar!(
+        r#"SELECT COALESCE(
+               LEAST((SELECT min(id) FROM ingest_batches WHERE posted_at IS NULL),
+                     (SELECT min(id) FROM ingest_batches
+                      WHERE id > (SELECT batch_id FROM accounted_through)
+                        AND recorded_at >= now() - interval '10 minutes')) - 1,
+               (SELECT max(id) FROM ingest_batches), 0) AS "through!: BatchId""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let ranges = sqlx::query_as!(
+        SequenceRange,
+        r#"SELECT incarnation AS "incarnation!", lower(range) AS "from!", upper(range) AS "to!"
+           FROM (SELECT incarnation, unnest(range_agg(sequences)) AS range
+                 FROM (SELECT incarnation, sequences FROM accounted_sequences
+                       UNION ALL
+                       SELECT incarnation, sequences FROM ingest_batches
+                       WHERE incarnation IS NOT NULL
+                         AND id > (SELECT batch_id FROM accounted_through) AND id <= $1) AS known
+                 GROUP BY incarnation) AS covered"#,
+        through.0
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(Covered { through, ranges })
+}
+
+/// The stream sequences of the posted batches, as few ranges as possible, in order: what was looked up `before`, and what
+/// is posted since. Reads the latest batches only.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn sequences_posted(
+    connection: &mut PgConnection,
+    before: &Covered,
+) -> Result<Vec<SequenceRange>, StoreError> {
+    let incarnations: Vec<Uuid> = before.ranges.iter().map(|range| range.incarnation).collect();
+    let from: Vec<i64> = before.ranges.iter().map(|range| range.from).collect();
+    let to: Vec<i64> = before.ranges.iter().map(|range| range.to).collect();
+    let ranges = sqlx::query_as!(
+        SequenceRange,
+        r#"SELECT incarnation AS "incarnation!", lower(range) AS "from!", upper(range) AS "to!"
+           FROM (SELECT incarnation, unnest(range_agg(sequences)) AS range
+                 FROM (SELECT incarnation, int8multirange(int8range(lower, upper)) AS sequences
+                       FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS before (incarnation, lower, upper)
+                       UNION ALL
+                       SELECT incarnation, sequences FROM ingest_batches
+                       WHERE incarnation IS NOT NULL AND posted_at IS NOT NULL AND id > $4) AS posted
+                 GROUP BY incarnation) AS covered
+           ORDER BY incarnation, lower(range)"#,
+        &incarnations,
+        &from,
+        &to,
+        before.through.0
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ranges)
+}
+
+/// The sequences up to the highest covered one that no range covers; counting starts at 1.
+pub fn gaps(covered: &[SequenceRange]) -> Vec<SequenceRange> {
+    let mut gaps = Vec::new();
+    let mut next: Option<(Uuid, i64)> = None;
+    for range in covered {
+        let expected =
+            next.filter(|(incarnation, _)| *incarnation == range.incarnation).map_or(1, |(_, to)| to);
+        if expected < range.from {
+            gaps.push(SequenceRange { incarnation: range.incarnation, from: expected, to: range.from });
+        }
+        next = Some((range.incarnation, range.to));
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_lie_between_the_ranges_of_one_incarnation() {
+        let range =
+            |incarnation, from, to| SequenceRange { incarnation: Uuid::from_u128(incarnation), from, to };
+        let covered = [range(1, 1, 5), range(1, 7, 8), range(2, 3, 4)];
+        assert_eq!(gaps(&covered), [range(1, 5, 7), range(2, 1, 3)]);
+        assert_eq!(gaps(&covered[..1]), []);
+        assert_eq!(gaps(&[]), []);
+    }
 }

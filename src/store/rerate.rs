@@ -77,7 +77,18 @@ pub struct Chunk {
     after: BatchId,
     /// ... and this is the last of them: the next chunk comes after it.
     pub last: BatchId,
+    /// The rows that they added to the journal.
+    pub rows: i64,
     dates: Vec<NaiveDate>,
+    events: Option<Vec<Uuid>>,
+}
+
+impl Chunk {
+    /// These events of it only.
+    #[must_use]
+    pub fn of(self, events: impl Iterator<Item = EventKey>) -> Self {
+        Self { events: Some(events.map(|key| key.0).collect()), ..self }
+    }
 }
 
 /// The newest batch there is.
@@ -110,13 +121,12 @@ pub async fn next_chunk(
     )
     .fetch_all(connection)
     .await?;
-    let mut chunk = Chunk { after, last: after, dates: Vec::new() };
-    let mut sum = 0;
+    let mut chunk = Chunk { after, last: after, rows: 0, dates: Vec::new(), events: None };
     for row in rows {
-        if sum > 0 && sum + i64::from(row.rows) > rows_max {
+        if chunk.rows > 0 && chunk.rows + i64::from(row.rows) > rows_max {
             break;
         }
-        sum += i64::from(row.rows);
+        chunk.rows += i64::from(row.rows);
         chunk.last = row.id;
         if !chunk.dates.contains(&row.booked_on) {
             chunk.dates.push(row.booked_on);
@@ -234,12 +244,13 @@ pub async fn standing(
         r#"SELECT u.event_key AS "key: EventKey", u.part, u.source, u.id, u.customer_id AS "customer: CustomerId",
                   u.occurred_at, u.provider AS "reported_provider!", u.model AS "reported_model!", u.platform, u.region,
                   u.service_tier, u.processing, u.speed, u.tier_input, u.input, u.cache_read, u.cache_write_5m,
-                  u.cache_write_1h, u.output, u.reasoning, u.rare AS "rare: Rare", s.provider, s.model,
+                  u.cache_write_1h, u.output, u.reasoning,
+                  CASE WHEN r.part IS NULL THEN u.rare ELSE r.rare END AS "rare: Rare", s.provider, s.model,
                   c.id AS "cost_price: PriceId", COALESCE(r.cost, u.cost) AS "cost!: Amount",
                   cb.currency AS cost_currency, s.id AS "sell_price: PriceId",
                   COALESCE(r.charge, u.charge) AS "charge!: Amount", sb.currency AS charge_currency
            FROM usage_events u
-           LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+           LEFT JOIN LATERAL (SELECT part, rare, cost_price_id, sell_price_id, cost, charge FROM usage_events newest
                               WHERE newest.event_key = u.event_key AND newest.restates = u.part
                                 AND newest.kind = 'restatement'
                               ORDER BY newest.part DESC LIMIT 1) AS r ON true
@@ -252,6 +263,7 @@ pub async fn standing(
              AND ($6::bigint IS NULL OR u.customer_id = $6) AND ($7::text IS NULL OR u.provider = $7)
              AND ($8::text IS NULL OR u.model = $8 OR s.model = $8)
              AND ($9::text IS NULL OR starts_with(u.model, $9) OR starts_with(s.model, $9))
+             AND ($10::uuid[] IS NULL OR u.event_key = ANY($10))
              -- Only estimates are corrected; an event that corrects one stands while no later event corrects it again.
              AND NOT (u.estimated AND EXISTS (SELECT 1 FROM corrections k WHERE k.original_key = u.event_key))
              AND NOT (u.corrects_key IS NOT NULL AND EXISTS (
@@ -267,7 +279,8 @@ pub async fn standing(
         filter.customer.map(|customer| customer.0),
         filter.provider,
         filter.model,
-        filter.model_prefix
+        filter.model_prefix,
+        chunk.events.as_deref()
     )
     .fetch_all(connection)
     .await?;
@@ -283,6 +296,8 @@ pub struct Restatement {
     pub part: i16,
     /// The prices and what they give.
     pub stamps: Stamps,
+    /// Whether it is counted as one request from now on; everything else that was used stays as it is.
+    pub own_request: bool,
 }
 
 /// Rows that a restatement adds to the journal.
@@ -301,6 +316,7 @@ pub async fn restate(
 ) -> Result<(), StoreError> {
     let keys: Vec<Uuid> = restatements.iter().map(|restatement| restatement.key.0).collect();
     let parts: Vec<i16> = restatements.iter().map(|restatement| restatement.part).collect();
+    let own_requests: Vec<bool> = restatements.iter().map(|restatement| restatement.own_request).collect();
     let stamps = |side: fn(&Stamps) -> Stamp| -> (Vec<i64>, Vec<Amount>) {
         restatements
             .iter()
@@ -311,26 +327,31 @@ pub async fn restate(
     let (cost_prices, costs) = stamps(|stamps| stamps.cost);
     let (sell_prices, charges) = stamps(|stamps| stamps.charge);
     let result = sqlx::query!(
-        "WITH changed AS (
+        r#"WITH changed AS (
              SELECT c.*,
                     -- Numbers of the pair: 2000 and 2001 for the first part that is ever re-rated, counting up.
                     GREATEST(1999, (SELECT max(e.part) FROM usage_events e WHERE e.event_key = c.event_key))
                     + 2 * row_number() OVER (PARTITION BY c.event_key ORDER BY c.part) AS second
-             FROM UNNEST($3::uuid[], $4::smallint[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[])
-                  AS c (event_key, part, cost_price_id, sell_price_id, cost, charge)
-         ), sides AS (
-             SELECT u.event_key, u.part, c.second - 1 AS number, 'retraction' AS kind, -1 AS sign,
-                    COALESCE(r.cost_price_id, u.cost_price_id) AS cost_price_id,
-                    COALESCE(r.sell_price_id, u.sell_price_id) AS sell_price_id,
-                    -COALESCE(r.cost, u.cost) AS cost, -COALESCE(r.charge, u.charge) AS charge
+             FROM UNNEST($3::uuid[], $4::smallint[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[],
+                         $9::boolean[]) AS c (event_key, part, cost_price_id, sell_price_id, cost, charge, own_request)
+         ), standing AS (
+             SELECT u.event_key, u.part, COALESCE(r.cost_price_id, u.cost_price_id) AS cost_price_id,
+                    COALESCE(r.sell_price_id, u.sell_price_id) AS sell_price_id, COALESCE(r.cost, u.cost) AS cost,
+                    COALESCE(r.charge, u.charge) AS charge, CASE WHEN r.part IS NULL THEN u.rare ELSE r.rare END AS rare
              FROM changed c
              JOIN usage_events u ON u.event_key = c.event_key AND u.part = c.part AND u.kind = 'usage'
-             LEFT JOIN LATERAL (SELECT cost_price_id, sell_price_id, cost, charge FROM usage_events newest
+             LEFT JOIN LATERAL (SELECT part, cost_price_id, sell_price_id, cost, charge, rare FROM usage_events newest
                                 WHERE newest.event_key = u.event_key AND newest.restates = u.part
                                   AND newest.kind = 'restatement'
                                 ORDER BY newest.part DESC LIMIT 1) AS r ON true
+         ), sides AS (
+             SELECT s.event_key, s.part, c.second - 1 AS number, 'retraction' AS kind, -1 AS sign, s.cost_price_id,
+                    s.sell_price_id, -s.cost AS cost, -s.charge AS charge, s.rare
+             FROM changed c JOIN standing s USING (event_key, part)
              UNION ALL
-             SELECT event_key, part, second, 'restatement', 1, cost_price_id, sell_price_id, cost, charge FROM changed
+             SELECT c.event_key, c.part, c.second, 'restatement', 1, c.cost_price_id, c.sell_price_id, c.cost, c.charge,
+                    CASE WHEN c.own_request THEN COALESCE(s.rare, '{}') || '{"request": 1}' ELSE s.rare END
+             FROM changed c JOIN standing s USING (event_key, part)
          )
          INSERT INTO usage_events (booked_on, event_key, part, kind, restates, batch_id, stream_seq, event_index,
              customer_id, gateway_id, occurred_at, source, id, content_hash, provider, model, platform, region,
@@ -342,10 +363,10 @@ pub async fn restate(
              u.region, u.service_tier, u.processing, u.speed, u.task_id, u.task_type, u.task_parent, u.project,
              u.attributes, u.status, u.estimated, u.tier_input, s.sign * u.input, s.sign * u.cache_read,
              s.sign * u.cache_write_5m, s.sign * u.cache_write_1h, s.sign * u.output, s.sign * u.reasoning,
-             (SELECT jsonb_object_agg(key, s.sign * value::numeric) FROM jsonb_each_text(u.rare)),
+             (SELECT jsonb_object_agg(key, s.sign * value::numeric) FROM jsonb_each_text(s.rare)),
              s.cost_price_id, s.sell_price_id, s.cost, s.charge
          FROM sides s
-         JOIN usage_events u ON u.event_key = s.event_key AND u.part = s.part AND u.kind = 'usage'",
+         JOIN usage_events u ON u.event_key = s.event_key AND u.part = s.part AND u.kind = 'usage'"#,
         batch as BatchId,
         booked_on,
         &keys,
@@ -353,7 +374,8 @@ pub async fn restate(
         &cost_prices,
         &sell_prices,
         &costs as _,
-        &charges as _
+        &charges as _,
+        &own_requests
     )
     .execute(connection)
     .await?;

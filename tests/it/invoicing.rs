@@ -107,9 +107,18 @@ async fn a_period_is_invoiced_line_by_line_and_late_usage_on_the_next() {
     assert_eq!(november.invoice.previous_hash.as_ref(), Some(&october.content_hash));
     let untouched = invoice(&ledger, &Closed { invoices: vec![october.invoice.id], ..closed.clone() }).await;
     assert_eq!(untouched, october);
-    // A period before the first billed one counts as closed: what it held came late.
-    let september = close(&ledger, "2026-12-01T00:00:00Z", acme, "2026-09-15T00:00:00Z").await.unwrap();
-    assert!(september.already && september.invoices.is_empty());
+    // Periods before the first billed one count as closed by it, made by late usage or not: what they held came late.
+    for at in ["2026-09-15T00:00:00Z", "2026-06-15T00:00:00Z", "2016-06-15T00:00:00Z"] {
+        let passed = close(&ledger, "2026-12-01T00:00:00Z", acme, at).await.unwrap();
+        assert!(passed.already && passed.invoices.is_empty(), "{at}");
+        let mut tx = ledger.database.read(Scope::Customer(acme)).await.unwrap();
+        let draft = preview(&mut tx, acme, utc(at), utc("2026-12-01T00:00:00Z")).await.unwrap();
+        assert_eq!(
+            (draft.period, draft.closed_at, draft.documents.len()),
+            (passed.period, Some(utc("2026-11-01T00:00:00Z")), 0),
+            "{at}"
+        );
+    }
     assert_proven(&ledger).await;
 }
 
@@ -213,6 +222,26 @@ async fn a_period_is_closed_when_it_is_over_in_order_and_posted() {
     assert_eq!(lines(&november), ["usage 11-01T00:00 gpt-5 input 2 = 0.000006 0.00"]);
     assert_eq!(november.invoice.display_number(), "INV-000002");
     assert_proven(&ledger).await;
+}
+
+/// Otherwise all the years since would be due.
+#[tokio::test]
+async fn the_first_period_is_none_that_ends_before_the_customer_begins() {
+    let ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "Asia/Kathmandu").await;
+    let now = "2026-11-02T00:00:00Z";
+    for at in ["0206-10-15T00:00:00Z", "2016-10-15T00:00:00Z", "2019-12-15T00:00:00Z"] {
+        let refused = close(&ledger, now, acme, at).await;
+        assert!(
+            matches!(refused, Err(InvoicingError::BeforeBeginning { beginning }) if beginning == utc("2020-01-01T00:00:00Z")),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(ledger.count("SELECT count(*) FROM billing_periods").await, 0);
+    // It was made before any books were assigned to it: it may have been there to be billed.
+    ledger.run("UPDATE customers SET created_at = '2019-12-20Z'").await;
+    let first = close(&ledger, now, acme, "2019-12-25T00:00:00Z").await.unwrap();
+    assert!(!first.already && first.invoices.is_empty());
 }
 
 #[tokio::test]

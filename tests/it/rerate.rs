@@ -10,7 +10,7 @@ use waybill::clock::Clock;
 use waybill::domain::ids::CustomerId;
 use waybill::domain::money::Amount;
 use waybill::domain::price::quotation::NewPrice;
-use waybill::invoicing::rerate::{Request, RerateError, Rerated, apply, apply_within, preview};
+use waybill::invoicing::rerate::{ROWS_MAX, Request, RerateError, Rerated, apply, apply_within, preview};
 use waybill::invoicing::{self, Closed};
 use waybill::reports::verify;
 use waybill::store::{Scope, commit, customers, invoices, prices};
@@ -371,6 +371,93 @@ async fn what_is_not_committed_is_not_there() {
     commit(tx).await.unwrap();
     assert_eq!(lost.groups, kept.groups);
     assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3);
+}
+
+/// Advisory locks that are held in the database: of the journal, and of what stands.
+async fn locks(ledger: &Ledger) -> i64 {
+    ledger
+        .count(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        .await
+}
+
+/// As if each batch had recorded so many rows.
+async fn batches_of(ledger: &Ledger, rows: i64) {
+    ledger.run(&format!("UPDATE ingest_batches SET rows = {rows}")).await;
+}
+
+#[tokio::test]
+async fn a_re_rate_keeps_nobody_waiting_to_find_out_what_differs() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-11-01T00:00:00Z", "a", 1_000_000, 0)]).await;
+    ledger
+        .record(&[
+            call(acme, "2026-11-05T00:00:00Z", "b", 1_000_000, 0),
+            searching(acme, "2026-11-06T00:00:00Z", "c"),
+        ])
+        .await;
+    ledger.record(&[searching(acme, "2026-11-06T00:00:00Z", "d")]).await;
+    ledger.record(&[call(acme, "2026-11-07T00:00:00Z", "e", 1_000_000, 0)]).await;
+    ledger.post().await;
+    // Each is looked at by itself.
+    batches_of(&ledger, 5_000).await;
+    let mut tx = ledger.database.begin().await.unwrap();
+    let nothing = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    assert_eq!((nothing.examined, nothing.groups, locks(&ledger).await), (5, Vec::new(), 0));
+    drop(tx);
+
+    // Of the second and the fourth batch something differs; what has a search has no price any more.
+    publish(
+        &ledger,
+        "standard",
+        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": "2026-11-02T00:00:00Z",
+                "rates": {"input": "4", "output": "22"}}]),
+    )
+    .await;
+    let shown = dry_run(&ledger, &everything()).await;
+    let mut tx = ledger.database.begin().await.unwrap();
+    let applied = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    assert!(locks(&ledger).await > 0, "until it is committed");
+    commit(tx).await.unwrap();
+    assert_eq!((applied.examined, &applied.groups), (5, &shown.groups));
+    let (figures, batches) = (shown.groups[0].1, applied.batches.len());
+    assert_eq!((figures.events, figures.unpriced, applied.unpriced.len(), batches), (2, 2, 2, 2));
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events WHERE kind = 'restatement'").await, 2);
+}
+
+#[tokio::test]
+async fn a_request_looks_at_so_many_rows_and_the_command_at_all() {
+    let api = Api::start().await;
+    let mut ledger = Ledger::beside(&api.bed).await;
+    let acme = ledger.customer("acme", "UTC").await;
+    for id in ["a", "b"] {
+        ledger.record(&[call(acme, "2026-11-05T00:00:00Z", id, 1000, 1)]).await;
+    }
+    ledger.post().await;
+    publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
+    let body = json!({"from": "2026-11-01T00:00:00Z", "to": "2026-11-06T00:00:00Z"});
+    let ask = async |dry_run: bool| {
+        api.post(&api.keys.finance, &format!("/v1/rerates?dry_run={dry_run}"), &body).await
+    };
+    batches_of(&ledger, ROWS_MAX / 2 + 1).await;
+    for dry_run in [true, false] {
+        let refused = ask(dry_run).await;
+        assert_eq!(refused.problem(), (422, "invalid_value".to_owned()), "{}", refused.text);
+        let error = refused.json()["errors"][0].clone();
+        assert_eq!(error["field"], "from");
+        assert!(error["detail"].as_str().unwrap().contains("200000 rows"), "{error}");
+        assert!(error["detail"].as_str().unwrap().contains("`waybill rerate`"), "{error}");
+    }
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 2);
+    assert_eq!(dry_run(&ledger, &everything()).await.groups[0].1.events, 2);
+    batches_of(&ledger, ROWS_MAX / 2).await;
+    for dry_run in [true, false] {
+        assert_eq!(ask(dry_run).await.json()["groups"][0]["events"], 2);
+    }
+    assert_eq!(rerate(&ledger, &everything()).await.groups, []);
 }
 
 #[tokio::test]

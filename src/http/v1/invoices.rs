@@ -9,6 +9,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::figures::{AskedAt, find, one_customer};
+use crate::domain::identity::hex;
 use crate::domain::ids::{InvoiceId, PeriodPriceId};
 use crate::domain::invoice::{InvoiceLine, LineKind};
 use crate::domain::money::{Amount, Currency, MinorAmount};
@@ -44,6 +45,7 @@ impl From<InvoicingError> for Problem {
             InvoicingError::Store(error) => error.into(),
             InvoicingError::UnknownCustomer(_) => Self::not_found("customer"),
             InvoicingError::Calendar(error) => Self::invalid("period", error.to_string()),
+            InvoicingError::BeforeBeginning { .. } => Self::invalid("period", error.to_string()),
             InvoicingError::TooEarly { .. } | InvoicingError::OutOfOrder { .. } => {
                 Self::conflict(error.to_string())
             }
@@ -167,7 +169,8 @@ struct PreviewView {
     period_start: DateTime<Utc>,
     /// End of the billing period.
     period_end: DateTime<Utc>,
-    /// When the period was closed; then its invoices are final and equal this.
+    /// When the period was closed, or passed over because a later one was closed first; then its invoices are final and
+    /// equal this.
     closed_at: Option<DateTime<Utc>>,
     /// One per currency; none where nothing was used.
     invoices: Vec<DraftView>,
@@ -268,11 +271,6 @@ fn line_views(lines: Vec<InvoiceLine>, currency: Currency) -> Vec<LineView> {
             period_price_id: line.period_price,
         })
         .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
 impl CsvRow for InvoiceView {
@@ -444,7 +442,8 @@ async fn preview_invoice(
 /// Finalize an invoice
 ///
 /// Closes the billing period and finalizes its invoices. Periods are closed in order, an hour after their end at the
-/// earliest. Repeating it returns the same invoices. A period without usage is closed without an invoice.
+/// earliest. Repeating it returns the same invoices. A period without usage is closed without an invoice. The first one must
+/// end after the customer was made, or after it was given price books where that is earlier.
 #[utoipa::path(post, path = "/v1/invoices/finalize", operation_id = "finalize_invoice", tag = "invoices",
     request_body = FinalizeBody,
     responses((status = 200, description = "Closed, now or before", body = ClosedView)))]

@@ -18,7 +18,7 @@ use crate::http::problem::Problem;
 use crate::http::request::Query;
 use crate::http::write::Write;
 use crate::invoicing::rerate::{
-    self, Change, Figures, Group, PARTS_MAX, REASON_CHARS_MAX, Request, RerateError, Rerated, UnpricedPart,
+    self, Change, Figures, Group, REASON_CHARS_MAX, Request, RerateError, Rerated, UnpricedPart,
 };
 
 /// When to try again where prices kept changing.
@@ -185,13 +185,11 @@ impl From<RerateError> for Problem {
             RerateError::Store(error) => error.into(),
             RerateError::Calendar(error) => Self::invalid("from", error.to_string()),
             RerateError::Interval => Self::invalid("to", "after `from`"),
-            RerateError::Archived(_) => Self::invalid("from", error.to_string()),
+            RerateError::Archived(_) | RerateError::TooManyRows => Self::invalid("from", error.to_string()),
             RerateError::Reason => {
                 Self::invalid("reason", format!("1 to {REASON_CHARS_MAX} printable characters"))
             }
-            RerateError::TooMany => {
-                Self::invalid("to", format!("more than {PARTS_MAX} usage parts differ; narrow the interval"))
-            }
+            RerateError::TooMany => Self::invalid("to", error.to_string()),
             RerateError::Moving => Self::unavailable("Prices are being published; try again.", error)
                 .retry_after(MOVING_RETRY_SECONDS),
             RerateError::Overflow => Self::sum_too_large(error),
@@ -206,6 +204,9 @@ impl From<RerateError> for Problem {
 /// call at its own time, and with `dry_run=false` adds the difference as adjustments: in the billing period of the
 /// usage, or where that is closed on the next invoice, with its service period. Nothing recorded is edited, and a second
 /// run finds nothing. Usage that has no price any more is listed and stands as it is. All of it or nothing.
+///
+/// Up to 200,000 rows are looked at: all that was recorded, of any customer, from the day before `from` until now. Up to 20,000
+/// usage parts are adjusted. The command `waybill rerate` has no such bounds.
 #[utoipa::path(post, path = "/v1/rerates", operation_id = "run_rerate", tag = "prices", params(RerateParams),
     request_body = NewRerate,
     responses((status = 200, description = "What changes", body = RerateView)))]
@@ -221,7 +222,7 @@ async fn run_rerate(
     let request = Request { from, to, customer, provider, model, reason };
     if dry_run {
         // Without an answer from the transaction nothing is kept.
-        let shown = rerate::preview(work.db(), &request).await?;
+        let shown = rerate::preview_within(work.db(), &request).await?;
         return Ok(Json(RerateView::new(shown, dry_run)?).into_response());
     }
     let (now, actor) = (work.now, work.caller.public_id.clone());

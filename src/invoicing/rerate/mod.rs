@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use crate::clock::Clock;
 use crate::domain::ids::{BatchId, CustomerId};
 use crate::domain::period::CalendarError;
-use crate::rating::{self, BookError};
+use crate::rating::{self, BookError, Restated};
 use crate::store::journal::{self, BatchRow, Opening, Origin, Recorded};
 use crate::store::rerate::{self as store, Chunk, Filter, ROWS_PER_RESTATEMENT, Restatement};
 use crate::store::{Database, StoreError, audit, commit, partitions};
@@ -26,7 +26,11 @@ pub use sums::{Change, Figures, Group, Rerated, UnpricedPart};
 
 /// Rows of the journal that are looked at together, and restated in one transaction by [`apply`].
 const CHUNK_ROWS_MAX: i64 = 5_000;
-/// Usage parts that [`apply_within`] restates at most: what one transaction can hold without keeping recording waiting.
+/// Rows of the journal that [`preview_within`] and [`apply_within`] look at at most: seconds, where a request may take half
+/// a minute.
+pub const ROWS_MAX: i64 = 200_000;
+/// Usage parts that [`apply_within`] restates at most: corrections and the switch of the booking date wait until its
+/// transaction ends.
 pub const PARTS_MAX: usize = 20_000;
 /// Longest reason, in characters.
 pub const REASON_CHARS_MAX: usize = 200;
@@ -73,6 +77,11 @@ pub enum RerateError {
         "raw events of the time before {0} are archived and can no longer be re-rated; let `from` be {0} or later"
     )]
     Archived(NaiveDate),
+    /// Too much to look at for one request.
+    #[error(
+        "more than {ROWS_MAX} rows were recorded since `from`; let it be later, or use the command `waybill rerate`"
+    )]
+    TooManyRows,
     /// Too much for one transaction.
     #[error(
         "more than {PARTS_MAX} usage parts differ; narrow the interval, or use the command `waybill rerate`"
@@ -93,7 +102,22 @@ pub enum RerateError {
 pub async fn preview(connection: &mut PgConnection, request: &Request) -> Result<Rerated, RerateError> {
     let mut pass = Pass::begin(connection, request).await?;
     while let Some(chunk) = pass.next(connection).await? {
-        pass.look(connection, &chunk).await?;
+        pass.show(connection, &chunk).await?;
+    }
+    Ok(pass.sums.finish())
+}
+
+/// As [`preview`], within the time of a request.
+///
+/// # Errors
+/// [`RerateError`]; [`RerateError::TooManyRows`] above [`ROWS_MAX`].
+pub async fn preview_within(
+    connection: &mut PgConnection,
+    request: &Request,
+) -> Result<Rerated, RerateError> {
+    let mut pass = Pass::begin(connection, request).await?;
+    for chunk in pass.bounded(connection).await? {
+        pass.show(connection, &chunk).await?;
     }
     Ok(pass.sums.finish())
 }
@@ -101,7 +125,7 @@ pub async fn preview(connection: &mut PgConnection, request: &Request) -> Result
 /// Re-rates in one transaction of the caller, who commits.
 ///
 /// # Errors
-/// [`RerateError`]; [`RerateError::TooMany`] above [`PARTS_MAX`] parts.
+/// [`RerateError`]; [`RerateError::TooManyRows`] above [`ROWS_MAX`], [`RerateError::TooMany`] above [`PARTS_MAX`] parts.
 pub async fn apply_within(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
@@ -110,12 +134,22 @@ pub async fn apply_within(
 ) -> Result<Rerated, RerateError> {
     store::wait_for_writers(connection).await?;
     let mut pass = Pass::begin(connection, request).await?;
+    let mut differing = Vec::new();
     let mut parts = 0;
-    while let Some(chunk) = pass.next(connection).await? {
-        parts += pass.restate(connection, now, &chunk, actor).await?;
+    // Looked at without a lock: others wait for as long as it takes to restate, not to find out what.
+    for chunk in pass.bounded(connection).await? {
+        let Looked { same, differing: _, restatements } = pass.look(connection, &chunk).await?;
+        pass.sums.add(same)?;
+        parts += restatements.len();
         if parts > PARTS_MAX {
             return Err(RerateError::TooMany);
         }
+        if !restatements.is_empty() {
+            differing.push(chunk.of(restatements.into_iter().map(|restatement| restatement.key)));
+        }
+    }
+    for chunk in differing {
+        pass.restate(connection, now, &chunk, actor).await?;
     }
     Ok(pass.sums.finish())
 }
@@ -138,9 +172,20 @@ pub async fn apply(
     loop {
         let mut tx = database.begin_ingest().await?;
         let Some(chunk) = pass.next(&mut tx).await? else { return Ok(pass.sums.finish()) };
-        pass.restate(&mut tx, clock.now(), &chunk, actor).await?;
+        let same = pass.restate(&mut tx, clock.now(), &chunk, actor).await?;
+        pass.sums.add(same)?;
         commit(tx).await?;
     }
+}
+
+/// What a look at a chunk found.
+struct Looked {
+    /// Figures of the parts that stay as they are, for want of a price or because they are right.
+    same: Sums,
+    /// Figures of the others.
+    differing: Sums,
+    /// What they are to be.
+    restatements: Vec<Restatement>,
 }
 
 /// One way through the journal.
@@ -164,6 +209,7 @@ impl Pass {
         let catalog = Catalog::load(connection).await?;
         let through = store::newest_batch(connection).await?.unwrap_or(BatchId(0));
         let filter = filter(request);
+        require_kept(connection, filter.from).await?;
         Ok(Self {
             request: request.clone(),
             filter,
@@ -175,13 +221,6 @@ impl Pass {
     }
 
     async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<Chunk>, RerateError> {
-        // Asked every time: a month may be dropped in between.
-        // What was recorded on the day before may have happened on the first day that is kept.
-        let kept_from =
-            partitions::archived_through(connection).await?.and_then(|kept_from| kept_from.succ_opt());
-        if let Some(from) = kept_from.filter(|kept_from| self.filter.from.date_naive() < *kept_from) {
-            return Err(RerateError::Archived(from));
-        }
         let chunk =
             store::next_chunk(connection, self.filter.from, self.after, self.through, CHUNK_ROWS_MAX).await?;
         if let Some(chunk) = &chunk {
@@ -190,15 +229,35 @@ impl Pass {
         Ok(chunk)
     }
 
-    /// Rates what stands of a chunk again and adds up what differs.
-    async fn look(
-        &mut self,
-        connection: &mut PgConnection,
-        chunk: &Chunk,
-    ) -> Result<Vec<Restatement>, RerateError> {
+    /// All that are left, where a request may look at them: `to` leaves none out, because usage may be recorded late.
+    async fn bounded(&mut self, connection: &mut PgConnection) -> Result<Vec<Chunk>, RerateError> {
+        let mut chunks = Vec::new();
+        let mut rows = 0;
+        while let Some(chunk) = self.next(connection).await? {
+            rows += chunk.rows;
+            if rows > ROWS_MAX {
+                return Err(RerateError::TooManyRows);
+            }
+            chunks.push(chunk);
+        }
+        Ok(chunks)
+    }
+
+    /// Adds up what a chunk would come to.
+    async fn show(&mut self, connection: &mut PgConnection, chunk: &Chunk) -> Result<(), RerateError> {
+        let Looked { same, differing, restatements: _ } = self.look(connection, chunk).await?;
+        self.sums.add(same)?;
+        self.sums.add(differing)
+    }
+
+    /// Rates what stands of a chunk again.
+    async fn look(&mut self, connection: &mut PgConnection, chunk: &Chunk) -> Result<Looked, RerateError> {
+        // Asked every time: a month may be dropped in between.
+        require_kept(connection, self.filter.from).await?;
+        let (mut same, mut differing) = (Sums::default(), Sums::default());
         let mut restatements = Vec::new();
         for standing in store::standing(connection, &self.filter, chunk).await? {
-            self.sums.examined += 1;
+            same.examined += 1;
             let (customer, at) = (standing.customer, standing.occurred_at);
             let rated = match self.catalog.books(customer, at) {
                 None => Err(catalog::unassigned(at)),
@@ -213,34 +272,36 @@ impl Pass {
             let period = self.catalog.period(connection, customer, at).await?;
             let name = self.catalog.name(customer);
             match rated {
-                Ok(Some(stamps)) => {
-                    self.sums.changed(name, period, &standing, stamps)?;
-                    restatements.push(Restatement { key: standing.key, part: standing.part, stamps });
+                Ok(Some(Restated { stamps, own_request })) => {
+                    differing.changed(name, period, &standing, stamps)?;
+                    let (key, part) = (standing.key, standing.part);
+                    restatements.push(Restatement { key, part, stamps, own_request });
                 }
                 Ok(None) => {}
-                Err(reason) => self.sums.unpriced(name, period, &standing, reason),
+                Err(reason) => same.unpriced(name, period, &standing, reason),
             }
         }
-        Ok(restatements)
+        Ok(Looked { same, differing, restatements })
     }
 
-    /// Restates what differs in a chunk, as one batch; returns how many parts that were.
+    /// Restates what differs in a chunk, as one batch, and adds it up; returns the figures of the rest.
     async fn restate(
         &mut self,
         connection: &mut PgConnection,
         now: DateTime<Utc>,
         chunk: &Chunk,
         actor: &str,
-    ) -> Result<usize, RerateError> {
-        let Opening { booked_on, catalog_version } = open_journal(connection, now).await?;
+    ) -> Result<Sums, RerateError> {
+        let Opening { booked_on, catalog_version, .. } = open_journal(connection, now).await?;
         // From here to the commit nothing that stands changes but by this.
         store::change_standing(connection).await?;
         if catalog_version != self.catalog.version() {
             self.catalog = Catalog::load(connection).await?;
         }
-        let restatements = self.look(connection, chunk).await?;
+        let Looked { same, differing, restatements } = self.look(connection, chunk).await?;
+        self.sums.add(differing)?;
         if restatements.is_empty() {
-            return Ok(0);
+            return Ok(same);
         }
         let rows =
             i32::try_from(restatements.len() * ROWS_PER_RESTATEMENT).map_err(|_| RerateError::TooMany)?;
@@ -261,7 +322,18 @@ impl Pass {
             "reason": reason, "parts": restatements.len()});
         audit::record(connection, actor, "rerate.apply", &format!("batch {batch}"), Some(detail)).await?;
         self.sums.batches.push(batch);
-        Ok(restatements.len())
+        Ok(same)
+    }
+}
+
+/// Refuses an interval that begins in a month that was dropped.
+async fn require_kept(connection: &mut PgConnection, from: DateTime<Utc>) -> Result<(), RerateError> {
+    // What was recorded on the day before may have happened on the first day that is kept.
+    let kept_from =
+        partitions::archived_through(connection).await?.and_then(|kept_from| kept_from.succ_opt());
+    match kept_from.filter(|kept_from| from.date_naive() < *kept_from) {
+        Some(kept_from) => Err(RerateError::Archived(kept_from)),
+        None => Ok(()),
     }
 }
 
@@ -272,7 +344,7 @@ async fn open_journal(connection: &mut PgConnection, now: DateTime<Utc>) -> Resu
     if journal::booking_date(connection).await?.is_none_or(|date| date < today) {
         journal::switch_date(connection, today).await?;
     }
-    journal::open(connection).await?.ok_or_else(|| StoreError::Inconsistent {
+    journal::open(connection, None).await?.ok_or_else(|| StoreError::Inconsistent {
         table: "journal_clock",
         column: "booked_on",
         detail: "no booking date is open".to_owned(),

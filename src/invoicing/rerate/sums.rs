@@ -1,6 +1,7 @@
 //! What a re-rate comes to, added up per customer, period and model. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 
 use chrono::{DateTime, Utc};
 
@@ -151,6 +152,24 @@ impl Sums {
         }
     }
 
+    /// Adds those of other batches; the parts of an event are in one batch.
+    pub(super) fn add(&mut self, other: Self) -> Result<(), RerateError> {
+        let Self { examined, batches, groups, unpriced } = other;
+        self.examined += examined;
+        self.batches.extend(batches);
+        for (group, entry) in groups {
+            match self.groups.entry(group) {
+                Slot::Vacant(new) => {
+                    new.insert(entry);
+                }
+                Slot::Occupied(known) => known.into_mut().figures.add(entry.figures)?,
+            }
+        }
+        self.unpriced.extend(unpriced);
+        self.unpriced.truncate(UNPRICED_LISTED_MAX);
+        Ok(())
+    }
+
     pub(super) fn finish(self) -> Rerated {
         Rerated {
             examined: self.examined,
@@ -186,6 +205,19 @@ impl Entry {
             self.last_changed = Some(key);
             self.figures.events += 1;
         }
+    }
+}
+
+impl Figures {
+    fn add(&mut self, other: Self) -> Result<(), RerateError> {
+        let Self { events, unpriced, cost, charge } = other;
+        self.events += events;
+        self.unpriced += unpriced;
+        for (sum, change) in [(&mut self.cost, cost), (&mut self.charge, charge)] {
+            add(&mut sum.before, change.before)?;
+            add(&mut sum.after, change.after)?;
+        }
+        Ok(())
     }
 }
 
