@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::problem::{Problem, TIMEOUT};
+use super::problem::Problem;
 
 /// How long a client waits at most; above the database's own limit of a statement, so that one speaks first.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a client that waited in vain is told; the work goes on.
+const TOOK_TOO_LONG: &str = "The request took longer than 30 s, and what it changes may still be changed; try again later, with the \
+     same Idempotency-Key where it has one, or ask for less at a time.";
 /// Carries the id of a request in the answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,10 +35,14 @@ pub fn request_id() -> String {
 
 /// Surrounds all routes of a router, its fallbacks included.
 pub fn surround(router: Router) -> Router {
-    router.layer(from_fn(handle))
+    surround_within(REQUEST_TIMEOUT, router)
 }
 
-async fn handle(request: Request, next: Next) -> Response {
+fn surround_within(limit: Duration, router: Router) -> Router {
+    router.layer(from_fn(move |request, next| handle(limit, request, next)))
+}
+
+async fn handle(limit: Duration, request: Request, next: Next) -> Response {
     let id = Uuid::new_v4().simple().to_string();
     let method = request.method().clone();
     // The pattern, not the path: ids of customers and tasks stay out of the log and of the metrics' labels.
@@ -43,22 +50,35 @@ async fn handle(request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
     let started = Instant::now();
     let work = tokio::spawn(CURRENT_REQUEST.scope(id.clone(), next.run(request)).instrument(span.clone()));
-    let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+    let mut response = match tokio::time::timeout(limit, work).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => CURRENT_REQUEST.sync_scope(id.clone(), || Problem::internal(error).into_response()),
-        Err(_) => CURRENT_REQUEST.sync_scope(id.clone(), || {
-            Problem::new(&TIMEOUT, "The request took longer than 30 s; ask for less, or try again.")
-                .into_response()
-        }),
+        Err(_) => CURRENT_REQUEST.sync_scope(id.clone(), || Problem::timeout(TOOK_TOO_LONG).into_response()),
     };
     protect(&mut response, &id);
     let status = response.status().as_u16();
     let took = started.elapsed();
     span.in_scope(|| tracing::debug!(http.status = status, took_us = took.as_micros(), "answered"));
-    let labels = [("method", method.to_string()), ("route", route), ("status", status.to_string())];
+    let labels = [("method", label(&method).to_owned()), ("route", route), ("status", status.to_string())];
     metrics::counter!("waybill_http_requests_total", &labels).increment(1);
     metrics::histogram!("waybill_http_request_seconds", &labels).record(took);
     response
+}
+
+/// A method as a label. Any token is a method, also of a client without a key, and each value of a label stays for ever.
+fn label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::CONNECT => "CONNECT",
+        Method::TRACE => "TRACE",
+        _ => "other",
+    }
 }
 
 /// Answers are private and never stored, sniffed or framed; a handler may say otherwise first.
@@ -113,6 +133,34 @@ mod tests {
         let id = response.headers()[REQUEST_ID].to_str().unwrap().to_owned();
         let body = String::from_utf8(to_bytes(response.into_body(), 10_000).await.unwrap().to_vec()).unwrap();
         assert!(body.contains(&id) && !body.contains("secret detail"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_made_up_method_makes_no_series_of_its_own() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let counted = metrics::set_default_local_recorder(&recorder);
+        let router = surround(Router::new().route("/", get(|| async { "fine" })));
+        for method in ["GET", "BREW", "BREW-2", "get"] {
+            let request = Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap();
+        }
+        drop(counted);
+        let text = recorder.handle().render();
+        let series: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("waybill_http_requests_total{")).collect();
+        assert_eq!(series.len(), 2, "{series:?}");
+        assert!(
+            series.iter().any(|line| line.contains("method=\"other\"") && line.ends_with(" 3")),
+            "{series:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_waited_in_vain_is_told_when_to_try_again() {
+        let slow = Router::new().route("/", get(std::future::pending::<&'static str>));
+        let response = surround_within(Duration::from_millis(1), slow).oneshot(request("/")).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "30");
     }
 
     #[tokio::test]

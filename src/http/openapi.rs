@@ -1,7 +1,7 @@
 //! The OpenAPI document: made from the router, completed with what is true of every operation.
 
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Required};
@@ -79,37 +79,61 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     document
 }
 
+/// Paths of operations that change nothing, or nothing twice, although they have a body: the first computes, and events have an
+/// identity of their own, which makes sending them again safe.
+const KEYLESS: [&str; 2] = ["/v1/prices/quote", "/v1/events"];
+/// Paths of operations whose body names an object that may not be found.
+const NAMED_IN_BODY: [&str; 2] = ["/v1/invoices/finalize", "/v1/rerates"];
+/// The one list whose `customer` is only a text to compare with: what is rejected may name anybody.
+const CUSTOMER_IS_TEXT: &str = "/v1/rejections";
+
 fn complete_operation(path: &str, method: &HttpMethod, operation: &mut Operation) {
-    let reads = *method == HttpMethod::Get;
+    let has_body = *method != HttpMethod::Get;
+    let takes_key = has_body && !KEYLESS.contains(&path);
     add_problem(operation, "400", "The request or its body is not valid");
     add_problem(operation, "401", "No valid API key");
     add_problem(operation, "403", "The key's role may not do this");
-    add_problem(
-        operation,
-        "503",
-        "The database or the stream does not answer; try again after `Retry-After`",
-    );
-    if path.contains('{') {
+    let names_customer = has_parameter(operation, "customer") && path != CUSTOMER_IS_TEXT;
+    if path.contains('{') || names_customer || NAMED_IN_BODY.contains(&path) {
         add_problem(operation, "404", "No such object, or it is another customer's");
     }
-    if !reads {
-        add_problem(
-            operation,
-            "409",
-            "The object's state does not allow it, or the same `Idempotency-Key` still runs",
-        );
+    if offers_csv(operation) {
+        add_problem(operation, "406", "Neither JSON nor CSV is accepted");
+    }
+    if has_body {
+        add_problem(operation, "408", "The body did not arrive within 10 s");
         add_problem(operation, "413", "The body is too large");
         add_problem(operation, "415", "The body's form is not supported");
-        add_problem(
-            operation,
-            "422",
-            "A value is not possible, or the `Idempotency-Key` was used for another request",
-        );
-        // Events have an identity of their own, which makes sending them again safe.
+    }
+    if takes_key {
+        let conflict = "The object's state does not allow it, or the same `Idempotency-Key` still runs";
+        add_problem(operation, "409", conflict);
+        let reused = "A value is not possible, or the `Idempotency-Key` was used for another request";
+        add_problem(operation, "422", reused);
+        let key = idempotency_key(has_parameter(operation, "dry_run"));
+        operation.parameters.get_or_insert_default().push(RefOr::T(key));
+    } else {
+        add_problem(operation, "422", "A value is not possible, or the answer would be too large");
         if path != "/v1/events" {
-            operation.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+            let share = "The customer has as many requests underway as it may; try again after `Retry-After`";
+            add_problem(operation, "429", share);
         }
     }
+    add_problem(operation, "500", "Our fault");
+    let unavailable =
+        "The database or the stream does not answer, or not in time; try again after `Retry-After`";
+    add_problem(operation, "503", unavailable);
+}
+
+fn has_parameter(operation: &Operation, name: &str) -> bool {
+    let named =
+        |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.name == name);
+    operation.parameters.iter().flatten().any(named)
+}
+
+fn offers_csv(operation: &Operation) -> bool {
+    let csv = |response: &RefOr<Response>| matches!(response, RefOr::T(response) if response.content.contains_key("text/csv"));
+    operation.responses.responses.values().any(csv)
 }
 
 fn add_problem(operation: &mut Operation, status: &str, description: &str) {
@@ -121,16 +145,22 @@ fn add_problem(operation: &mut Operation, status: &str, description: &str) {
     });
 }
 
-fn idempotency_key() -> Parameter {
+fn idempotency_key(dry_run: bool) -> Parameter {
+    let mut description =
+        "Your own key of this request, 1 to 255 characters. The same request with the same key has its effect once within 24 hours, and gets the first \
+         answer again with `Idempotent-Replayed: true`."
+            .to_owned();
+    if dry_run {
+        description.push_str(" The answer of a dry run is not kept: it is computed each time.");
+    }
     ParameterBuilder::new()
         .name("Idempotency-Key")
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
-        .description(Some(
-            "Your own key of this request, 1 to 255 characters. The same request with the same key has its effect once within 24 hours, and gets the first \
-             answer again with `Idempotent-Replayed: true`.",
+        .description(Some(description))
+        .schema(Some(
+            ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255)),
         ))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255))))
         .build()
 }
 
@@ -196,6 +226,41 @@ mod tests {
         for (path, _, operation) in operations(&document) {
             if operation["operationId"].as_str().unwrap().starts_with("list_") {
                 assert!(operation["responses"]["200"]["content"]["text/csv"].is_object(), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn operations_name_the_answers_that_they_give() {
+        let document = document();
+        let statuses = |method: &str, path: &str| -> Vec<String> {
+            let responses = document["paths"][path][method]["responses"].as_object().unwrap();
+            let refusals = responses.keys().filter(|status| !status.starts_with('2'));
+            refusals.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        for (method, path, expected) in [
+            ("get", "/v1/customers", "400 401 403 406 422 429 500 503"),
+            ("get", "/v1/usage", "400 401 403 404 406 422 429 500 503"),
+            ("get", "/v1/tasks/{id}", "400 401 403 404 422 429 500 503"),
+            ("get", "/v1/rejections", "400 401 403 406 422 429 500 503"),
+            ("post", "/v1/customers", "400 401 403 408 409 413 415 422 500 503"),
+            ("post", "/v1/invoices/finalize", "400 401 403 404 408 409 413 415 422 500 503"),
+            ("post", "/v1/rerates", "400 401 403 404 408 409 413 415 422 500 503"),
+            ("post", "/v1/prices/quote", "400 401 403 408 413 415 422 429 500 503"),
+            ("post", "/v1/events", "400 401 403 408 413 415 422 500 503"),
+        ] {
+            assert_eq!(statuses(method, path).join(" "), expected, "{method} {path}");
+        }
+        for (path, method, operation) in operations(&document) {
+            let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+            let named = |name: &str| parameters.iter().find(|parameter| parameter["name"] == name);
+            let keyed = named("Idempotency-Key");
+            if method != "get" {
+                assert_eq!(keyed.is_some(), operation["responses"]["409"].is_object(), "{path}");
+            }
+            if let Some(key) = keyed {
+                let told = key["description"].as_str().unwrap().contains("dry run");
+                assert_eq!(told, named("dry_run").is_some(), "{path}");
             }
         }
     }

@@ -66,10 +66,14 @@ kinds! {
     INVALID_VALUE = UNPROCESSABLE_ENTITY, "invalid_value", "A value is not possible";
     /// What was asked for adds up to more than can be stated exactly.
     SUM_TOO_LARGE = UNPROCESSABLE_ENTITY, "sum_too_large", "The sums are too large to state";
+    /// An answer with more rows than one may have.
+    TOO_MANY_ROWS = UNPROCESSABLE_ENTITY, "too_many_rows", "The answer would have too many rows";
     /// Events, none of which can be recorded.
     NO_VALID_EVENT = UNPROCESSABLE_ENTITY, "no_valid_event", "No event is valid";
     /// The Idempotency-Key was used for another request.
     IDEMPOTENCY_KEY_REUSED = UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The key was used for another request";
+    /// A customer has as many requests underway as it may.
+    TOO_MANY_REQUESTS = TOO_MANY_REQUESTS, "too_many_requests", "Too many requests at a time";
     /// Our fault.
     INTERNAL = INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side";
     /// The database or the stream does not answer.
@@ -86,6 +90,8 @@ kinds! {
 
 /// Seconds after which a client may try again what failed for a moment.
 const RETRY_AFTER_SECONDS: u32 = 2;
+/// The same of what took too long: not at once, because each try keeps the database as busy as the one before.
+const TIMEOUT_RETRY_SECONDS: u32 = 30;
 
 /// One field of a request that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -184,6 +190,11 @@ impl Problem {
         }
     }
 
+    /// The work took longer than it may; the client may try again later.
+    pub fn timeout(detail: &'static str) -> Self {
+        Self::new(&TIMEOUT, detail).retry_after(TIMEOUT_RETRY_SECONDS)
+    }
+
     /// Adds a wrong field.
     #[must_use]
     pub fn with_error(mut self, field: impl Into<String>, detail: impl Into<String>) -> Self {
@@ -227,13 +238,18 @@ impl From<StoreError> for Problem {
             Some(state) if state.starts_with("22") => {
                 Self::new(&INVALID_VALUE, "A value holds a character or a number that cannot be stored.")
             }
-            Some(state) if state == "57014" => Self {
+            _ if error.timed_out() => Self {
                 cause: Some(error.to_string().into_boxed_str()),
-                ..Self::new(
-                    &TIMEOUT,
-                    "The question is too large; ask for less, for example a shorter interval.",
+                ..Self::timeout(
+                    "It took longer than it may, and nothing was changed; try again later, or ask for less at a time, \
+                     for example a shorter interval.",
                 )
             },
+            _ if matches!(error, StoreError::ShareTaken) => Self::new(
+                &TOO_MANY_REQUESTS,
+                "The customer has as many requests underway as it may; wait for their answers, and send a few at a time.",
+            )
+            .retry_after(RETRY_AFTER_SECONDS),
             _ if error.retryable() => Self::unavailable("The database does not answer; try again.", error),
             _ => Self::internal(error),
         }

@@ -5,16 +5,15 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::ReportError;
 use super::figures::{Figures, Ratio};
+use super::{ROWS_FETCHED, ROWS_MAX, ReportError};
 use crate::domain::event::Outcome;
 use crate::domain::money::{Amount, Currency};
-use crate::store::reports::{TaskScope, TaskTotals, task_totals};
-use crate::store::usage::{Grouping, UsageFilter, sums};
+use crate::store::reports::{Spread, TaskScope, TaskTotals, task_totals};
+use crate::store::usage::{Grouping, UsageFilter, UsageSums, sums};
 use crate::store::{Scope, periods};
 
-/// How totals of single tasks are distributed. Percentiles are exact totals of actual tasks: nearest rank, see
-/// [`percentile`].
+/// How totals of single tasks are distributed. Percentiles are exact totals of actual tasks: nearest rank, see [`Spread`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Distribution {
     /// Sum of all.
@@ -73,7 +72,8 @@ pub struct TypeSummary {
     pub cost_per_success: Option<Amount>,
 }
 
-/// Usage in the interval's hours that names no task type: calls of no task, or of tasks without a type.
+/// Usage in the interval's hours whose calls name no task type: calls of no task, and those of tasks that do not say of which
+/// type. What is of a task of the report is in its totals as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unattributed {
     /// Calls.
@@ -89,7 +89,7 @@ pub struct CostPerTask {
     pub groups: Vec<TaskGroup>,
     /// By type.
     pub types: Vec<TypeSummary>,
-    /// Per currency.
+    /// Per currency; none of a report on one type.
     pub unattributed: Vec<Unattributed>,
     /// Everything recorded up to then is in it.
     pub as_of: DateTime<Utc>,
@@ -108,79 +108,59 @@ pub async fn cost_per_task(
 ) -> Result<CostPerTask, ReportError> {
     let tasks = TaskScope { customer: scope.customer().or(tasks.customer), ..tasks.clone() };
     let as_of = periods::posted_through(connection, now).await?;
-    let totals = task_totals(connection, &tasks).await?;
-    let untyped = UsageFilter {
-        customer: tasks.customer,
-        from: tasks.from,
-        to: tasks.to,
-        task_type: Some(String::new()),
-        ..UsageFilter::default()
-    };
-    let untyped = sums(connection, &untyped, Grouping::default()).await?;
+    let totals = task_totals(connection, &tasks, ROWS_FETCHED).await?;
+    if totals.len() > ROWS_MAX {
+        return Err(ReportError::TooManyRows);
+    }
     let shows_cost = scope.customer().is_none();
-    let unattributed = untyped.into_iter().map(|sums| Unattributed {
-        events: sums.events,
-        figures: Figures {
-            charge: sums.charge,
-            currency: sums.currency,
-            cost: sums.cost_currency.filter(|_| shows_cost).map(|currency| (sums.cost, currency)),
-        },
-    });
+    let unattributed = if tasks.task_type.is_some() {
+        Vec::new()
+    } else {
+        let untyped = UsageFilter {
+            customer: tasks.customer,
+            from: tasks.from,
+            to: tasks.to,
+            task_type: Some(String::new()),
+            ..UsageFilter::default()
+        };
+        let untyped = sums(connection, &untyped, Grouping::default(), ROWS_FETCHED).await?;
+        untyped.iter().map(|sums| Unattributed::new(sums, shows_cost)).collect()
+    };
     Ok(CostPerTask {
-        unattributed: unattributed.collect(),
+        unattributed,
         types: summaries(&totals, shows_cost)?,
         groups: totals.iter().map(|totals| group(totals, shows_cost)).collect::<Result<_, _>>()?,
         as_of,
     })
 }
 
-/// The smallest total that at least `percent` of the tasks do not exceed (nearest rank): the value at position
-/// `ceil(percent x n / 100)`, counted from 1, of the ascending totals. `None` of no tasks.
-pub fn percentile(ascending: &[Amount], percent: usize) -> Option<Amount> {
-    let rank = ascending.len().checked_mul(percent)?.div_ceil(100).max(1);
-    ascending.get(rank - 1).copied()
+impl Unattributed {
+    fn new(sums: &UsageSums, shows_cost: bool) -> Self {
+        let cost = sums.cost_currency.filter(|_| shows_cost).map(|currency| (sums.cost, currency));
+        Self { events: sums.events, figures: Figures { charge: sums.charge, currency: sums.currency, cost } }
+    }
 }
 
-/// The distribution of ascending totals; `None` of no tasks.
-///
-/// # Errors
-/// [`ReportError::Overflow`].
-pub fn distribution(ascending: &[Amount]) -> Result<Option<Distribution>, ReportError> {
-    let (Some(p50), Some(p90), Some(p99), Some(max)) = (
-        percentile(ascending, 50),
-        percentile(ascending, 90),
-        percentile(ascending, 99),
-        ascending.last().copied(),
-    ) else {
-        return Ok(None);
-    };
-    let total = total(ascending)?;
-    let mean = total.mean_of(count(ascending)).ok_or(ReportError::Overflow)?;
-    Ok(Some(Distribution { total, mean, p50, p90, p99, max }))
-}
-
-fn total(amounts: &[Amount]) -> Result<Amount, ReportError> {
-    Amount::checked_sum(amounts.iter().copied()).ok_or(ReportError::Overflow)
-}
-
-fn count(amounts: &[Amount]) -> i64 {
-    i64::try_from(amounts.len()).unwrap_or(i64::MAX)
+impl Distribution {
+    fn new(spread: &Spread, tasks: i64) -> Result<Self, ReportError> {
+        let Spread { total, p50, p90, p99, max } = *spread;
+        let mean = total.mean_of(tasks).ok_or(ReportError::Overflow)?;
+        Ok(Self { total, mean, p50, p90, p99, max })
+    }
 }
 
 fn group(totals: &TaskTotals, shows_cost: bool) -> Result<TaskGroup, ReportError> {
-    // The database makes no group without a task.
-    let charge = distribution(&totals.charges)?.ok_or(ReportError::Overflow)?;
     let cost = match totals.cost_currency.filter(|_| shows_cost) {
-        Some(currency) => distribution(&totals.costs)?.map(|cost| (cost, currency)),
+        Some(currency) => Some((Distribution::new(&totals.cost, totals.tasks)?, currency)),
         None => None,
     };
     Ok(TaskGroup {
         task_type: totals.task_type.clone(),
         outcome: totals.outcome.clone(),
-        tasks: count(&totals.charges),
+        tasks: totals.tasks,
         calls: totals.calls,
         currency: totals.currency,
-        charge,
+        charge: Distribution::new(&totals.charge, totals.tasks)?,
         cost,
     })
 }
@@ -196,11 +176,9 @@ fn summaries(totals: &[TaskTotals], shows_cost: bool) -> Result<Vec<TypeSummary>
             cost: cost_currency.map(|currency| (Amount::ZERO, currency)),
         };
         let figures = Figures {
-            charge: total(&group.charges)?,
+            charge: group.charge.total,
             currency: group.currency,
-            cost: cost_currency
-                .map(|currency| Ok::<_, ReportError>((total(&group.costs)?, currency)))
-                .transpose()?,
+            cost: cost_currency.map(|currency| (group.cost.total, currency)),
         };
         // Types in the alphabet, tasks without one last.
         let key = (group.task_type.is_none(), &group.task_type, group.currency, group.cost_currency);
@@ -218,7 +196,7 @@ fn summaries(totals: &[TaskTotals], shows_cost: bool) -> Result<Vec<TypeSummary>
             };
             (summary, nothing)
         });
-        let tasks = count(&group.charges);
+        let tasks = group.tasks;
         summary.tasks += tasks;
         summary.figures.add(&figures)?;
         match group.outcome.as_deref() {
@@ -249,44 +227,29 @@ fn finished(summary: TypeSummary, ended: &Figures) -> TypeSummary {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn amounts(femtos: &[i128]) -> Vec<Amount> {
-        femtos.iter().copied().map(Amount::from_femtos).collect()
+    fn spread(total: i128) -> Spread {
+        let amount = Amount::from_femtos(total);
+        Spread { total: amount, p50: amount, p90: amount, p99: amount, max: amount }
     }
 
-    #[test]
-    fn percentiles_are_nearest_rank() {
-        let ten = amounts(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-        for (percent, expected) in
-            [(0, 1), (1, 1), (10, 1), (11, 2), (50, 5), (51, 6), (90, 9), (91, 10), (99, 10), (100, 10)]
-        {
-            assert_eq!(percentile(&ten, percent), Some(Amount::from_femtos(expected)), "p{percent}");
-        }
-        // Of one hundred the 99th percentile is not the maximum.
-        let hundred: Vec<Amount> = (1..=100).map(Amount::from_femtos).collect();
-        assert_eq!(percentile(&hundred, 99), Some(Amount::from_femtos(99)));
-        assert_eq!(percentile(&[], 50), None);
-        assert_eq!(distribution(&[]).unwrap(), None);
-    }
-
-    fn totals(outcome: Option<&str>, femtos: &[i128]) -> TaskTotals {
+    fn totals(outcome: Option<&str>, tasks: i64, femtos: i128) -> TaskTotals {
         TaskTotals {
             task_type: Some("refund".to_owned()),
             outcome: outcome.map(str::to_owned),
             cost_currency: Some(Currency::USD),
             currency: Currency::USD,
+            tasks,
             calls: 1,
-            costs: amounts(femtos),
-            charges: femtos.iter().map(|femtos| Amount::from_femtos(femtos * 2)).collect(),
+            cost: spread(femtos),
+            charge: spread(femtos * 2),
         }
     }
 
     #[test]
     fn a_success_carries_the_cost_of_the_failures_but_not_of_open_tasks() {
-        let all = [totals(Some("failure"), &[3]), totals(Some("success"), &[1, 2]), totals(None, &[100])];
+        let all = [totals(Some("failure"), 1, 3), totals(Some("success"), 2, 3), totals(None, 1, 100)];
         let by_type = summaries(&all, true).unwrap();
         let [summary] = by_type.as_slice() else { panic!("one type") };
         assert_eq!((summary.tasks, summary.open, summary.successes), (4, 1, 2));
@@ -301,20 +264,5 @@ mod tests {
             (None, None, None)
         );
         assert_eq!(never[0].success_rate.unwrap().to_string(), "0.0000");
-    }
-
-    proptest! {
-        #[test]
-        fn a_percentile_is_the_smallest_total_that_covers_its_share(
-            mut totals in proptest::collection::vec(-50_i128..50, 1..200),
-            percent in 1_usize..=100,
-        ) {
-            totals.sort_unstable();
-            let value = percentile(&amounts(&totals), percent).unwrap().femtos();
-            let covered = |limit: i128| totals.iter().filter(|total| **total <= limit).count() * 100;
-            prop_assert!(covered(value) >= percent * totals.len());
-            prop_assert!(totals.contains(&value));
-            prop_assert!(covered(value - 1) < percent * totals.len());
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Figures for people: usage, cost per task, margin, how one amount came about; and the proof that the ledger holds.
 //!
-//! Owns: the maths over the sums (percentiles, ratios, amounts per class), and what a finding of `verify` is.
-//! Does not own: SQL (`store`), how figures are shown (`http`, `ui`), invoices (`invoicing`).
+//! Owns: the maths over the sums (means, ratios, amounts per class), and what a finding of `verify` is.
+//! Does not own: SQL (`store`), how figures are shown (`http`), invoices (`invoicing`).
 //! Invariants: every figure of a report comes from one snapshot and carries `as_of`, the time up to which everything
 //! recorded is in it; amounts are exact, only means and ratios are rounded; in a customer's scope nothing carries a
 //! cost; amounts of two currencies are never added.
@@ -17,9 +17,7 @@ mod usage;
 pub mod verify;
 
 pub use considered::{Considered, Override, OverrideOutcome, Reason};
-pub use cost_per_task::{
-    CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task, distribution, percentile,
-};
+pub use cost_per_task::{CostPerTask, Distribution, TaskGroup, TypeSummary, Unattributed, cost_per_task};
 pub use explain::{Correction, ExplainedPart, Explanation, Priced, Restated, Side, Total, explain};
 pub use figures::{Figures, Ratio};
 pub use fresh::fresh;
@@ -29,6 +27,12 @@ pub use usage::{Dimension, UnknownDimension, UsageQuery, UsageReport, UsageRow, 
 use crate::domain::ids::PriceId;
 use crate::domain::tokens::TokenClass;
 use crate::store::StoreError;
+
+/// Most rows of a report: a month of 600 customers by day. They are all in memory at once, a kilobyte each, in the process that
+/// records too.
+pub const ROWS_MAX: usize = 20_000;
+/// The same, with one more that tells whether there are more.
+const ROWS_FETCHED: i64 = 20_001;
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,9 @@ pub enum ReportError {
         /// The class.
         class: TokenClass,
     },
+    /// More rows than a report may have.
+    #[error("the report has more than {ROWS_MAX} rows")]
+    TooManyRows,
     /// Amounts too large to add up.
     #[error("the amounts are too large to add up")]
     Overflow,

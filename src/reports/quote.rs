@@ -125,7 +125,8 @@ pub async fn quote(
             column: "id",
             detail: format!("price {} is gone", rated.price),
         })?;
-        let lines = lines(part, &price).ok_or(QuoteError::Overflow)?;
+        let counted = UsagePart { quantities: rated.counted(part.quantities), ..part.clone() };
+        let lines = lines(&counted, &price).ok_or(QuoteError::Overflow)?;
         quoted.push(QuotedPart {
             model: price.draft.model,
             price: rated.price,
@@ -163,11 +164,14 @@ async fn charging(
     Ok((load(connection, &sell.name).await?, own))
 }
 
-/// Rate times quantity for every class that was used; `None` where a rate is missing or an amount does not fit.
+/// Rate times quantity for every class that was used, but for requests where the price has no fee for them; `None` where
+/// a rate is missing or an amount does not fit.
 pub(super) fn lines(part: &UsagePart, price: &StoredPrice) -> Option<Vec<QuotedLine>> {
     let own = &price.draft.rates;
+    let charged = |(class, _): &(TokenClass, i64)| *class != TokenClass::Request || own.contains_key(class);
     part.quantities
         .non_zero()
+        .filter(charged)
         .map(|(class, quantity)| {
             let source = rate_source(own, class)?;
             let rate = own.get(&source)?.rate;

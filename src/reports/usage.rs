@@ -8,8 +8,8 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::ReportError;
 use super::figures::Figures;
+use super::{ROWS_FETCHED, ROWS_MAX, ReportError};
 use crate::domain::event::text_enum;
 use crate::domain::ids::PriceId;
 use crate::domain::invoice::PriceTerms;
@@ -105,7 +105,10 @@ pub async fn usage(
     let mut filter = query.filter.clone();
     filter.customer = scope.customer().or(filter.customer);
     let as_of = periods::posted_through(connection, now).await?;
-    let groups = sums(connection, &filter, grouping).await?;
+    let groups = sums(connection, &filter, grouping, ROWS_FETCHED).await?;
+    if groups.len() > ROWS_MAX {
+        return Err(ReportError::TooManyRows);
+    }
     let shows_cost = scope.customer().is_none();
     let rows = if by_class {
         let terms = rates::by_price(connection, &prices(&groups)).await?;
@@ -175,6 +178,9 @@ fn rows_by_class(
                 row.quantities = Quantities::from_raw(raw);
                 row.figures.add(&figures)?;
             } else {
+                if rows.len() == ROWS_MAX {
+                    return Err(ReportError::TooManyRows);
+                }
                 let quantities = Quantities::from_raw(raw);
                 rows.insert(
                     key,

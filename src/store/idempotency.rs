@@ -110,13 +110,19 @@ pub async fn keep(
     Ok(())
 }
 
-/// Removes answers past their time and returns how many.
+/// Removes answers past their time, the oldest first and at most `limit`; how many it were.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn purge(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<u64, StoreError> {
-    let purged = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= $1", now - KEPT)
-        .execute(connection)
-        .await?;
+pub async fn purge(connection: &mut PgConnection, now: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
+    let purged = sqlx::query!(
+        "DELETE FROM idempotency_keys WHERE (api_key_id, key) IN (
+             SELECT api_key_id, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT $2)
+         AND created_at <= $1",
+        now - KEPT,
+        limit
+    )
+    .execute(connection)
+    .await?;
     Ok(purged.rows_affected())
 }

@@ -37,6 +37,7 @@ pub mod rerate;
 mod roles;
 pub mod settings;
 pub mod settlement;
+mod shares;
 mod sockets;
 pub mod tasks;
 pub mod usage;
@@ -55,12 +56,13 @@ use pools::Returned;
 pub use pools::{PoolWatch, Transactions, Underway};
 use roles::Side;
 pub use roles::{Rights, migrate};
+use shares::{Share, Shares};
 
 /// The migrations, embedded; shared with the tests.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// Longest statement of a customer's request, and its longest wait for a lock: less than those of finance, so that no customer
-/// keeps the connections from everybody else.
+/// Longest statement of a customer's request, and its longest wait for a lock: less than those of finance. How many connections a
+/// customer may have at a time is in [`shares`].
 const CUSTOMER_STATEMENT_TIMEOUT: &str = "10s";
 const CUSTOMER_LOCK_TIMEOUT: &str = "1s";
 
@@ -95,6 +97,9 @@ pub enum StoreError {
         "the journal has no partition for {0}: attach it again where it was detached; until it is there, nothing booked then is recorded or posted"
     )]
     NoPartition(NaiveDate),
+    /// As many reads of a customer are underway as one customer may have at a time.
+    #[error("the customer has as many reads underway as it may")]
+    ShareTaken,
     /// The schema could not be brought up to date.
     #[error("the schema could not be migrated: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -111,6 +116,9 @@ const STALE_PLAN: &str = "0A000";
 
 /// SQLSTATE of a number that does not fit its type.
 const NUMERIC_OUT_OF_RANGE: &str = "22003";
+
+/// SQLSTATE of a statement that was ended because it took too long.
+const QUERY_CANCELED: &str = "57014";
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
@@ -137,7 +145,8 @@ impl StoreError {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
             )
-            | Self::NoPartition(_) => true,
+            | Self::NoPartition(_)
+            | Self::ShareTaken => true,
             Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
                 false
             }
@@ -152,6 +161,11 @@ impl StoreError {
             }
             _ => self.sqlstate().as_deref() == Some(NUMERIC_OUT_OF_RANGE),
         }
+    }
+
+    /// Whether a statement was ended because it took too long.
+    pub fn timed_out(&self) -> bool {
+        self.sqlstate().as_deref() == Some(QUERY_CANCELED)
     }
 
     /// The name of the constraint that a write broke, if that is what happened.
@@ -195,6 +209,7 @@ impl Scope {
 pub struct Database {
     ingest: Pool,
     api: Pool,
+    shares: Shares,
 }
 
 /// Connections, and how many of them came back.
@@ -211,7 +226,7 @@ impl Pool {
     async fn begin(&self) -> Result<Tx, StoreError> {
         // Before anything is sent: a lost connection may swallow that too.
         let underway = self.transactions.begin();
-        Ok(Tx { transaction: self.connections.begin().await?, _underway: underway })
+        Ok(Tx { transaction: self.connections.begin().await?, _underway: underway, _share: None })
     }
 
     /// Read-only, and every statement sees the same.
@@ -227,6 +242,8 @@ impl Pool {
 pub struct Tx {
     transaction: Transaction<'static, Postgres>,
     _underway: Underway,
+    /// Of the customer whose request reads.
+    _share: Option<Share>,
 }
 
 impl Deref for Tx {
@@ -271,7 +288,7 @@ impl Database {
         let options: PgConnectOptions = url.parse()?;
         let ingest = Side::Ingest.connect(&options, rights).await?;
         let api = Side::Api.connect(&options, rights).await?;
-        Ok(Self { ingest, api })
+        Ok(Self { ingest, api, shares: Shares::default() })
     }
 
     /// Begins a transaction of the recording side.
@@ -291,12 +308,17 @@ impl Database {
     }
 
     /// Begins a read-only transaction with one snapshot; in a customer's scope it runs as the role that sees only that
-    /// customer's rows.
+    /// customer's rows, and is one of the few that the customer may have at a time.
     ///
     /// # Errors
-    /// [`StoreError::Database`].
+    /// [`StoreError::Database`]; [`StoreError::ShareTaken`] where the customer has them all for too long.
     pub async fn read(&self, scope: Scope) -> Result<Tx, StoreError> {
-        let mut tx = self.api.begin_snapshot().await?;
+        // Before a connection is asked for: a customer that waits keeps nobody else waiting.
+        let share = match scope {
+            Scope::Everything => None,
+            Scope::Customer(id) => Some(self.shares.take(id).await.ok_or(StoreError::ShareTaken)?),
+        };
+        let mut tx = Tx { _share: share, ..self.api.begin_snapshot().await? };
         if let Scope::Customer(id) = scope {
             sqlx::query!(
                 "SELECT set_config('waybill.customer_id', $1, true) AS customer,

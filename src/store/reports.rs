@@ -1,10 +1,11 @@
-//! What the cost-per-task report is computed from.
+//! The cost-per-task report's sums and percentiles.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
 use super::rates::currency;
+use super::tasks::Currencies;
 use crate::domain::ids::CustomerId;
 use crate::domain::money::{Amount, Currency};
 
@@ -30,16 +31,35 @@ pub struct TaskTotals {
     pub task_type: Option<String>,
     /// How they ended; `None` for open ones.
     pub outcome: Option<String>,
-    /// Currency of the cost; `None` where the scope hides cost books.
+    /// Currency of the cost; `None` where the scope hides cost books, or the customer has none.
     pub cost_currency: Option<Currency>,
     /// Currency of the charge.
     pub currency: Currency,
+    /// Tasks.
+    pub tasks: i64,
     /// Model calls of them all.
     pub calls: i64,
-    /// The exact total cost of each, ascending.
-    pub costs: Vec<Amount>,
-    /// The exact total charge of each, ascending.
-    pub charges: Vec<Amount>,
+    /// What they cost.
+    pub cost: Spread,
+    /// What is charged for them.
+    pub charge: Spread,
+}
+
+/// How the exact totals of single tasks are spread. A percentile is the total of an actual task, the smallest that so many of a
+/// hundred tasks do not exceed (nearest rank): the one at position `ceil(percent x n / 100)`, counted from 1, of the ascending
+/// totals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spread {
+    /// Sum of all.
+    pub total: Amount,
+    /// The median.
+    pub p50: Amount,
+    /// The 90th percentile.
+    pub p90: Amount,
+    /// The 99th percentile.
+    pub p99: Amount,
+    /// The largest.
+    pub max: Amount,
 }
 
 /// Totals as summed.
@@ -48,9 +68,18 @@ struct RawTotals {
     outcome: Option<String>,
     cost_currency: Option<String>,
     currency: String,
+    tasks: i64,
     calls: i64,
-    costs: Vec<Amount>,
-    charges: Vec<Amount>,
+    cost: Amount,
+    cost_p50: Amount,
+    cost_p90: Amount,
+    cost_p99: Amount,
+    cost_max: Amount,
+    charge: Amount,
+    charge_p50: Amount,
+    charge_p90: Amount,
+    charge_p99: Amount,
+    charge_max: Amount,
 }
 
 impl TryFrom<RawTotals> for TaskTotals {
@@ -62,26 +91,41 @@ impl TryFrom<RawTotals> for TaskTotals {
             outcome: row.outcome,
             cost_currency: row.cost_currency.as_deref().map(currency).transpose()?,
             currency: currency(&row.currency)?,
+            tasks: row.tasks,
             calls: row.calls,
-            costs: row.costs,
-            charges: row.charges,
+            cost: Spread {
+                total: row.cost,
+                p50: row.cost_p50,
+                p90: row.cost_p90,
+                p99: row.cost_p99,
+                max: row.cost_max,
+            },
+            charge: Spread {
+                total: row.charge,
+                p50: row.charge_p50,
+                p90: row.charge_p90,
+                p99: row.charge_p99,
+                max: row.charge_max,
+            },
         })
     }
 }
 
-/// Exact totals of every task whose last event lies in the interval, by type and outcome.
+/// Exact totals of all tasks whose last event lies in the interval, by type and outcome, at most `limit` rows. The tasks
+/// themselves, of which there are millions, stay in the database.
 ///
 /// Nested, a task under another is counted with its root; a task whose parent was never seen is a root, and tasks whose
 /// parents form a circle stand each for itself, so that nothing is counted twice or dropped.
 ///
 /// A task's money is in the currency that its customer was rated in when its first event happened; a customer stays with
-/// one ([`super::customers::other_currency`]).
+/// one ([`super::customers::other_currency`]). Without books it is that of [`Currencies::NONE`].
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn task_totals(
     connection: &mut PgConnection,
     scope: &TaskScope,
+    limit: i64,
 ) -> Result<Vec<TaskTotals>, StoreError> {
     let rows = sqlx::query_as!(
         RawTotals,
@@ -125,22 +169,39 @@ pub async fn task_totals(
                JOIN price_books s ON s.id = a.sell_book_id
                LEFT JOIN price_books c ON c.id = a.cost_book_id
                WINDOW in_time AS (PARTITION BY a.customer_id ORDER BY a.valid_from)
+           ), priced AS (
+               SELECT c.task_type, c.outcome, x.cost_currency, COALESCE(x.currency, $6) AS currency, totals.calls,
+                      totals.cost, totals.charge
+               FROM counted c
+               JOIN totals ON totals.customer_id = c.customer_id AND totals.root = c.task_id
+               LEFT JOIN currencies x ON x.customer_id = c.customer_id
+                                     AND c.first_event_at >= x.from_at AND c.first_event_at < x.to_at
+           ), ranked AS (
+               SELECT priced.*, count(*) OVER same AS tasks, row_number() OVER (same ORDER BY cost) AS cost_rank,
+                      row_number() OVER (same ORDER BY charge) AS charge_rank
+               FROM priced WINDOW same AS (PARTITION BY task_type, outcome, cost_currency, currency)
            )
-           SELECT c.task_type, c.outcome, x.cost_currency AS "cost_currency?", x.currency AS "currency!",
-                  sum(totals.calls)::bigint AS "calls!",
-                  array_agg(totals.cost ORDER BY totals.cost) AS "costs!: Vec<Amount>",
-                  array_agg(totals.charge ORDER BY totals.charge) AS "charges!: Vec<Amount>"
-           FROM counted c
-           JOIN totals ON totals.customer_id = c.customer_id AND totals.root = c.task_id
-           JOIN currencies x ON x.customer_id = c.customer_id
-                            AND c.first_event_at >= x.from_at AND c.first_event_at < x.to_at
+           SELECT task_type, outcome, cost_currency AS "cost_currency?", currency AS "currency!", count(*) AS "tasks!",
+                  sum(calls)::bigint AS "calls!", sum(cost) AS "cost!: Amount",
+                  max(cost) FILTER (WHERE cost_rank = (50 * tasks + 99) / 100) AS "cost_p50!: Amount",
+                  max(cost) FILTER (WHERE cost_rank = (90 * tasks + 99) / 100) AS "cost_p90!: Amount",
+                  max(cost) FILTER (WHERE cost_rank = (99 * tasks + 99) / 100) AS "cost_p99!: Amount",
+                  max(cost) AS "cost_max!: Amount", sum(charge) AS "charge!: Amount",
+                  max(charge) FILTER (WHERE charge_rank = (50 * tasks + 99) / 100) AS "charge_p50!: Amount",
+                  max(charge) FILTER (WHERE charge_rank = (90 * tasks + 99) / 100) AS "charge_p90!: Amount",
+                  max(charge) FILTER (WHERE charge_rank = (99 * tasks + 99) / 100) AS "charge_p99!: Amount",
+                  max(charge) AS "charge_max!: Amount"
+           FROM ranked
            GROUP BY 1, 2, 3, 4
-           ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4"#,
+           ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4
+           LIMIT $7"#,
         scope.customer.map(|customer| customer.0),
         scope.from,
         scope.to,
         scope.task_type,
-        scope.nested
+        scope.nested,
+        Currencies::NONE.charge.as_str(),
+        limit
     )
     .fetch_all(connection)
     .await?;

@@ -340,13 +340,16 @@ pub struct Currencies {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CurrencyHistory(Vec<(DateTime<Utc>, Currencies)>);
 
+impl Currencies {
+    /// Of a customer without books. It has no usage: its nothing is in dollars.
+    pub const NONE: Self = Self { cost: None, charge: Currency::USD };
+}
+
 impl CurrencyHistory {
-    /// Those at an instant; before the first assignment its. A customer without one has no usage: its nothing is in
-    /// dollars.
+    /// Those at an instant; before the first assignment its.
     pub fn at(&self, at: DateTime<Utc>) -> Currencies {
         let begun = self.0.iter().rev().find(|(from, _)| *from <= at);
-        let none = Currencies { cost: None, charge: Currency::USD };
-        begun.or(self.0.first()).map_or(none, |(_, currencies)| *currencies)
+        begun.or(self.0.first()).map_or(Currencies::NONE, |(_, currencies)| *currencies)
     }
 }
 

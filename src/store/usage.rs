@@ -129,7 +129,7 @@ impl RawSums {
     }
 }
 
-/// Sums usage by the dimensions asked for, and always by currency, ordered by them.
+/// Sums usage by the dimensions asked for, and always by currency, ordered by them, at most `limit` rows.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -137,6 +137,7 @@ pub async fn sums(
     connection: &mut PgConnection,
     filter: &UsageFilter,
     by: Grouping,
+    limit: i64,
 ) -> Result<Vec<UsageSums>, StoreError> {
     // Dimensions that are not asked for are one constant, so that every group key is a plain equality.
     let rows = sqlx::query_as!(
@@ -188,7 +189,8 @@ pub async fn sums(
            LEFT JOIN rare_sums USING (customer, day, provider, model, project_group, task_type_group, cost_price,
                                       sell_price, cost_currency, currency)
            ORDER BY customer, day, provider, model, project_group, task_type_group, cost_price, sell_price,
-                    cost_currency, currency"#,
+                    cost_currency, currency
+           LIMIT $15"#,
         filter.customer.map(|customer| customer.0),
         filter.from,
         filter.to,
@@ -202,7 +204,8 @@ pub async fn sums(
         by.model,
         by.project,
         by.task_type,
-        by.prices
+        by.prices,
+        limit
     )
     .fetch_all(connection)
     .await?;

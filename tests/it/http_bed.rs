@@ -1,5 +1,7 @@
 //! The API over a database and a stream of its own, with a key of every role.
 
+use std::sync::LazyLock;
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
@@ -75,12 +77,37 @@ pub fn noon() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap()
 }
 
-/// A router's answer.
+/// A router's answer, whose status must be one that the API's description gives the operation.
 async fn answer(router: &Router, request: Request<Body>) -> Answer {
+    let documented = documented(request.method(), request.uri().path());
+    let asked = format!("{} {}", request.method(), request.uri());
     let response = router.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, ANSWER_BYTES_MAX).await.unwrap();
+    if let Some(responses) = documented {
+        let status = parts.status.as_str();
+        assert!(responses.get(status).is_some(), "{asked}: {status} is not in the description");
+    }
     Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+/// The answers of the operation that a path leads to, where it leads to one.
+fn documented(method: &Method, path: &str) -> Option<&'static Value> {
+    static DOCUMENT: LazyLock<Value> =
+        LazyLock::new(|| serde_json::from_str(&waybill::http::openapi::openapi_json().unwrap()).unwrap());
+    let segments: Vec<&str> = path.split('/').collect();
+    let literal = |part: &&str| !part.starts_with('{');
+    let leads_here = |template: &str| {
+        let parts: Vec<&str> = template.split('/').collect();
+        parts.len() == segments.len()
+            && parts.iter().zip(&segments).all(|(part, segment)| !literal(part) || part == segment)
+    };
+    let paths = DOCUMENT["paths"].as_object().unwrap().iter();
+    // `/v1/invoices/preview` before `/v1/invoices/{id}`.
+    let (_, item) = paths
+        .filter(|(template, _)| template.starts_with("/v1/") && leads_here(template))
+        .max_by_key(|(template, _)| template.split('/').filter(literal).count())?;
+    item.get(method.as_str().to_lowercase()).map(|operation| &operation["responses"])
 }
 
 /// GET from a router that stands over another test's servers.

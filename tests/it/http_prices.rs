@@ -1,8 +1,16 @@
 //! Price books, prices and quotes through the API.
 
-use axum::http::{Method, StatusCode};
-use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::harness::wait_until;
 use crate::http_bed::{Answer, Api};
 
 fn expect(answer: &Answer, status: u16, code: &str) {
@@ -101,6 +109,32 @@ async fn a_tenth_and_two_tenths_are_three_tenths() {
     let mut numbers = prices.clone();
     numbers[0]["rates"]["input"] = json!(0.1);
     expect(&api.post(finance, "/v1/price-books/tenths/prices", &numbers).await, 400, "invalid_body");
+}
+
+/// As many as the API has connections.
+#[tokio::test]
+async fn bodies_that_do_not_come_keep_nobody_else_waiting() {
+    const SLOW: usize = 12;
+    let api = Api::start().await;
+    let awaited = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..SLOW)
+        .map(|_| {
+            let awaited = awaited.clone();
+            let body = futures_util::stream::poll_fn(move |_| {
+                awaited.fetch_add(1, Ordering::Relaxed);
+                Poll::<Option<Result<String, Infallible>>>::Pending
+            });
+            let request = Request::post("/v1/prices/quote")
+                .header(header::AUTHORIZATION, format!("Bearer {}", api.keys.finance))
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from_stream(body));
+            tokio::spawn(api.router.clone().oneshot(request.unwrap()))
+        })
+        .collect();
+    wait_until("the bodies are waited for", async || (awaited.load(Ordering::Relaxed) >= SLOW).then_some(()))
+        .await;
+    assert_eq!(api.get(&api.keys.acme, "/v1/customers").await.status, StatusCode::OK);
+    clients.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]
@@ -294,14 +328,15 @@ async fn a_price_that_collides_names_the_other_and_nothing_is_stored() {
         assert_eq!(error["field"], field, "{error}");
         assert!(error["detail"].as_str().unwrap().contains(&format!("price {id}")), "{error}");
     }
-    // Two of one request, and a name that means another model already.
+    // Two of one request, and a name that means another model from later on.
     let other = overlapping("model", json!("new"));
     let both = json!([other, changed(&other, "rates", json!({"input": "9"}))]);
     let answer = api.post(finance, path, &both).await;
     expect(&answer, 422, "invalid_value");
     let error = &answer.json()["errors"][0];
     assert!(error["detail"].as_str().unwrap().contains("prices[0]"), "{error}");
-    let renamed = json!([overlapping("aliases", json!(["gpt-5-2025-08-07"]))]);
+    let earlier = overlapping("valid_from", json!("2025-01-01T00:00:00Z"));
+    let renamed = json!([changed(&earlier, "aliases", json!(["gpt-5-2025-08-07"]))]);
     let answer = api.post(finance, path, &renamed).await;
     expect(&answer, 422, "invalid_value");
     let error = &answer.json()["errors"][0];

@@ -239,6 +239,87 @@ async fn tasks_with_their_steps_and_what_a_success_costs() {
     assert_eq!(groups, [(&json!("failure"), &json!("9")), (&json!("success"), &json!("3.003"))]);
 }
 
+/// A statement that takes too long is ended by the server in the same way as one that is cancelled.
+#[tokio::test]
+async fn a_task_whose_calls_take_too_long_shows_its_totals() {
+    let (api, ledger) = filled().await;
+    let without_calls = async |path: &str| {
+        let mut holder = ledger.pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE usage_events IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
+        let cancel = "SELECT count(*) FILTER (WHERE pg_cancel_backend(l.pid)) FROM pg_locks l
+            JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+            WHERE NOT l.granted AND l.relation = 'usage_events'::regclass";
+        let cancelled =
+            wait_until("the calls are read", async || (ledger.count(cancel).await == 1).then_some(()));
+        let (answer, ()) = tokio::join!(api.get(&api.keys.acme, path), cancelled);
+        holder.rollback().await.unwrap();
+        answer
+    };
+    let task = without_calls("/v1/tasks/refund-1").await;
+    assert_eq!(task.status, StatusCode::OK, "{}", task.text);
+    let task = task.json();
+    assert_eq!((&task["amount"], &task["nested"]["amount"]), (&json!("3"), &json!("3.003")));
+    let steps = (&task["steps"], &task["steps_timed_out"], &task["has_more_steps"]);
+    assert_eq!(steps, (&json!([]), &json!(true), &json!(true)));
+    assert_eq!(json(&api, &api.keys.acme, "/v1/tasks/refund-1").await["steps_timed_out"], json!(false));
+
+    let calls = without_calls("/v1/tasks/refund-1/calls").await;
+    assert_eq!(calls.problem(), (503, "timeout".to_owned()));
+    assert_eq!(calls.headers[header::RETRY_AFTER], "30");
+}
+
+#[tokio::test]
+async fn a_report_has_no_more_rows_than_it_may() {
+    let (api, ledger) = filled().await;
+    ledger
+        .run(&format!(
+            "INSERT INTO usage_rollups (customer_id, booked_period, service_period, hour, cost_price_id, sell_price_id, project,
+                 task_type, kind, events, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, cost, charge)
+             SELECT id, '2026-10-01Z', '2026-10-01Z', '2026-10-09Z', 1, 2, 'p-' || n, '', 'usage', 1, 1, 0, 0, 0, 0, 0, 1, 2
+             FROM customers, generate_series(1, {max}) n WHERE external_id = 'globex';
+             INSERT INTO tasks (customer_id, task_id, task_type, first_event_at, last_event_at, calls, input, cache_read,
+                 cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models, first_batch, last_batch,
+                 first_booked_on, last_booked_on)
+             SELECT id, 't-' || n, 't-' || n, '2026-10-09Z', '2026-10-09Z', 1, 1, 0, 0, 0, 0, 0, 1, 2, '{{}}', 1, 1, '2026-10-09',
+                 '2026-10-09'
+             FROM customers, generate_series(1, {max}) n WHERE external_id = 'globex';
+             ANALYZE tasks",
+            max = waybill::reports::ROWS_MAX
+        ))
+        .await;
+    for (path, narrower) in [
+        (format!("/v1/usage?{OCTOBER}&group_by=project"), "project=p-7"),
+        (format!("/v1/usage?{OCTOBER}&group_by=project,class"), "project=p-7"),
+        (format!("/v1/reports/cost-per-task?{OCTOBER}"), "task_type=t-7"),
+    ] {
+        // With the one that was there it is one too many.
+        let refused = api.get(&api.keys.globex, &path).await;
+        assert_eq!(refused.problem(), (422, "too_many_rows".to_owned()), "{path}");
+        let narrow = json(&api, &api.keys.globex, &format!("{path}&{narrower}")).await;
+        assert_eq!(narrow["data"].as_array().unwrap().len(), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_customer_takes_its_share_of_the_connections_and_no_more() {
+    let (api, ledger) = filled().await;
+    let acme = CustomerId(ledger.count("SELECT id FROM customers WHERE external_id = 'acme'").await);
+    let mut reads = Vec::new();
+    for _ in 0..3 {
+        reads.push(api.bed.database.read(Scope::Customer(acme)).await.unwrap());
+    }
+    let (more, other, finance) = tokio::join!(
+        api.get(&api.keys.acme, "/v1/tasks"),
+        api.get(&api.keys.globex, "/v1/tasks"),
+        api.get(&api.keys.finance, "/v1/tasks?customer=acme")
+    );
+    assert_eq!(more.problem(), (429, "too_many_requests".to_owned()));
+    assert_eq!(more.headers[header::RETRY_AFTER], "2");
+    assert_eq!((other.status, finance.status), (StatusCode::OK, StatusCode::OK));
+    reads.pop();
+    assert_eq!(api.get(&api.keys.acme, "/v1/tasks").await.status, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn an_invoice_is_previewed_finalized_once_and_read() {
     let (api, ledger) = filled().await;
@@ -291,6 +372,16 @@ async fn an_invoice_is_previewed_finalized_once_and_read() {
     let nobody =
         api.post(finance, "/v1/invoices/finalize", &json!({"customer": "nobody", "period": "2026-10"})).await;
     assert_eq!(nobody.problem(), (404, "not_found".to_owned()));
+    let unused = ledger.customer("unused", "UTC").await;
+    ledger.run(&format!("UPDATE customers SET created_at = '2026-01-01Z' WHERE id = {unused}")).await;
+    let ancient =
+        api.post(finance, "/v1/invoices/finalize", &json!({"customer": "unused", "period": "2016-10"})).await;
+    assert_eq!(ancient.problem(), (422, "invalid_value".to_owned()));
+    assert_eq!(
+        ancient.json()["errors"],
+        json!([{"field": "period",
+                "detail": "the customer begins at 2020-01-01 00:00:00 UTC; name a period that ends after it"}])
+    );
     assert_eq!(ledger.count("SELECT count(*) FROM invoices").await, 1);
     let proof =
         waybill::reports::verify::verify(&ledger.database, utc("2026-12-01T00:00:00Z")).await.unwrap();

@@ -3,7 +3,9 @@
 use axum::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::harness::wait_until;
 use crate::http_bed::Api;
+use crate::ledger::Ledger;
 
 const INVALID: (u16, &str) = (422, "invalid_value");
 
@@ -43,6 +45,26 @@ async fn a_customer_is_made_read_listed_and_changed() {
     assert!(csv.text.contains("\r\nhooli,'=Hooli(),suspended,Asia/Kathmandu,28,,"), "{}", csv.text);
     let audited = "SELECT count(*) FROM audit_log WHERE subject = 'hooli' AND actor ~ '^[A-Za-z0-9]{12}$'";
     assert_eq!(api.number(audited).await, 2);
+}
+
+/// Two changes at a time: the second waits for the first, and answers what both have made.
+#[tokio::test]
+async fn the_answer_to_a_change_is_what_the_customer_is_then() {
+    let api = Api::start().await;
+    let ledger = Ledger::beside(&api.bed).await;
+    let mut first = ledger.pool.begin().await.unwrap();
+    let renamed = "UPDATE customers SET name = 'Renamed' WHERE external_id = 'acme'";
+    sqlx::query(renamed).execute(&mut *first).await.unwrap();
+    let commit = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        wait_until("the second waits", async || (ledger.count(waiting).await == 1).then_some(())).await;
+        first.commit().await.unwrap();
+    };
+    let suspended = json!({"status": "suspended"});
+    let (second, ()) = tokio::join!(api.patch(&api.keys.admin, "/v1/customers/acme", &suspended), commit);
+    let second = second.json();
+    assert_eq!((&second["name"], &second["status"]), (&json!("Renamed"), &json!("suspended")));
 }
 
 #[tokio::test]
@@ -86,6 +108,27 @@ async fn a_wrong_customer_is_refused_with_the_field() {
     let large = format!("{{\"external_id\":\"{}\"}}", "x".repeat(300_000));
     expect(&api.send(Method::POST, admin, "/v1/customers", &large, &[]).await, (413, "body_too_large"));
     assert_eq!(api.number("SELECT count(*) FROM customers").await, 2);
+}
+
+#[tokio::test]
+async fn a_zone_is_refused_that_the_database_does_not_have_or_has_with_other_clocks() {
+    let api = Api::start().await;
+    // As a server without the older names.
+    api.sql(
+        "CREATE OR REPLACE FUNCTION knows_time_zone(zone text) RETURNS boolean STABLE STRICT LANGUAGE sql AS
+         $$ SELECT zone <> 'US/Eastern' $$",
+    )
+    .await;
+    for (zone, says) in [("US/Eastern", "does not know"), ("CET", "other clocks")] {
+        let body = json!({"external_id": "hooli", "name": "Hooli", "time_zone": zone});
+        let answer = api.post(&api.keys.admin, "/v1/customers", &body).await;
+        expect(&answer, INVALID);
+        let error = &answer.json()["errors"][0];
+        assert_eq!(error["field"], "time_zone");
+        assert!(error["detail"].as_str().unwrap().contains(says), "{error}");
+    }
+    let body = json!({"external_id": "hooli", "name": "Hooli", "time_zone": "America/New_York"});
+    assert_eq!(api.post(&api.keys.admin, "/v1/customers", &body).await.status, StatusCode::CREATED);
 }
 
 #[tokio::test]

@@ -5,9 +5,12 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
+use waybill::app::tidy;
+use waybill::shutdown::Shutdown;
 use waybill::store::api_keys;
 use waybill::store::idempotency::{self, Claim};
 
+use crate::harness::wait_until;
 use crate::http_bed::{Answer, Api};
 
 fn customer(external_id: &str) -> Value {
@@ -33,6 +36,31 @@ async fn a_repeated_request_has_its_effect_once() {
     api.clock.advance(TimeDelta::hours(24));
     let new = api.post_once(admin, "/v1/customers", &customer("c-2"), "key").await;
     assert_eq!(new.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn answers_past_their_time_are_removed() {
+    let api = Api::start().await;
+    let admin = &api.keys.admin;
+    api.post_once(admin, "/v1/customers", &customer("c-1"), "old").await;
+    // More than one transaction takes.
+    api.sql(
+        "INSERT INTO idempotency_keys (api_key_id, key, request_hash, status, body, created_at)
+         SELECT k.id, 'older ' || n, '', 200, '', '2026-11-20Z' FROM (SELECT min(id) AS id FROM api_keys) k, generate_series(1, 2500) n",
+    )
+    .await;
+    api.clock.advance(TimeDelta::hours(24));
+    api.post_once(admin, "/v1/customers", &customer("c-2"), "new").await;
+    let shutdown = Shutdown::new();
+    let tidying = tokio::spawn(tidy::run(api.bed.database.clone(), api.clock.clone(), shutdown.clone()));
+    wait_until("the old ones are gone", async || {
+        (api.number("SELECT count(*) FROM idempotency_keys").await == 1).then_some(())
+    })
+    .await;
+    shutdown.stop();
+    tidying.await.unwrap();
+    let again = api.post_once(admin, "/v1/customers", &customer("c-2"), "new").await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Reports on a small ledger, and that every kind of damage to a ledger is found.
 
 use serde_json::json;
+use waybill::domain::ids::CustomerId;
+use waybill::domain::money::{Amount, Currency};
 use waybill::reports::verify::{self, Check};
-use waybill::reports::{Dimension, UsageQuery, cost_per_task, usage};
+use waybill::reports::{CostPerTask, Dimension, UsageQuery, cost_per_task, usage};
 use waybill::store::reports::TaskScope;
 use waybill::store::usage::UsageFilter;
-use waybill::store::{Scope, tasks};
+use waybill::store::{Scope, periods, tasks};
 
 use crate::ledger::{Ledger, Row, call, ended, task_call, utc};
 
@@ -129,7 +131,7 @@ async fn tasks_are_counted_once_alone_and_nested() {
         };
         cost_per_task(&mut tx, Scope::Everything, &scope, utc("2026-11-01T00:00:00Z")).await.unwrap()
     };
-    let shown = |report: &waybill::reports::CostPerTask| -> Vec<String> {
+    let shown = |report: &CostPerTask| -> Vec<String> {
         let group = |group: &waybill::reports::TaskGroup| {
             let kind = group.task_type.as_deref().unwrap_or("-");
             let outcome = group.outcome.as_deref().unwrap_or("open");
@@ -173,6 +175,99 @@ async fn tasks_are_counted_once_alone_and_nested() {
     assert_eq!(rest, calls[1..]);
 }
 
+const OCTOBER: (&str, &str) = ("2026-10-01T00:00:00Z", "2026-11-01T00:00:00Z");
+
+/// What a report of October shows of all tasks, in a scope.
+async fn october(ledger: &Ledger, scope: Scope, task_type: Option<&str>) -> CostPerTask {
+    let tasks = TaskScope {
+        from: utc(OCTOBER.0),
+        to: utc(OCTOBER.1),
+        task_type: task_type.map(str::to_owned),
+        ..TaskScope::default()
+    };
+    let mut tx = ledger.database.read(scope).await.unwrap();
+    cost_per_task(&mut tx, scope, &tasks, utc(OCTOBER.1)).await.unwrap()
+}
+
+/// The smallest total that so many of a hundred do not exceed.
+fn nearest_rank(totals: &[i128], percent: usize) -> i128 {
+    let covers =
+        |limit: &i128| totals.iter().filter(|total| *total <= limit).count() * 100 >= percent * totals.len();
+    *totals.iter().filter(|total| covers(total)).min().unwrap()
+}
+
+#[tokio::test]
+async fn percentiles_are_totals_of_actual_tasks_by_nearest_rank() {
+    let ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let sizes = [1_i64, 2, 3, 9, 10, 11, 50, 99, 100, 101, 200];
+    let (cost, charge) =
+        (|n: i64| n * 7_919 % 1_009 - 500, |n: i64| n * 104_729 % 97 * 1_000_000_000_000_000);
+    for size in sizes {
+        ledger
+            .run(&format!(
+                "INSERT INTO tasks (customer_id, task_id, task_type, first_event_at, last_event_at, calls, input, cache_read,
+                     cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models, first_batch, last_batch,
+                     first_booked_on, last_booked_on)
+                 SELECT {acme}, '{size}-' || n, '{size}', '2026-10-09Z', '2026-10-09Z', 2, 1, 0, 0, 0, 0, 0,
+                     (n * 7919 % 1009 - 500) * 0.000000000000001, n * 104729 % 97, '{{}}', 1, 1, '2026-10-09', '2026-10-09'
+                 FROM generate_series(1, {size}) n"
+            ))
+            .await;
+    }
+    let report = october(&ledger, Scope::Everything, None).await;
+    assert_eq!(report.groups.len(), sizes.len());
+    for group in report.groups {
+        let size: i64 = group.task_type.as_deref().unwrap().parse().unwrap();
+        assert_eq!((group.tasks, group.calls), (size, 2 * size));
+        let (costs, _) = group.cost.unwrap();
+        for (shown, of) in [(costs, &cost as &dyn Fn(i64) -> i64), (group.charge, &charge)] {
+            let totals: Vec<i128> = (1..=size).map(|n| of(n).into()).collect();
+            let percentiles = [50, 90, 99].map(|percent| nearest_rank(&totals, percent));
+            assert_eq!([shown.p50, shown.p90, shown.p99].map(Amount::femtos), percentiles, "{size}");
+            assert_eq!(shown.max.femtos(), *totals.iter().max().unwrap(), "{size}");
+            assert_eq!(shown.total.femtos(), totals.iter().sum::<i128>(), "{size}");
+            assert_eq!(shown.mean, shown.total.mean_of(size).unwrap(), "{size}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_that_names_no_task_type_is_shown_beside_the_tasks() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let at = "2026-10-02T01:00:00Z";
+    let untyped = Row { task: Some("untyped"), ..call(acme, at, "untyped", 100, 0) };
+    ledger
+        .record(&[task_call(acme, at, "typed", "refund", 1), untyped, call(acme, at, "no task", 1_000, 0)])
+        .await;
+    ledger.post().await;
+    for scope in [Scope::Everything, Scope::Customer(acme)] {
+        let report = october(&ledger, scope, None).await;
+        let [beside] = report.unattributed.as_slice() else { panic!("one currency: {report:?}") };
+        let charge = Amount::from_femtos(1_100 * 3_000_000_000);
+        assert_eq!((beside.events, beside.figures.charge), (2, charge));
+        assert_eq!(beside.figures.cost.is_some(), scope == Scope::Everything);
+        assert_eq!(october(&ledger, scope, Some("refund")).await.unattributed, []);
+    }
+}
+
+#[tokio::test]
+async fn a_task_of_a_customer_without_books_is_counted() {
+    let mut ledger = Ledger::new().await;
+    ledger.run("INSERT INTO customers (external_id, name, time_zone, anchor_day) VALUES ('new', 'New', 'UTC', 1)").await;
+    let new = CustomerId(ledger.count("SELECT id FROM customers WHERE external_id = 'new'").await);
+    ledger.record(&[ended(new, "2026-10-02T01:00:00Z", "t", "refund", "success")]).await;
+    ledger.post().await;
+    for scope in [Scope::Everything, Scope::Customer(new)] {
+        let report = october(&ledger, scope, None).await;
+        let [refund] = report.types.as_slice() else { panic!("one type: {report:?}") };
+        assert_eq!((refund.tasks, refund.successes, refund.figures.charge), (1, 1, Amount::ZERO));
+        assert_eq!((refund.figures.currency, refund.figures.cost), (Currency::USD, None));
+        assert_eq!(report.unattributed, []);
+    }
+}
+
 /// Assigned by hand: the API keeps a customer in its currency.
 #[tokio::test]
 async fn an_assignment_to_come_does_not_rename_what_was_charged() {
@@ -206,6 +301,15 @@ async fn an_assignment_to_come_does_not_rename_what_was_charged() {
         let [refund] = report.groups.as_slice() else { panic!("one group, not {:?}", report.groups) };
         assert_eq!((refund.currency.as_str(), refund.charge.total.to_string().as_str()), ("USD", "0.000003"));
     }
+}
+
+#[tokio::test]
+async fn figures_are_of_no_time_that_the_database_has_not_reached() {
+    let ledger = Ledger::new().await;
+    let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
+    // A program whose clock is ahead.
+    let through = periods::posted_through(&mut tx, utc("2999-01-01T00:00:00Z")).await.unwrap();
+    assert!(through <= periods::database_time(&mut tx).await.unwrap(), "{through}");
 }
 
 /// A ledger with a bit of everything, one batch of it not posted.
@@ -319,6 +423,11 @@ async fn every_damage_is_found() {
         ("UPDATE invoice_line_items SET amount_minor = amount_minor + 1 WHERE class = 'input'".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
         ("UPDATE invoices SET total_minor = total_minor + 1".to_owned(), vec![Check::InvoiceTotals, Check::InvoiceChain]),
         ("UPDATE invoices SET customer_name = 'Other'".to_owned(), vec![Check::InvoiceChain]),
+        // Nothing is left out because of it.
+        ("UPDATE invoices SET status = 'void'".to_owned(), vec![Check::InvoiceChain]),
+        ("UPDATE invoices SET status = 'void';
+          UPDATE invoice_line_items SET quantity = quantity + 1, exact_amount = rate * (quantity + 1) WHERE kind IN ('usage', 'tier')".to_owned(),
+            vec![Check::InvoiceLines, Check::InvoiceTotals, Check::InvoiceChain, Check::Settlement]),
         ("UPDATE invoices SET number = 2".to_owned(), vec![Check::InvoiceChain]),
         ("UPDATE invoice_series SET last_number = 2".to_owned(), vec![Check::InvoiceChain]),
         ("DELETE FROM task_charges; DELETE FROM invoice_line_items; DELETE FROM invoices".to_owned(), vec![Check::InvoiceLines, Check::InvoiceChain]),

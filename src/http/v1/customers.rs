@@ -206,10 +206,11 @@ async fn create_customer(
     Write { mut work, body, .. }: Write<Admin, NewCustomer>,
 ) -> Result<Response, Problem> {
     let NewCustomer { external_id, name, time_zone, anchor_day } = body;
-    BillingCalendar::new(&time_zone, anchor_day).map_err(|error| {
+    let calendar = BillingCalendar::new(&time_zone, anchor_day).map_err(|error| {
         let field = if matches!(error, CalendarError::AnchorDay(_)) { "anchor_day" } else { "time_zone" };
         Problem::invalid(field, error.to_string())
     })?;
+    check_zone(&mut work, &time_zone, &calendar).await?;
     let new =
         customers::NewCustomer { external_id: &external_id, name: &name, time_zone: &time_zone, anchor_day };
     let row = customers::create(work.db(), new).await.map_err(|error| match error.constraint() {
@@ -226,6 +227,23 @@ async fn create_customer(
     let detail = json!({"name": name, "time_zone": time_zone, "anchor_day": anchor_day});
     work.audit("customer.create", &external_id, Some(detail)).await?;
     work.created(format!("/v1/customers/{external_id}"), &CustomerView::from(row)).await
+}
+
+/// Periods are computed here, hours and days by the database: it must have the zone, with the same clocks.
+async fn check_zone(work: &mut Work, zone: &str, calendar: &BillingCalendar) -> Result<(), Problem> {
+    let offsets = customers::zone_offsets(work.db(), zone).await?;
+    let detail = if offsets.is_empty() {
+        format!(
+            "PostgreSQL does not know `{zone}`; name the zone as Europe/Berlin, or install the zones that it lacks"
+        )
+    } else if offsets.iter().any(|offset| calendar.offset_seconds(offset.at) != offset.seconds) {
+        format!(
+            "PostgreSQL has other clocks for `{zone}`; name the zone as Europe/Berlin, or bring its zones up to date"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Problem::invalid("time_zone", detail))
 }
 
 /// A change of a customer; what is left out stays.
@@ -254,14 +272,12 @@ async fn update_customer(
     if name.is_none() && status.is_none() {
         return Err(Problem::invalid("name", "give a name, a status, or both"));
     }
-    let mut row = find(&mut work, &external_id).await?;
-    customers::update(work.db(), row.id, name.as_deref(), status)
+    let id = find(&mut work, &external_id).await?.id;
+    let row = customers::update(work.db(), id, name.as_deref(), status)
         .await
         .on_constraint("customers_name_check", bad_name)?;
     catalog::bump(work.db()).await?;
     work.audit("customer.update", &external_id, Some(json!({"name": name, "status": status}))).await?;
-    row.status = status.unwrap_or(row.status);
-    row.name = name.unwrap_or(row.name);
     work.done(&CustomerView::from(row)).await
 }
 

@@ -18,9 +18,9 @@ use crate::domain::tokens::{Quantities, TokenClass};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::openapi::DecimalText;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, TOO_MANY_ROWS};
 use crate::http::table::{Cells, CsvRow, Format};
-use crate::reports::{Figures, Ratio, ReportError};
+use crate::reports::{Figures, ROWS_MAX, Ratio, ReportError};
 use crate::store::api_keys::Holder;
 use crate::store::customers::{self, CustomerRow};
 
@@ -97,6 +97,13 @@ impl From<ReportError> for Problem {
         match error {
             ReportError::Store(error) => error.into(),
             ReportError::Overflow => Self::sum_too_large(error),
+            ReportError::TooManyRows => Self::new(
+                &TOO_MANY_ROWS,
+                format!(
+                    "The answer would have more than {ROWS_MAX} rows; ask for a shorter interval, for one customer, project, \
+                     model or task type, or group by less."
+                ),
+            ),
             ReportError::NoRate { .. } => Self::internal(error),
         }
     }

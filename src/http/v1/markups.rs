@@ -18,7 +18,7 @@ use crate::domain::price::PriceConditions;
 use crate::http::AppState;
 use crate::http::auth::Finance;
 use crate::http::listing::{Listing, NoFilter, Page, PageParams};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemBody};
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::Write;
@@ -78,8 +78,11 @@ impl CsvRow for MarkupView {
 /// In order of time; the first are those that the book was made with.
 #[utoipa::path(get, path = "/v1/price-books/{book}/markups", operation_id = "list_markups", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "standard"), PageParams),
-    responses((status = 200, description = "A page of factors", content(
-        (Page<MarkupView> = "application/json"), (String = "text/csv")))))]
+    responses(
+        (status = 200, description = "A page of factors", content(
+            (Page<MarkupView> = "application/json"), (String = "text/csv"))),
+        (status = 409, description = "The book marks up no cost book: it has no factors", body = ProblemBody,
+            content_type = "application/problem+json")))]
 async fn list_markups(
     Path(book): Path<String>,
     Listing { mut tx, page, .. }: Listing<Finance, NoFilter>,

@@ -15,8 +15,8 @@ use utoipa_axum::routes;
 use super::prices::{PriceView, RateView};
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Currency, Rate};
-use crate::domain::price::BookKind;
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
+use crate::domain::price::{BookKind, ModelAlias};
 use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
 use crate::http::auth::{Finance, Read};
@@ -171,8 +171,31 @@ struct PublicationView {
     continued: Vec<ContinuedView>,
     /// How many model aliases are new.
     aliases: usize,
+    /// Aliases that end because the name means another model from then on.
+    ended_aliases: Vec<EndedAliasView>,
     /// How many prices of markup books were derived.
     derived: usize,
+}
+
+/// A name that means another model from some time on.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EndedAlias)]
+struct EndedAliasView {
+    /// The provider.
+    provider: String,
+    /// The name.
+    alias: String,
+    /// The model that it meant.
+    model: String,
+    /// From when on it does not.
+    valid_to: Option<DateTime<Utc>>,
+}
+
+impl From<ModelAlias> for EndedAliasView {
+    fn from(ended: ModelAlias) -> Self {
+        let ModelAlias { provider, alias, model, valid_to, .. } = ended;
+        Self { provider, alias, model, valid_to }
+    }
 }
 
 /// What became of one price.
@@ -266,9 +289,19 @@ async fn publish_prices(
         .iter()
         .map(|(id, copy)| ContinuedView { id: *id, continued_by: (!dry_run).then_some(*copy) })
         .collect();
-    let Publication { book, aliases, derived, .. } = publication;
+    let Publication { book, aliases, ended_aliases, derived, .. } = publication;
     let currency = book.currency;
-    let view = PublicationView { book: book.name, currency, dry_run, prices, continued, aliases, derived };
+    let ended_aliases = ended_aliases.into_iter().map(EndedAliasView::from).collect();
+    let view = PublicationView {
+        book: book.name,
+        currency,
+        dry_run,
+        prices,
+        continued,
+        aliases,
+        ended_aliases,
+        derived,
+    };
     if dry_run {
         // Without an answer from the transaction everything is rolled back.
         return Ok(Json(view).into_response());

@@ -16,11 +16,12 @@ use utoipa_axum::routes;
 use crate::domain::event::{Report, UsagePart};
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency, Rate};
+use crate::domain::names::to_cell;
 use crate::domain::price::quotation::PriceDraft;
 use crate::domain::price::{BookInfo, PriceConditions, rate_source};
 use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
-use crate::http::auth::{Finance, Read, Reader};
+use crate::http::auth::{Auth, Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
 use crate::http::problem::Problem;
 use crate::http::request::{Path, read_json};
@@ -236,7 +237,7 @@ impl CsvRow for PriceView {
             .text(&self.provider)
             .text(&self.model);
         cells
-            .text(&self.aliases.join(" "))
+            .text(&to_cell(&self.aliases))
             .maybe_text(asked.platform.as_deref())
             .maybe_text(asked.region.as_deref())
             .maybe_text(asked.service_tier.as_deref())
@@ -334,12 +335,17 @@ async fn get_price(
 struct PriceEnd {
     /// First instant after validity. An announced price is withdrawn by an end at or before its start.
     valid_to: DateTime<Utc>,
+    /// Ends only this other name of the price's model, in the price's book.
+    #[serde(default)]
+    alias: Option<String>,
 }
 
 /// End a price
 ///
 /// It is superseded by a copy that ends at `valid_to`, or withdrawn where that is before the start of an announced price. The
-/// answer is the copy, or the price that was withdrawn. Prices that a markup derived from it follow.
+/// answer is the copy, or the price that was withdrawn. Prices that a markup derived from it follow, and aliases of its model
+/// end with the last price of the model in the book. With `alias`, that name ends instead of the price, and the answer is the
+/// price.
 #[utoipa::path(patch, path = "/v1/prices/{id}", operation_id = "update_price", tag = "prices",
     params(("id" = i64, Path, description = "The price's id")),
     request_body = PriceEnd,
@@ -349,7 +355,13 @@ async fn update_price(
     Write { mut work, body, .. }: Write<Finance, PriceEnd>,
 ) -> Result<Response, Problem> {
     let (now, actor) = (work.now, work.caller.public_id.clone());
-    let copy = prices::close(work.db(), PriceId(id), body.valid_to, now, &actor).await?;
+    let PriceEnd { valid_to, alias } = body;
+    let copy = if let Some(alias) = alias {
+        prices::close_alias(work.db(), PriceId(id), &alias, valid_to, now, &actor).await?;
+        None
+    } else {
+        prices::close(work.db(), PriceId(id), valid_to, now, &actor).await?
+    };
     let shown = prices::get(work.db(), copy.unwrap_or(PriceId(id))).await?;
     let price = shown.ok_or_else(|| Problem::not_found("price"))?;
     work.done(&PriceView::new(price, true)).await
@@ -476,9 +488,10 @@ impl PartView {
     responses((status = 200, description = "What it costs", body = QuoteView)))]
 async fn preview_quote(
     State(state): State<AppState>,
-    Read { mut tx, .. }: Read<Reader>,
+    Auth { caller, .. }: Auth<Reader>,
     request: Request,
 ) -> Result<Json<QuoteView>, Problem> {
+    // The body first: a connection must not wait for a client that sends slowly.
     let (_, QuoteRequest { book, customer, at, data }) = read_json::<QuoteRequest>(request).await?;
     let by = match (&book, &customer) {
         (Some(book), None) => QuoteBy::Book(book),
@@ -487,6 +500,7 @@ async fn preview_quote(
     };
     let at = at.unwrap_or_else(|| state.clock.now());
     let parts = usage_parts(&data, at)?;
+    let mut tx = state.db.read(caller.scope()).await?;
     let quote = reports::quote(&mut tx, by, at, &parts).await.map_err(quote_problem)?;
     Ok(Json(QuoteView::new(quote)))
 }

@@ -93,7 +93,7 @@ struct RejectionWithRawView {
     /// How `raw` is written: `utf8` as it is, `base64` where it is not text.
     #[schema(example = "utf8")]
     raw_encoding: &'static str,
-    /// The event byte for byte, or the whole message where it could not be taken apart.
+    /// The event as received, or the whole message where it could not be taken apart, without the texts of prompts and answers.
     raw: String,
 }
 
@@ -212,7 +212,7 @@ async fn list_rejections(
 
 /// Get a rejection
 ///
-/// With the event as it was received, byte for byte.
+/// With the event as it was received, without the texts of prompts and answers.
 #[utoipa::path(get, path = "/v1/rejections/{id}", operation_id = "get_rejection", tag = "rejections",
     params(("id" = i64, Path, description = "Its id")),
     responses((status = 200, description = "The rejection", body = RejectionWithRawView)))]

@@ -50,7 +50,9 @@ struct ReportView {
     data: Vec<GroupView>,
     /// By type.
     types: Vec<TypeView>,
-    /// Usage in the interval's hours that names no task type: calls of no task, or of tasks without a type.
+    /// Usage in the interval's hours whose calls name no task type, a row per currency: calls of no task, and those of tasks that
+    /// do not say of which type; the latter are in `data` and `types` as well, so it does not add up with them. Empty where one
+    /// `task_type` is asked for.
     unattributed: Vec<UnattributedView>,
     /// Start of the interval.
     from: DateTime<Utc>,

@@ -186,10 +186,12 @@ struct TaskWithCallsView {
     task: TaskView,
     /// The task and everything under it together.
     nested: NestedView,
-    /// Its first calls in the order they happened.
+    /// Its first calls in the order they happened; none where `steps_timed_out`.
     steps: Vec<CallView>,
     /// Whether `/v1/tasks/{id}/calls` has more.
     has_more_steps: bool,
+    /// Whether the calls could not be read in time, as of a task that went on for months: its totals hold them all the same.
+    steps_timed_out: bool,
     /// Whether it has calls in months whose raw events are archived: they are in its totals and not among its steps.
     has_archived_steps: bool,
     /// Everything whose recording was complete by then is in it.
@@ -272,7 +274,8 @@ async fn list_tasks(
 
 /// Get a task
 ///
-/// With its first calls, and the totals of everything under it.
+/// With its first calls, and the totals of everything under it. The totals are answered also where the calls cannot be read
+/// in time.
 #[utoipa::path(get, path = "/v1/tasks/{id}", operation_id = "get_task", tag = "tasks",
     params(("id" = String, Path, description = "Its id", example = "refund-8812"), Whose),
     responses((status = 200, description = "The task", body = TaskWithCallsView)))]
@@ -290,8 +293,14 @@ async fn get_task(
     let has_archived_steps = kept_from.is_some_and(|kept_from| task.extent.first_booked_on < kept_from);
     let currencies = tasks::currencies(&mut tx, customer).await?;
     let own_currencies = currencies.at(task.first_event_at);
-    let mut calls = tasks::calls(&mut tx, customer, &task, None, CALLS_FETCHED).await?;
-    let has_more_steps = calls.len() > CALLS_SHOWN;
+    // Last, because nothing more can be read once a statement has failed.
+    let (mut calls, steps_timed_out) = match tasks::calls(&mut tx, customer, &task, None, CALLS_FETCHED).await
+    {
+        Ok(calls) => (calls, false),
+        Err(error) if error.timed_out() => (Vec::new(), true),
+        Err(error) => return Err(error.into()),
+    };
+    let has_more_steps = steps_timed_out || calls.len() > CALLS_SHOWN;
     calls.truncate(CALLS_SHOWN);
     let nested = NestedView {
         tasks: tree.tasks,
@@ -307,7 +316,15 @@ async fn get_task(
         .collect();
     let own = money(task.cost, task.charge, own_currencies, &caller);
     let task = TaskView::new(task, own);
-    Ok(Json(TaskWithCallsView { task, nested, steps, has_more_steps, has_archived_steps, as_of }))
+    Ok(Json(TaskWithCallsView {
+        task,
+        nested,
+        steps,
+        has_more_steps,
+        steps_timed_out,
+        has_archived_steps,
+        as_of,
+    }))
 }
 
 /// List calls of a task
