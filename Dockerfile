@@ -14,6 +14,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
 RUN useradd --system --uid 10001 waybill && install -d -o waybill -m 700 /var/lib/waybill
 COPY --from=build /usr/local/bin/waybill /usr/local/bin/waybill
 USER waybill
+# Reached from outside the container, as far as its ports are published.
+ENV WAYBILL_HTTP_ADDR=0.0.0.0:8080 WAYBILL_METRICS_ADDR=0.0.0.0:9464
 EXPOSE 8080 9464
 ENTRYPOINT ["waybill"]
 CMD ["serve"]

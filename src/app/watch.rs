@@ -23,8 +23,10 @@ const PARTS_EVERY: Duration = Duration::from_secs(5);
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether every acknowledged sequence is in a batch.
 const COMPLETENESS_EVERY: Duration = Duration::from_secs(20);
-/// Most gateways whose gaps are shown, the first by name: each is a time series.
-const GATEWAYS_MAX: i64 = 500;
+/// Gateways that are read at a time.
+const GATEWAYS_PAGE: i64 = 500;
+/// Most gateways with gaps that are shown, and most without: each is a time series.
+const SHOWN_MAX: usize = 500;
 /// How often the pools are looked at.
 const POOLS_EVERY: Duration = Duration::from_secs(10);
 /// How long a pool may neither give nor take back a connection before the process ends.
@@ -65,14 +67,18 @@ pub async fn parts(database: Database, health: Health, shutdown: Shutdown) {
 pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
     let (mut of_stream, mut of_ledger) = (Reading::of("stream"), Reading::of("ledger"));
     let mut counted: Option<Instant> = None;
-    let mut reasons = BTreeSet::new();
+    let (mut reasons, mut shown) = (BTreeSet::new(), Shown::default());
     while !shutdown.stopping() {
         let due = counted.is_none_or(|counted| counted.elapsed() >= COMPLETENESS_EVERY);
         let stream = current.borrow().clone();
         if let Some(stream) = stream {
             of_stream.ended(&sample_stream(&stream).await);
         }
-        if of_ledger.ended(&sample_ledger(&database, due, &mut reasons).await) && due {
+        let mut read = sample_ledger(&database, &mut reasons).await;
+        if read.is_ok() && due {
+            read = sample_gateways(&database, &mut shown).await;
+        }
+        if of_ledger.ended(&read) && due {
             counted = Some(Instant::now());
         }
         tokio::select! {
@@ -127,11 +133,7 @@ async fn sample_stream(stream: &UsageStream) -> Result<(), IngestError> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
-async fn sample_ledger(
-    database: &Database,
-    due: bool,
-    reasons: &mut BTreeSet<String>,
-) -> Result<(), StoreError> {
+async fn sample_ledger(database: &Database, reasons: &mut BTreeSet<String>) -> Result<(), StoreError> {
     let mut tx = database.read(Scope::Everything).await?;
     let unposted = gauges::unposted(&mut tx).await?;
     metrics::gauge!("waybill_unposted_batches").set(unposted.batches as f64);
@@ -147,14 +149,47 @@ async fn sample_ledger(
         reasons.insert(open.reason.clone());
         metrics::gauge!("waybill_rejections_open", "reason" => open.reason).set(open.count as f64);
     }
-    if due {
-        for gateway in gateways::list(&mut tx, None, None, GATEWAYS_MAX).await? {
-            metrics::gauge!("waybill_gateway_missing_events", "gateway" => gateway.name)
-                .set(gateway.missing as f64);
+    Ok(())
+}
+
+/// The gateways whose gaps are shown, each for as long as the program runs: a gauge keeps its last value.
+#[derive(Debug, Default)]
+struct Shown {
+    with_gaps: BTreeSet<String>,
+    without: BTreeSet<String>,
+}
+
+impl Shown {
+    /// Whether a gateway is shown: those with gaps come first, because others do not take their places.
+    fn takes(&mut self, gateway: &str, missing: i64) -> bool {
+        if self.with_gaps.contains(gateway) || self.without.contains(gateway) {
+            return true;
         }
-        let days = gauges::partition_days_ahead(&mut tx).await?;
-        metrics::gauge!("waybill_journal_partition_days_ahead").set(days as f64);
+        let places = if missing > 0 { &mut self.with_gaps } else { &mut self.without };
+        places.len() < SHOWN_MAX && places.insert(gateway.to_owned())
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
+async fn sample_gateways(database: &Database, shown: &mut Shown) -> Result<(), StoreError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let mut after: Option<String> = None;
+    loop {
+        let page = gateways::list(&mut tx, None, after.as_deref(), GATEWAYS_PAGE).await?;
+        let more = i64::try_from(page.len()) == Ok(GATEWAYS_PAGE);
+        for gateway in page {
+            if shown.takes(&gateway.name, gateway.missing) {
+                metrics::gauge!("waybill_gateway_missing_events", "gateway" => gateway.name.clone())
+                    .set(gateway.missing as f64);
+            }
+            after = Some(gateway.name);
+        }
+        if !more {
+            break;
+        }
+    }
+    let days = gauges::partition_days_ahead(&mut tx).await?;
+    metrics::gauge!("waybill_journal_partition_days_ahead").set(days as f64);
     Ok(())
 }
 
@@ -202,7 +237,25 @@ pub async fn pools(database: Database, shutdown: Shutdown, failed: mpsc::Sender<
         if let Some(pool) = watch.look(POOL_PATIENCE).await {
             // Nobody listens any more once the program stops.
             let _ = failed.send(DeadPool(pool)).await;
-            return;
+            return shutdown.stopped().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SHOWN_MAX, Shown};
+
+    #[test]
+    fn a_gateway_with_gaps_is_shown_however_many_have_none() {
+        let mut shown = Shown::default();
+        let names: Vec<String> = (0..=SHOWN_MAX).map(|number| format!("gw-{number:04}")).collect();
+        let (last, first) = names.split_last().unwrap();
+        assert!(first.iter().all(|name| shown.takes(name, 0)));
+        assert!(!shown.takes(last, 0));
+        assert!(shown.takes(last, 1));
+        assert!(shown.takes(last, 0), "and shows when it has none any more");
+        assert!(first[..SHOWN_MAX - 1].iter().all(|name| shown.takes(&format!("{name}-b"), 1)));
+        assert!(!shown.takes("gw-z", 1), "there is a bound");
     }
 }

@@ -42,10 +42,10 @@ pub struct ForwardArgs {
     #[arg(long, env = "WAYBILL_FORWARD_KEY", hide_env_values = true)]
     pub key: String,
     /// Milliseconds between two looks at the watermark
-    #[arg(long, env = "WAYBILL_FORWARD_POLL_MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, env = "WAYBILL_FORWARD_POLL_MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub poll_ms: u64,
     /// Seconds a hole in the watermark may last before its events are published again; longer than the consumer's ack wait
-    #[arg(long, env = "WAYBILL_FORWARD_RESEND_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "WAYBILL_FORWARD_RESEND_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub resend_seconds: u64,
 }
 

@@ -39,7 +39,7 @@ impl DevEnv {
         let variables = text
             .lines()
             .filter_map(|line| line.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .map(|(name, value)| (name.to_owned(), unquoted(value)))
             .collect();
         Self { path, variables }
     }
@@ -95,19 +95,69 @@ impl DevEnv {
         Ok(())
     }
 
-    /// Writes the file, readable by its owner only: a line `NAME=value` each, which a shell can read as well (no value has
-    /// a blank or a quote in it).
+    /// Writes the file, whole or not at all and readable by its owner only: a line `NAME=value` each, which a shell can read as
+    /// well.
     ///
     /// # Errors
     /// [`DevError::Io`].
     pub fn save(&self) -> Result<(), DevError> {
-        let lines = self.variables.iter().map(|(name, value)| format!("{name}={value}\n"));
+        let lines = self.variables.iter().map(|(name, value)| format!("{name}={}\n", quoted(value)));
         let text: String = lines.collect();
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(MODE);
-        options
-            .open(&self.path)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(DevError::io("cannot write", &self.path))
+        let new = self.path.with_extension("new");
+        let written = || {
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(MODE);
+            options.open(&new)?.write_all(text.as_bytes())?;
+            std::fs::rename(&new, &self.path)
+        };
+        written().map_err(DevError::io("cannot write", &self.path))
+    }
+}
+
+/// A value as a shell reads it back: as it is, or between single quotes where a character could mean something to the shell.
+fn quoted(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:/@%+=,".contains(&byte);
+    if value.bytes().all(plain) { value.to_owned() } else { format!("'{}'", value.replace('\'', r"'\''")) }
+}
+
+/// What was [`quoted`].
+fn unquoted(text: &str) -> String {
+    let between = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
+    between.map_or_else(|| text.to_owned(), |value| value.replace(r"'\''", "'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn values_are_read_back_by_us_and_by_a_shell() {
+        let home = std::env::temp_dir().join(format!("waybill-keys-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&home).unwrap();
+        let values = [
+            "wb_abc_DEF-1.2",
+            "postgres://u:p%2F@host:5432/db?sslmode=verify-full&sslrootcert=/etc/my ca.pem",
+            "it's $HOME `id` \"x\" \\ # ; | ~ *",
+            "'",
+            "",
+        ];
+        let mut env = DevEnv::load(&home);
+        for (number, value) in values.iter().enumerate() {
+            env.set(&format!("V{number}"), *value);
+        }
+        env.save().unwrap();
+        env.save().unwrap();
+        let again = DevEnv::load(&home);
+        for (number, value) in values.iter().enumerate() {
+            assert_eq!(again.get(&format!("V{number}")), *value);
+            let script = format!(". '{}'; printf %s \"$V{number}\"", env.path.display());
+            let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), *value);
+        }
+        let files = std::fs::read_dir(&home).unwrap().count();
+        std::fs::remove_dir_all(&home).unwrap();
+        assert_eq!(files, 1, "nothing is left beside it");
     }
 }

@@ -42,6 +42,10 @@ const COUNT: &str = "count";
 /// What is wrong with a journal whose numbers the ledger has seen before.
 const OLDER_COPY: &str = "the ledger has higher numbers of this journal than the journal itself, so this is an older copy of it; events are \
                           forwarded, but nothing is removed: stop, and start with a new folder once all is published";
+/// The part of the program that reads the journal.
+const DELIVERY: &str = "delivery";
+/// What is wrong where it cannot.
+const UNREADABLE: &str = "the journal cannot be read, so nothing new is published; the log says why";
 /// What is said when the ledger's database was restored.
 const FORGOTTEN: &str =
     "the ledger does not have any more what it had; what is still in the journal is published again";
@@ -97,6 +101,8 @@ struct Loop {
     in_flight: JoinSet<u64>,
     /// Since when fewer events than a full message wait.
     waiting: Option<Instant>,
+    /// Since when the journal cannot be read, in milliseconds since 1970.
+    unreadable_ms: Option<i64>,
     settled: Settled,
     /// Whether the ledger knows more of the journal than the journal itself.
     older_copy: bool,
@@ -121,6 +127,7 @@ impl Delivery {
             again: VecDeque::new(),
             in_flight: JoinSet::new(),
             waiting: None,
+            unreadable_ms: None,
             settled: Settled::default(),
         };
         work.settle(first).await;
@@ -132,13 +139,9 @@ impl Loop {
     async fn run(mut self, mut told: watch::Receiver<Settled>) {
         let mut durable = self.journal.watch();
         let (shutdown, mut tick) = (self.way.shutdown.clone(), tokio::time::interval(TICK));
-        let (mut stop_at, mut unreadable) = (None, false);
+        let mut stop_at = None;
         loop {
-            let filled = self.fill(stop_at.is_some()).await;
-            if let (Err(error), false) = (&filled, unreadable) {
-                tracing::error!(%error, "the journal cannot be read; trying again");
-            }
-            unreadable = filled.is_err();
+            self.fill(stop_at.is_some()).await;
             if let Some(at) = stop_at {
                 let done = self.in_flight.is_empty() && self.cursor > self.journal.durable();
                 if done || Instant::now() >= at || !self.way.publisher.connected() {
@@ -146,7 +149,7 @@ impl Loop {
                 }
             }
             let linger = self.waiting.map_or(TICK, |since| LINGER.saturating_sub(since.elapsed()));
-            let linger = if unreadable { TICK } else { linger };
+            let linger = if self.unreadable_ms.is_some() { TICK } else { linger };
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => self.ended(ended.ok()),
                 Ok(()) = told.changed() => {
@@ -162,16 +165,13 @@ impl Loop {
     }
 
     /// Sends as much as may be on its way.
-    async fn fill(&mut self, hurry: bool) -> Result<(), JournalError> {
+    async fn fill(&mut self, hurry: bool) {
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Some(first) = self.again.pop_front() {
                 let Some(last) = self.unsettled.get(&first).map(|sent| sent.last) else { continue };
-                let mut records = match self.read(first).await {
-                    Ok(records) => records,
-                    Err(error) => {
-                        self.again.push_front(first);
-                        return Err(error);
-                    }
+                let Some(mut records) = self.read(first).await else {
+                    self.again.push_front(first);
+                    return;
                 };
                 records.retain(|record| record.sequence <= last && !self.settled.contains(record.sequence));
                 if records.is_empty() {
@@ -191,16 +191,17 @@ impl Loop {
             let backlog = (self.journal.durable() + 1).saturating_sub(self.cursor);
             if backlog == 0 {
                 self.waiting = None;
-                return Ok(());
+                self.readable();
+                return;
             }
             if backlog < EVENTS_PER_MESSAGE as u64 && !hurry {
                 let since = *self.waiting.get_or_insert_with(Instant::now);
                 if since.elapsed() < LINGER {
-                    return Ok(());
+                    return;
                 }
             }
             self.waiting = None;
-            let mut records = self.read(self.cursor).await?;
+            let Some(mut records) = self.read(self.cursor).await else { return };
             // What is damaged is never settled: a message ends before it.
             let start = records.first().map_or(self.cursor, |record| record.sequence);
             let end = self.unsettled.range(self.cursor..).next().map_or(u64::MAX, |(first, _)| *first);
@@ -225,14 +226,33 @@ impl Loop {
                 self.send(first, records);
             }
         }
-        Ok(())
     }
 
-    async fn read(&self, from: u64) -> Result<Vec<Record>, JournalError> {
+    /// Records from a number on; `None` where the journal cannot be read, which is said once.
+    async fn read(&mut self, from: u64) -> Option<Vec<Record>> {
         let journal = self.journal.clone();
-        let read =
-            tokio::task::spawn_blocking(move || journal.read(from, EVENTS_PER_MESSAGE, EVENTS_BYTES_MAX));
-        read.await.unwrap_or_else(|_| Ok(Vec::new()))
+        match blocking(move || journal.read(from, EVENTS_PER_MESSAGE, EVENTS_BYTES_MAX)).await {
+            Ok(records) => {
+                self.readable();
+                Some(records)
+            }
+            Err(error) => {
+                if self.unreadable_ms.is_none() {
+                    tracing::error!(%error, "the journal cannot be read; trying again");
+                    self.way.health.down(DELIVERY, UNREADABLE);
+                    self.unreadable_ms = Some(self.clock.now().timestamp_millis());
+                }
+                None
+            }
+        }
+    }
+
+    /// The journal can be read, or nothing in it need be.
+    fn readable(&mut self) {
+        if self.unreadable_ms.take().is_some() {
+            tracing::info!("the journal can be read again");
+            self.way.health.up(DELIVERY);
+        }
     }
 
     /// Publishes records as one message, again and again until the stream has it.
@@ -325,8 +345,30 @@ impl Loop {
         // After a step back some of what is on its way lies above the cursor.
         let ahead: u64 = self.unsettled.range(self.cursor..).map(|(first, sent)| sent.last - first + 1).sum();
         let unread = (journal.durable() + 1).saturating_sub(self.cursor + ahead);
-        let oldest_ms = self.unsettled.first_key_value().map(|(_, sent)| sent.accepted_ms);
+        let sent_ms = self.unsettled.first_key_value().map(|(_, sent)| sent.accepted_ms);
+        // Of what cannot be read nobody knows when it was accepted.
+        let oldest_ms = sent_ms.into_iter().chain(self.unreadable_ms).min();
         let age_ms = oldest_ms.map_or(0, |oldest| (self.clock.now().timestamp_millis() - oldest).max(0));
         meters::state(sent + unread, age_ms, journal);
+    }
+}
+
+/// Reads the journal without holding up the program. A read that panics is a failure like others: what it was to read is not passed
+/// over.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, JournalError> {
+    tokio::task::spawn_blocking(read).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_panics_is_a_failure_and_not_the_end_of_the_journal() {
+        let panicked = blocking(|| -> Result<Vec<Record>, JournalError> { panic!("while reading") });
+        assert!(matches!(panicked.await, Err(JournalError::Ended(_))));
+        assert!(matches!(blocking(|| Ok(1)).await, Ok(1)));
     }
 }

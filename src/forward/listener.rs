@@ -167,3 +167,24 @@ async fn no_route() -> Problem {
 async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     Problem::new(&METHOD_NOT_ALLOWED, format!("{} does not take {method}; see the Allow header.", uri.path()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value};
+
+    use super::*;
+    use crate::forward::EVENT_BYTES_MIN;
+
+    #[test]
+    fn no_event_that_is_taken_is_shorter_than_the_journal_supposes() {
+        let shortest = r#"{"id":"i","source":"g","subject":"s","time":"2026-11-27T10:00:00Z","specversion":"","type":""}"#;
+        let kept = judge(shortest.as_bytes(), "g").unwrap();
+        assert!(kept.len() >= EVENT_BYTES_MIN, "{}", kept.len());
+        let members: Map<String, Value> = serde_json::from_str(shortest).unwrap();
+        for name in members.keys() {
+            let mut fewer = members.clone();
+            fewer.remove(name);
+            assert!(judge(Value::from(fewer).to_string().as_bytes(), "g").is_err(), "without {name}");
+        }
+    }
+}

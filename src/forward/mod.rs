@@ -30,3 +30,5 @@ pub use watermark::{WATERMARK, WatermarkClient, WatermarkError};
 
 /// Most bytes of a message's body: what the stream takes less the room for its headers.
 const MESSAGE_BYTES_MAX: usize = 65_536 - 512;
+/// No event that is accepted is shorter: what its envelope must have takes more.
+const EVENT_BYTES_MIN: usize = 80;

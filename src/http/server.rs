@@ -13,9 +13,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
 
-/// What a server grants its clients.
+/// What a listener grants its clients.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub struct Limits {
     /// Connections at a time; more wait until one ends.
     connections: usize,
     /// How long the head of a request may take, and how long a connection may be idle before it.
@@ -24,19 +24,19 @@ struct Limits {
     silence: Duration,
 }
 
-/// Connections stay below the usual limit of 1,024 open files, of which the program needs some itself; silence is longer than any
-/// request may take (`edge`).
-const LIMITS: Limits =
+/// For whoever uses the program. With [`MONITORS`], connections stay below the usual limit of 1,024 open files, of which the program
+/// needs some itself; silence is longer than any request may take (`edge`).
+pub const CLIENTS: Limits =
     Limits { connections: 800, head: Duration::from_secs(30), silence: Duration::from_secs(75) };
+/// For whoever watches it: places of their own, which clients cannot take.
+pub const MONITORS: Limits = Limits { connections: 50, ..CLIENTS };
+/// Requests of one HTTP/2 connection at a time; more wait.
+const STREAMS: u32 = 32;
 
 /// Serves a router until `stopped` resolves, then finishes the requests that have begun.
 ///
 /// A client that connects and says nothing, or sends half a request, holds its connection for a bounded time only.
-pub async fn serve<L: Listener>(listener: L, router: Router, stopped: impl Future<Output = ()>) {
-    serve_within(LIMITS, listener, router, stopped).await;
-}
-
-async fn serve_within<L: Listener>(
+pub async fn serve<L: Listener>(
     limits: Limits,
     mut listener: L,
     router: Router,
@@ -46,7 +46,7 @@ async fn serve_within<L: Listener>(
     let (room, open) = (Arc::new(Semaphore::new(limits.connections)), GracefulShutdown::new());
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.head);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.head).max_concurrent_streams(STREAMS);
     loop {
         let next = async {
             let place = Arc::clone(&room).acquire_owned().await;
@@ -89,7 +89,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(async || "here"));
-        tokio::spawn(serve_within(limits, listener, router, std::future::pending()));
+        tokio::spawn(serve(limits, listener, router, std::future::pending()));
         address
     }
 
@@ -111,6 +111,24 @@ mod tests {
             assert!(!ended.unwrap().contains("200 OK"));
             assert!(answer(REQUEST, at).await.ends_with("here"));
         }
+    }
+
+    #[tokio::test]
+    async fn an_http2_connection_is_told_how_many_requests_it_may_have() {
+        const HEAD_BYTES: usize = 9;
+        const SETTINGS: u8 = 4;
+        const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
+        let at = start(Limits { connections: 1, head: LONG, silence: LONG }).await;
+        let mut client = TcpStream::connect(at).await.unwrap();
+        // The preface, and settings that change nothing.
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut head = [0; HEAD_BYTES];
+        client.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[3], SETTINGS);
+        let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        client.read_exact(&mut settings).await.unwrap();
+        let told = settings.chunks(6).find(|setting| setting[..2] == MAX_CONCURRENT_STREAMS).unwrap();
+        assert_eq!(u32::from_be_bytes(told[2..].try_into().unwrap()), STREAMS);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! `waybill forward` as a process: killed, without NATS, without the API, without space; what it accepted is counted once.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -409,10 +410,17 @@ async fn it_listens_on_a_unix_socket_and_stops_when_told() {
     })
     .await;
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
-    let mut second = start();
-    second.stderr(std::process::Stdio::piped());
-    let second = String::from_utf8(second.output().unwrap().stderr).unwrap();
-    assert!(second.contains("one forwarder per journal"), "{second}");
+    let second = |journal: &Path| {
+        let mut second = start();
+        second.env("WAYBILL_FORWARD_JOURNAL", journal).stderr(std::process::Stdio::piped());
+        String::from_utf8(second.output().unwrap().stderr).unwrap()
+    };
+    let same = second(&setting.journal());
+    assert!(same.contains("one forwarder per journal"), "{same}");
+    // The socket of one that runs is not taken away.
+    let other = second(&setting.folder.join("other"));
+    assert!(other.contains("another process listens on") && other.contains("events.sock"), "{other}");
+    UnixStream::connect(&socket).await.unwrap();
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
     // A stop waits for what is on its way.
@@ -432,6 +440,8 @@ async fn contradictions_are_refused_with_a_sentence() {
         ("WAYBILL_FORWARD_API_URL", "waybill.example".to_owned(), "must start with http:// or https://"),
         ("WAYBILL_FORWARD_NATS_URL", "http://nats".to_owned(), "must start with nats:// or tls://"),
         ("WAYBILL_FORWARD_JOURNAL", "/proc/journal".to_owned(), "cannot create /proc/journal"),
+        ("WAYBILL_FORWARD_RESEND_SECONDS", u64::MAX.to_string(), "is not in 1..=86400"),
+        ("WAYBILL_FORWARD_POLL_MS", u64::MAX.to_string(), "is not in 10..=60000"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
         command.arg("forward");
@@ -506,6 +516,39 @@ async fn what_a_restored_ledger_has_forgotten_is_published_again() {
     .await;
     forwarder.settled().await;
     recorded_exactly(&world, &all.into_iter().collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_cannot_be_read_is_told_and_its_events_grow_old() {
+    let world = World::start().await;
+    let setting = setting(&world, world.bed.nats_url.clone()).await;
+    let forwarder = setting.start().await;
+    forwarder.post(&ids("early", 5)).await;
+    forwarder.settled().await;
+    // The writer has the file open; who reads opens it anew.
+    let segment = setting.journal().join("00000000000000000001.events");
+    let away = setting.folder.join("away");
+    std::fs::rename(&segment, &away).unwrap();
+    forwarder.post(&ids("later", 5)).await;
+    wait_until("it is told", async || {
+        let parts = get(forwarder.metrics, "/readyz").await?;
+        (parts.contains(" 200 ") && parts.contains("the journal cannot be read")).then_some(())
+    })
+    .await;
+    wait_until("what waits grows old", async || {
+        let old = forwarder.metric("waybill_forward_oldest_unsettled_seconds").await >= 2.0;
+        (old && forwarder.metric("waybill_forward_unsettled_events").await >= 5.0).then_some(())
+    })
+    .await;
+    std::fs::rename(&away, &segment).unwrap();
+    forwarder.settled().await;
+    let all = ids("early", 5).into_iter().chain(ids("later", 5)).collect();
+    recorded_exactly(&world, &all).await;
+    wait_until("all is well", async || {
+        let well = get(forwarder.metrics, "/readyz").await?.contains("\"delivery\":\"ok\"");
+        (well && forwarder.metric("waybill_forward_oldest_unsettled_seconds").await < 0.1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@
 //! | N15 | publish without a reply subject | `the_streams_answers_cannot_be_sent_elsewhere` |
 //! | N16 | malformed subjects | `nothing_but_its_own_subject_can_be_published_to` |
 //! | N17 | publish captured messages again | `nats_billing::captured_messages_count_once_and_a_revoked_gateway_is_out_at_once` |
-//! | N18 | other ports, other users, nobody | `limits_hold_and_nobody_gets_in_without_a_user`, `nothing_but_clients_is_listened_for`, `who_looks_after_the_server_reaches_no_usage` |
+//! | N18 | other ports, other users, nobody | `limits_hold_and_nobody_gets_in_without_a_user`, `a_gateways_password_opens_no_other_account`, `nothing_but_clients_is_listened_for`, `who_looks_after_the_server_reaches_no_usage` |
 
 use std::collections::BTreeSet;
 
@@ -307,6 +307,21 @@ async fn limits_hold_and_nobody_gets_in_without_a_user() {
     let account =
         jetstream::ContextBuilder::new().timeout(SILENCE).build(client.unwrap()).query_account().await;
     assert!(account.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateways_password_opens_no_other_account() {
+    const OTHER: &str = "gw-us-1";
+    let nats = PrivateNats::start().await;
+    nats.add_gateway(OTHER).await;
+    let (one, other) = (nats.gateway_url(), nats.gateway_url_of(OTHER));
+    assert_eq!(Raw::connect(&other).await.said("PING").await, "", "the control: with its own it gets in");
+    let password = |url: &str| url.rsplit_once('@').unwrap().0.rsplit_once(':').unwrap().1.to_owned();
+    let (_, address) = one.rsplit_once('@').unwrap();
+    for (user, password) in [(OTHER, password(&one)), ("gw-eu-1", password(&other))] {
+        let said = Raw::connect(&format!("nats://{user}:{password}@{address}")).await.said("").await;
+        assert!(said.contains("Authorization Violation") || said.contains("(closed)"), "{user}: {said}");
+    }
 }
 
 /// The user of the system account, who may take a server out of a cluster.

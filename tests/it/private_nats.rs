@@ -13,6 +13,9 @@ use crate::harness::{TestBed, wait_until};
 
 /// The gateway that the configuration has an account of.
 pub const SHIPPED_GATEWAY: &str = "gw-eu-1";
+/// The password of a gateway that is added, and what `nats server passwd` makes of it.
+const ADDED_PASSWORD: &str = "another-gateways-own";
+const ADDED_HASH: &str = "$2a$04$JqR3vXk0bWn8sLz5TfYc.uo3MzZ5fsiNvdTo3KPEhRioUpp78O.2a";
 
 /// The server; ended and removed when dropped.
 pub struct PrivateNats {
@@ -57,7 +60,9 @@ impl PrivateNats {
 
     /// As another gateway reaches it that was added with [`Self::add_gateway`].
     pub fn gateway_url_of(&self, name: &str) -> String {
-        self.gateway_url().replace(SHIPPED_GATEWAY, name)
+        let url = self.gateway_url();
+        let (_, address) = url.rsplit_once('@').unwrap();
+        format!("nats://{name}:{ADDED_PASSWORD}@{address}")
     }
 
     /// As whoever looks after the server reaches it.
@@ -78,11 +83,13 @@ impl PrivateNats {
         serde_json::from_slice(&state).unwrap()
     }
 
-    /// Adds a gateway as the configuration says: a copy of the account's block, and SIGHUP twice.
+    /// Adds a gateway as the configuration says: a copy of the account's block with a password of its own, and SIGHUP twice.
     pub async fn add_gateway(&self, name: &str) {
         self.reconfigure(|text| {
             let block = account(&text, SHIPPED_GATEWAY).to_owned();
-            text.replace(&block, &format!("{block}{}", block.replace(SHIPPED_GATEWAY, name)))
+            let added = block.replace(SHIPPED_GATEWAY, name);
+            let added = added.replace("$WAYBILL_NATS_GATEWAY_PASSWORD", &format!("\"{ADDED_HASH}\""));
+            text.replace(&block, &format!("{block}{added}"))
         })
         .await;
         self.reconfigure(|text| text).await;

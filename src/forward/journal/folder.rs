@@ -68,12 +68,14 @@ impl Folder {
     /// [`JournalError`].
     pub fn open(path: &Path, gateway: &str) -> Result<(Self, Vec<(u64, PathBuf)>), JournalError> {
         let path = std::path::absolute(path).map_err(JournalError::io("cannot find", path))?;
+        let made = path.ancestors().take_while(|folder| !folder.exists()).count();
         DirBuilder::new()
             .recursive(true)
             .mode(FOLDER_MODE)
             .create(&path)
             .map_err(JournalError::io("cannot create", &path))?;
         let lock = lock(&path)?;
+        sync_names(&path, made)?;
         let mut segments = segments(&path)?;
         let identity = path.join(IDENTITY);
         let known = match std::fs::read(&identity) {
@@ -167,6 +169,19 @@ fn create_segment(folder: &Path, first: u64) -> Result<(PathBuf, File), JournalE
             Err(JournalError::io("cannot make", &path)(error))
         }
     }
+}
+
+/// Makes durable the names in a folder, its own, and those of the `made` folders that lead to it: a run that was killed may
+/// have made the segment that is written to next, and not have come so far.
+fn sync_names(folder: &Path, made: usize) -> Result<(), JournalError> {
+    for path in folder.ancestors().take(made.max(1) + 1) {
+        match File::open(path).and_then(|opened| opened.sync_all()) {
+            // A folder above ours that we may not read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path != folder => {}
+            synced => synced.map_err(JournalError::io("cannot sync", path))?,
+        }
+    }
+    Ok(())
 }
 
 fn lock(folder: &Path) -> Result<File, JournalError> {

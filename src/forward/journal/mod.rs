@@ -3,7 +3,8 @@
 //! Owns: the folder and its lock, segments of records, the durable count, what was damaged, the bound.
 //! Does not own: what an event may be, and when it is settled; the caller says both.
 //! Invariants: an append is acknowledged after `fdatasync`, and after the folder's for a new segment; numbers count from 1
-//! without a gap and are never given twice in one epoch; a write that failed is cut off again before the next one; a file that
+//! without a gap and are never given twice in one epoch (where the end of the newest file is lost, as many are skipped as it
+//! can have held); a write that failed is cut off again before the next one; a file that
 //! ends early loses what was never acknowledged and nothing else; whatever else cannot be read is reported by number,
 //! kept on disk, and stays a hole in the gateway's count: it is never passed over in silence.
 //!
@@ -66,6 +67,9 @@ pub enum JournalError {
         /// What is wrong.
         detail: String,
     },
+    /// What reads has failed, not what it reads.
+    #[error("reading the journal ended early: {0}")]
+    Ended(#[from] tokio::task::JoinError),
     /// The file system.
     #[error("{what} {}: {cause}", path.display())]
     Io {
@@ -163,7 +167,7 @@ impl Journal {
         (self.state().bytes(), self.bytes_max)
     }
 
-    /// How many accepted events cannot be read any more.
+    /// How many accepted events cannot be read any more, at most.
     pub fn damaged(&self) -> u64 {
         self.state().damaged.iter().map(|range| range.clone().count() as u64).sum()
     }
@@ -233,8 +237,8 @@ impl Journal {
                     let from = records.last().map_or(piece.expected, |last: &Record| last.sequence + 1);
                     self.state().found_damaged(piece.first, from..=piece.after - 1);
                 }
-                Item::DamagedTail { sequence, .. } => {
-                    self.state().found_damaged(piece.first, sequence..=piece.after - 1);
+                Item::DamagedTail { numbers, .. } => {
+                    self.state().found_damaged(piece.first, *numbers.start()..=piece.after - 1);
                 }
             }
         }

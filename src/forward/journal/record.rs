@@ -7,9 +7,13 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use crate::forward::EVENT_BYTES_MIN;
+
 /// Length of a header.
 pub const HEADER_BYTES: usize = 28;
-/// Length of the zeros at the end of a file that a power loss leaves where the size was written and the data was not.
+/// No record is shorter.
+pub const RECORD_BYTES_MIN: usize = HEADER_BYTES + EVENT_BYTES_MIN;
+/// Length of the zeros at the end of a record that a power loss leaves where the size was written and the data was not.
 const ZERO_TAIL_BYTES: usize = 512;
 
 /// An event of the journal.
@@ -88,12 +92,12 @@ pub enum Item {
         /// Where it begins.
         at: usize,
     },
-    /// From here to the end the file holds something else; the first number that is lost with it.
+    /// From here to the end the file holds something else.
     DamagedTail {
         /// Where it begins.
         at: usize,
-        /// At least this number is lost.
-        sequence: u64,
+        /// The numbers that may be lost with it: the first is for certain.
+        numbers: RangeInclusive<u64>,
     },
 }
 
@@ -133,21 +137,32 @@ impl<'a> Walk<'a> {
     /// What to make of bytes that are no header: the next record that is one, or the end.
     fn resync(&mut self) -> Item {
         let rest = self.rest();
-        if rest.len() < HEADER_BYTES || (rest.len() >= ZERO_TAIL_BYTES && is_zero(rest)) {
+        // Zeros of any length: the writer, too, leaves some where it was killed while it tried whether the disk has room.
+        if rest.len() < HEADER_BYTES || is_zero(rest) {
             let at = self.at;
             return self.end(Item::Torn { at });
         }
         let next = (self.at + 1..self.bytes.len()).find_map(|at| Some((at, self.plausible(at)?)));
         let (first, at) = (self.expected, self.at);
-        match next {
-            Some((at, header)) => {
-                self.at = at;
-                self.expected = header.sequence;
-                Item::Damaged(lost(first, header.sequence))
-            }
-            None => self.end(Item::DamagedTail { at, sequence: first }),
-        }
+        let Some((next_at, header)) = next else {
+            let numbers = first..=first + records_max(rest) - 1;
+            return self.end(Item::DamagedTail { at, numbers });
+        };
+        self.at = next_at;
+        self.expected = header.sequence;
+        Item::Damaged(lost(first, header.sequence))
     }
+}
+
+/// How many records the end of a file can hold of which not even the first has a header that is right: one where everything
+/// else says that it is one, else as many as there is room for, because a number that is skipped is a hole, and one that is given
+/// twice vouches for an event that it is not.
+fn records_max(tail: &[u8]) -> u64 {
+    let field = |at: usize| tail.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let body = tail.get(HEADER_BYTES..).unwrap_or_default();
+    let one = field(0).is_some_and(|length| usize::try_from(length) == Ok(body.len()))
+        || field(20).is_some_and(|sum| sum == crc32fast::hash(body));
+    if one { 1 } else { (tail.len() / RECORD_BYTES_MIN).max(1) as u64 }
 }
 
 /// The numbers from `first` to before `next`.
@@ -261,7 +276,7 @@ mod tests {
             left.remove(hit);
             prop_assert_eq!(whole, left);
             prop_assert_eq!(other.len(), 1);
-            let tail = Item::DamagedTail { at: file(&events[..hit]).len(), sequence };
+            let tail = Item::DamagedTail { at: file(&events[..hit]).len(), numbers: sequence..=sequence };
             prop_assert!(
                 other[0] == Item::Damaged(sequence..=sequence) || (hit + 1 == events.len() && other[0] == tail),
                 "{:?}", other
@@ -278,10 +293,12 @@ mod tests {
     #[test]
     fn zeros_after_a_power_loss_are_torn_and_damage_in_several_records_is_counted() {
         let events = vec![b"{\"a\":1}".to_vec(), vec![b'x'; 900], b"{}".to_vec(), b"{}".to_vec()];
-        let mut bytes = file(&events[..1]);
-        let end = bytes.len();
-        bytes.resize(end + 4096, 0);
-        assert_eq!(read(&bytes).1, [Item::Torn { at: end }]);
+        let end = file(&events[..1]).len();
+        for zeros in [1, HEADER_BYTES, 100, ZERO_TAIL_BYTES - 1, 4096] {
+            let mut bytes = file(&events[..1]);
+            bytes.resize(end + zeros, 0);
+            assert_eq!(read(&bytes).1, [Item::Torn { at: end }], "{zeros}");
+        }
 
         let mut bytes = file(&events[..2]);
         let length = bytes.len();
@@ -300,6 +317,6 @@ mod tests {
     fn records_of_another_journal_are_damage() {
         let bytes = file(&[b"{}".to_vec()]);
         let found: Vec<Item> = Walk::new(&bytes, b"some other epoch", FIRST).collect();
-        assert_eq!(found, [Item::DamagedTail { at: 0, sequence: FIRST }]);
+        assert_eq!(found, [Item::DamagedTail { at: 0, numbers: FIRST..=FIRST }]);
     }
 }

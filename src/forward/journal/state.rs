@@ -66,6 +66,7 @@ impl State {
         let filled = |(_, path): &(u64, PathBuf)| path.metadata().is_ok_and(|data| data.len() > 0);
         let newest = files.iter().rposition(filled);
         let mut sealed = false;
+        let firsts: Vec<u64> = files.iter().map(|(first, _)| *first).collect();
         for (number, (first, path)) in files.into_iter().enumerate() {
             if first < next && newest.is_none_or(|newest| number > newest) {
                 // Made for a write that then failed; what came later went on in the file before.
@@ -77,7 +78,10 @@ impl State {
                 next = first;
             }
             let mut segment = Segment::empty(path, first);
-            sealed = state.read_segment(&mut segment, epoch, newest.is_none_or(|newest| number >= newest))?;
+            // Where another follows that holds something, its first number says where this one ends.
+            let before =
+                newest.filter(|newest| number < *newest).and_then(|_| firsts.get(number + 1).copied());
+            sealed = state.read_segment(&mut segment, epoch, before)?;
             next = next.max(segment.next);
             state.segments.push_back(segment);
         }
@@ -94,12 +98,13 @@ impl State {
         self.damaged.iter().any(|range| range.contains(&sequence))
     }
 
-    /// Reads a segment into its index; returns whether it must not be written to any more.
-    pub fn read_segment(
+    /// Reads a segment into its index; all its numbers are below `before`, which only the newest has not. Returns whether it must
+    /// not be written to any more.
+    fn read_segment(
         &mut self,
         segment: &mut Segment,
         epoch: Uuid,
-        newest: bool,
+        before: Option<u64>,
     ) -> Result<bool, JournalError> {
         let read =
             || File::open(&segment.path).and_then(|file| read::range(&file, 0..file.metadata()?.len()));
@@ -117,7 +122,7 @@ impl State {
                     segment.next = range.end() + 1;
                     self.report(range, &segment.path, "records that cannot be read");
                 }
-                Item::Torn { at } if newest => {
+                Item::Torn { at } if before.is_none() => {
                     cut(&segment.path, at as u64)?;
                     tracing::warn!(
                         file = %segment.path.display(), bytes = bytes.len() - at,
@@ -127,13 +132,15 @@ impl State {
                 }
                 // The write of a segment that is full was acknowledged, so what is missing of it shows as a hole before the next.
                 Item::Torn { .. } => segment.damaged = true,
-                Item::DamagedTail { sequence, .. } => {
+                Item::DamagedTail { numbers, .. } => {
                     (segment.damaged, sealed) = (true, true);
-                    segment.next = sequence + 1;
+                    let (first, last) = numbers.into_inner();
+                    let last = before.map_or(last, |before| last.min(before.saturating_sub(1)));
+                    segment.next = last + 1;
                     self.report(
-                        sequence..=sequence,
+                        first..=last,
                         &segment.path,
-                        "at least one record that cannot be read",
+                        "its end, with at most so many records, cannot be read",
                     );
                 }
             }

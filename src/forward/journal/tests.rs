@@ -177,6 +177,61 @@ proptest! {
 }
 
 #[test]
+fn numbers_of_a_lost_end_are_never_given_again() {
+    /// What `read.rs` puts in the place of blocks that the device cannot read.
+    const BLOCK_BYTES: usize = 4096;
+    let place = Place::new();
+    let (journal, writer) = place.open();
+    for number in 1..=25 {
+        append(&writer, vec![event(number, 570)]).unwrap();
+    }
+    drop((journal, writer));
+    let path = place.segments().pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let block = bytes.len() / BLOCK_BYTES * BLOCK_BYTES;
+    bytes[block..].fill(0xff);
+    std::fs::write(&path, &bytes).unwrap();
+
+    let whole = all(&place.open().0).len() as u64;
+    assert!((15..22).contains(&whole), "{whole}");
+    // Nobody can tell how many of the numbers after those were given: as many as there was room for.
+    let skipped = place.open().0.durable();
+    assert!(
+        (25..whole + 2 + (BLOCK_BYTES / record::RECORD_BYTES_MIN) as u64).contains(&skipped),
+        "{skipped}"
+    );
+    for start in 1..=3 {
+        let (journal, writer) = place.open();
+        assert_eq!(journal.damaged(), skipped - whole);
+        assert_eq!(append(&writer, vec![event(99, 570)]), Ok(skipped + start));
+        assert_eq!(all(&journal).len() as u64, whole + start);
+    }
+    let (journal, _writer) = place.open();
+    journal
+        .release(&settled(whole, skipped + 3, &format!(r#"{{"first":{},"last":{skipped}}}"#, whole + 1)))
+        .unwrap();
+    assert_eq!((journal.oldest(), path.with_extension("damaged").exists()), (skipped + 1, true));
+}
+
+#[test]
+fn of_a_lost_end_before_another_segment_no_more_is_lost_than_was_there() {
+    let place = Place::new();
+    let (journal, writer) = place.open_bounded(1 << 20);
+    for number in 1..=40 {
+        append(&writer, vec![event(number, 10_000)]).unwrap();
+    }
+    drop((journal, writer));
+    let path = place.segments().remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 25_000..].fill(0xff);
+    std::fs::write(&path, &bytes).unwrap();
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert_eq!((journal.damaged(), all(&journal).len(), journal.durable()), (3, 37, 40));
+    assert_eq!(append(&writer, vec![event(41, 1)]), Ok(41));
+}
+
+#[test]
 fn segments_are_released_when_all_of_them_is_settled() {
     let place = Place::new();
     let (journal, writer) = place.open_bounded(1 << 20);
