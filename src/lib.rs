@@ -10,10 +10,20 @@
 //! ingest     stream -> metering -> rating -> store -> ack; posting, replay, repair
 //! invoicing  closes periods, computes and finalizes invoices
 //! reports    usage, cost per task, margin
-//! http, ui   the REST API and the pages
+//! http       the REST API, and its reference
 //! forward    beside a gateway: events -> journal on disk -> stream, until the ledger has them
 //! dev        private servers, demo, simulator
 //! app        wires it all
+//! ```
+//!
+//! Beside it, for all that need them:
+//!
+//! ```text
+//! config     flags and variables, one type per command
+//! clock      the time, passed in
+//! telemetry  logs and metrics
+//! health     what the parts say about themselves, for the probes
+//! shutdown   how the parts stop, and that none ends unseen
 //! ```
 
 pub mod app;

@@ -43,7 +43,8 @@ enum Command {
     Migrate(DatabaseArgs),
     /// Print the OpenAPI document of the API
     Openapi,
-    /// Prove on the live database that nothing is lost, nothing is counted twice, and all sums agree to the last digit
+    /// Prove on the live database that nothing is lost, nothing is counted twice, and all sums agree to the last digit; the
+    /// exit code is 0 where they do, 1 where something differs, 2 where that could not be compared
     Verify(VerifyArgs),
     /// Show what recorded usage comes to at the prices that stand now, and with `--apply` adjust it
     Rerate(RerateArgs),
@@ -87,7 +88,7 @@ enum Prices {
 #[derive(Debug, Subcommand)]
 enum Dev {
     /// Run a command with fresh servers; their addresses are in `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL`,
-    /// `WAYBILL_TEST_NATS_URL` and `WAYBILL_TEST_NATS_MONITOR_URL`
+    /// `WAYBILL_TEST_NATS_URL` and `WAYBILL_TEST_NATS_MONITOR_URL`; addresses and settings of ours are not passed on to it
     Exec {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -97,7 +98,8 @@ enum Dev {
 
 #[derive(Debug, Subcommand)]
 enum Invoices {
-    /// Close every period whose end and grace time have passed, and finalize its invoices
+    /// Close every period whose end and grace time have passed, and finalize its invoices; the exit code is 1 where one could
+    /// not be closed, 2 where none could be looked at
     Close(CloseArgs),
     /// List invoices, newest first
     List(ListInvoicesArgs),
@@ -107,7 +109,8 @@ enum Invoices {
 enum Partitions {
     /// List the months of the journal with their sizes, and what keeps each from being dropped
     List(DatabaseArgs),
-    /// Show which months would be dropped; `--apply` keeps their sums and drops their raw events, for good
+    /// Show which months would be dropped; `--apply` keeps their sums and drops their raw events, for good; the exit code is
+    /// 1 where one may not be dropped, 2 where that could not be looked at
     Drop(DropArgs),
 }
 
@@ -143,15 +146,15 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate(args) => commands::migrate(&args).await?,
         Command::Openapi => println!("{}", http::openapi::openapi_json()?),
-        Command::Verify(args) => return commands::verify(&args).await,
+        Command::Verify(args) => return Ok(commands::verify(&args).await),
         Command::Rerate(args) => commands::rerate(&args).await?,
         Command::Repair { database, nats } => commands::repair(&database, &nats).await?,
         Command::Forward(args) => app::forward::run(&args).await?,
         Command::Simulate(args) => commands::simulate(&args).await?,
-        Command::Invoices(Invoices::Close(args)) => commands::close_invoices(&args).await?,
+        Command::Invoices(Invoices::Close(args)) => return Ok(commands::close_invoices(&args).await),
         Command::Invoices(Invoices::List(args)) => commands::list_invoices(&args).await?,
         Command::Partitions(Partitions::List(args)) => app::partitions::list(&args).await?,
-        Command::Partitions(Partitions::Drop(args)) => return app::partitions::drop_before(&args).await,
+        Command::Partitions(Partitions::Drop(args)) => return Ok(app::partitions::drop_before(&args).await),
         Command::Keys(Keys::Create(args)) => commands::create_key(&args).await?,
         Command::Prices(Prices::Import(args)) => app::prices::import(&args).await?,
         Command::Prices(Prices::List(args)) => app::price_lists::list(&args).await?,

@@ -1,6 +1,7 @@
 //! `waybill dev`: everything on private servers, with a demo, until Ctrl-C.
 
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -66,7 +67,7 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     let mut env = DevEnv::load(&args.home);
     env.ensure_keys(&app.database, Clock::System.now()).await?;
     if let Some(address) = app.http_addr {
-        env.set("WAYBILL_URL", format!("http://{address}"));
+        env.set("WAYBILL_URL", format!("http://{}", reached_at(address)));
     }
     env.set("WAYBILL_DATABASE_URL", servers.database_url());
     env.set("WAYBILL_NATS_URL", servers.nats_url());
@@ -77,8 +78,11 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
         env.set("WAYBILL_NATS_GATEWAY_URL", url);
     }
     env.save()?;
+    let shutdown = app.shutdown.clone();
     let shown = tokio::select! {
         shown = show(&mut app, &env, fresh, step) => shown,
+        // The service stops at once, and says why.
+        _ = shutdown.part_ended() => Ok(()),
         signal = signalled() => {
             signal?;
             app.stop().await?;
@@ -90,7 +94,6 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
         app.stop().await?;
         return Err(error);
     }
-    let shutdown = app.shutdown.clone();
     let running = app.until_stopped();
     tokio::pin!(running);
     tokio::select! {
@@ -102,6 +105,17 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
             Err(gone.into())
         }
     }
+}
+
+/// Where programs of this machine reach a listener: one on all addresses by that of the loopback interface.
+fn reached_at(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    address
 }
 
 fn monitor_url(args: &DevArgs, servers: &Servers) -> Option<String> {
@@ -226,7 +240,7 @@ fn short(amount: crate::domain::money::Amount) -> String {
 fn print_addresses(app: &App, env: &DevEnv) {
     let url = env.get("WAYBILL_URL");
     println!("\nAPI          {url}/v1        reference {url}/docs");
-    println!("Metrics      http://{}/metrics", app.metrics_addr);
+    println!("Metrics      http://{}/metrics", reached_at(app.metrics_addr));
     println!("NATS         {}", env.get("WAYBILL_NATS_URL"));
     println!("PostgreSQL   {}", env.get("WAYBILL_DATABASE_URL"));
     for (label, variable) in [
@@ -245,7 +259,7 @@ fn print_addresses(app: &App, env: &DevEnv) {
         "  curl -H \"Authorization: Bearer $WAYBILL_FINANCE_KEY\" \"$WAYBILL_URL/v1/invoices/preview?customer={}\"",
         CUSTOMERS[0]
     );
-    println!("  cargo run -q -- verify");
+    println!("  {} verify", std::env::args_os().next().unwrap_or_default().display());
     println!(
         "Gateway {GATEWAY} publishes to subject {}.{GATEWAY}. Ctrl-C stops everything.",
         app.subject_prefix
@@ -286,6 +300,22 @@ impl Steps {
     fn done(&self) {
         if let Some(bar) = self.bar.borrow_mut().take() {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reached_at;
+
+    #[test]
+    fn an_address_that_stands_for_all_is_shown_as_one_that_can_be_reached() {
+        for (listens, reached) in [
+            ("0.0.0.0:8080", "127.0.0.1:8080"),
+            ("[::]:8080", "[::1]:8080"),
+            ("127.0.0.2:8080", "127.0.0.2:8080"),
+        ] {
+            assert_eq!(reached_at(listens.parse().unwrap()).to_string(), reached);
         }
     }
 }

@@ -3,8 +3,8 @@
 //! Owns: start order, listeners, signals, the order of stopping.
 //! Does not own: anything the parts do.
 //! Invariants: nothing is recorded before every setting that could lose usage was found right (`/readyz` names those that are
-//! not); a process that stops finishes what it has begun (soft), within the grace time (hard); it exits with
-//! failure when a part, not a signal, ended it.
+//! not); a process that stops finishes what it has begun (soft), within the grace time (hard); it stops, and exits with
+//! failure, when a part of it ends that nobody asked to.
 
 pub mod commands;
 pub mod dev;
@@ -12,13 +12,14 @@ pub mod forward;
 pub mod partitions;
 pub mod price_lists;
 pub mod prices;
+pub mod tidy;
 mod watch;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use async_nats::jetstream;
 use axum::serve::Listener;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -28,6 +29,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::{DemandArgs, Durability, ListenArgs, NatsArgs, Roles, ServeArgs};
 use crate::health::Health;
+use crate::http::server::{CLIENTS, Limits, MONITORS};
 use crate::http::{self, AppState, probes};
 use crate::ingest::supervisor::{self, Current, Demands, Plan, SETTINGS};
 use crate::ingest::{self, Nudge, Publisher, Recent, Recorder, StreamLimits, StreamNames};
@@ -37,6 +39,12 @@ use crate::telemetry;
 
 /// What the process exits with when a connection pool is dead: a supervisor starts it again, an operator can tell it from other failures.
 pub const EXIT_DEAD_POOL: u8 = 70;
+
+/// What a command exits with whose question could not be answered: 1 is the answer no.
+const EXIT_UNANSWERED: u8 = 2;
+
+/// An ack wait that a transaction may be longer than: it may wait 10 s for a lock, and is tried again then.
+const ACK_WAIT_SHORT_SECONDS: u32 = 20;
 
 /// What to look at where the ledger cannot be reached.
 const UNREACHABLE: &str = "cannot connect to PostgreSQL; check WAYBILL_DATABASE_URL";
@@ -79,6 +87,12 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     args.check()?;
     let ServeArgs { database, nats, demands, listen, api: _, consumer: _, jobs: _, migrate } = args;
     let roles = args.roles();
+    if nats.ack_wait_seconds < ACK_WAIT_SHORT_SECONDS {
+        tracing::warn!(
+            ack_wait_seconds = nats.ack_wait_seconds,
+            "WAYBILL_ACK_WAIT_SECONDS is short: a message whose transaction waits for a lock (10 s) and is tried again comes again meanwhile, and is recorded for nothing; set {ACK_WAIT_SHORT_SECONDS} or more"
+        );
+    }
     let metrics = telemetry::init_metrics().context("metrics cannot be collected")?;
     if *migrate {
         migrated(&database.database_url).await?;
@@ -185,34 +199,27 @@ impl Parts {
         let recorder = if roles.jobs { recorder.keeping(recent.clone()) } else { recorder };
         let (follow, current) = tokio::sync::watch::channel(None);
         let limits = plan.limits;
-        self.shutdown.spawn(supervisor::run(
-            plan,
-            context,
-            recorder.clone(),
-            health.clone(),
-            nudge.clone(),
-            follow,
-        ));
+        let (shutdown, database) = (&self.shutdown, &self.database);
+        let supervising =
+            supervisor::run(plan, context, recorder.clone(), health.clone(), nudge.clone(), follow);
+        shutdown.spawn_part("supervisor", supervising);
         if roles.consumer {
-            self.shutdown.spawn(watch::completeness(recorder.clone(), limits, current.clone()));
+            let looking = watch::completeness(recorder.clone(), limits, current.clone());
+            shutdown.spawn_part("completeness", looking);
         }
         if roles.jobs {
-            self.shutdown.spawn(ingest::posting::run(
-                self.database.clone(),
-                recent,
-                self.shutdown.clone(),
-                nudge.clone(),
-            ));
-            self.shutdown.spawn(ingest::replay::run(recorder, nudge));
-            self.shutdown.spawn(ingest::compaction::run(
-                self.database.clone(),
-                self.clock.clone(),
-                self.shutdown.clone(),
-            ));
+            let posting = ingest::posting::run(database.clone(), recent, shutdown.clone(), nudge.clone());
+            shutdown.spawn_part("posting", posting);
+            shutdown.spawn_part("replay", ingest::replay::run(recorder, nudge));
+            let compacting = ingest::compaction::run(database.clone(), self.clock.clone(), shutdown.clone());
+            shutdown.spawn_part("compaction", compacting);
+            let tidying = tidy::run(database.clone(), self.clock.clone(), shutdown.clone());
+            shutdown.spawn_part("removal of old answers", tidying);
         }
-        self.shutdown.spawn(watch::parts(self.database.clone(), health, self.shutdown.clone()));
-        self.shutdown.spawn(watch::sample(self.database.clone(), current.clone(), self.shutdown.clone()));
-        self.shutdown.spawn(watch::pools(self.database.clone(), self.shutdown.clone(), self.failed.clone()));
+        shutdown.spawn_part("probes", watch::parts(database.clone(), health, shutdown.clone()));
+        shutdown.spawn_part("gauges", watch::sample(database.clone(), current.clone(), shutdown.clone()));
+        let watching = watch::pools(database.clone(), shutdown.clone(), self.failed.clone());
+        shutdown.spawn_part("watchdog of the pools", watching);
         current
     }
 
@@ -225,7 +232,7 @@ impl Parts {
         let listener = bind(listen.http_addr, "WAYBILL_HTTP_ADDR").await?;
         let address = listener.local_addr()?;
         let (router, _) = http::router(state);
-        serve(&self.shutdown, listener, router);
+        serve(&self.shutdown, "API", listener, CLIENTS, router);
         Ok(address)
     }
 
@@ -237,15 +244,23 @@ impl Parts {
     ) -> anyhow::Result<SocketAddr> {
         let listener = bind(listen.metrics_addr, "WAYBILL_METRICS_ADDR").await?;
         let address = listener.local_addr()?;
-        serve(&self.shutdown, listener, metrics_router(metrics).merge(probes::router(state)));
+        let router = metrics_router(metrics).merge(probes::router(state));
+        serve(&self.shutdown, "metrics", listener, MONITORS, router);
         Ok(address)
     }
 }
 
 /// Serves a router until a stop is asked for.
-fn serve(shutdown: &Shutdown, listener: impl Listener, router: axum::Router) {
+fn serve(
+    shutdown: &Shutdown,
+    name: &'static str,
+    listener: impl Listener,
+    limits: Limits,
+    router: axum::Router,
+) {
     let stop = shutdown.clone();
-    shutdown.spawn(async move { http::server::serve(listener, router, stop.stopped()).await });
+    let serving = async move { http::server::serve(limits, listener, router, stop.stopped()).await };
+    shutdown.spawn_part(name, serving);
 }
 
 /// Serves the metrics as Prometheus reads them.
@@ -277,14 +292,14 @@ impl App {
         Err(anyhow::anyhow!(wrong.unwrap_or_else(|| "the stream does not answer".to_owned())))
     }
 
-    /// Serves until Ctrl-C, SIGTERM or the loss of a pool, then stops softly; a second signal stops at once. What to
-    /// exit with: [`EXIT_DEAD_POOL`] where a pool is dead, at once, because nothing can be finished without it.
+    /// Serves until Ctrl-C, SIGTERM, the loss of a pool or the end of a part, then stops softly; a second signal stops at
+    /// once. What to exit with: [`EXIT_DEAD_POOL`] where a pool is dead, at once, because nothing can be finished without it.
     ///
     /// # Errors
-    /// Where work had to be left behind.
+    /// Where work had to be left behind, or a part had ended by itself.
     pub async fn until_stopped(mut self) -> anyhow::Result<ExitCode> {
         let failure = tokio::select! {
-            signal = signalled() => { signal?; None }
+            asked = time_to_stop(&self.shutdown) => { asked?; None }
             failure = self.failures.recv() => failure,
         };
         if let Some(DeadPool(pool)) = failure {
@@ -299,17 +314,9 @@ impl App {
     /// Finishes what runs and closes everything.
     ///
     /// # Errors
-    /// Where work had to be left behind after the grace time, or because a second signal came.
+    /// Where work had to be left behind, or a part had ended by itself.
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.shutdown.stop();
-        let drained = tokio::select! {
-            drained = self.shutdown.drained() => drained,
-            _ = signalled() => false,
-        };
-        anyhow::ensure!(
-            drained,
-            "stopped with work left behind; nothing is lost, it is taken up again at the next start"
-        );
+        finish(&self.shutdown).await?;
         self.database.close().await;
         Ok(())
     }
@@ -324,6 +331,48 @@ pub fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
+/// The exit code of a command that answers yes or no: 0, 1, or [`EXIT_UNANSWERED`] with the sentence of what was in its way.
+pub fn answered(answer: anyhow::Result<bool>) -> ExitCode {
+    match answer {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{}", sentence(&error));
+            ExitCode::from(EXIT_UNANSWERED)
+        }
+    }
+}
+
+/// Resolves with Ctrl-C or SIGTERM, or when a part has ended by itself.
+async fn time_to_stop(shutdown: &Shutdown) -> anyhow::Result<()> {
+    tokio::select! {
+        signal = signalled() => signal,
+        _ = shutdown.part_ended() => Ok(()),
+    }
+}
+
+/// Asks everything to finish, and waits for it within the grace time and until a second signal.
+///
+/// # Errors
+/// Where work had to be left behind, or a part had ended by itself.
+async fn finish(shutdown: &Shutdown) -> anyhow::Result<()> {
+    shutdown.stop();
+    let drained = tokio::select! {
+        drained = shutdown.drained() => drained,
+        _ = signalled() => false,
+    };
+    if let Some(part) = shutdown.ended_part() {
+        bail!(
+            "stopped, because a part of the program ended by itself: {part}; the log says how. Nothing is lost: start it again"
+        );
+    }
+    ensure!(
+        drained,
+        "stopped with work left behind; nothing is lost, it is taken up again at the next start"
+    );
+    Ok(())
+}
+
 /// Resolves with Ctrl-C or SIGTERM.
 async fn signalled() -> anyhow::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -332,4 +381,35 @@ async fn signalled() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Shutdown, finish, time_to_stop};
+
+    #[tokio::test]
+    async fn a_part_that_ends_by_itself_stops_the_program_with_failure() {
+        for panics in [false, true] {
+            let shutdown = Shutdown::new();
+            let other = shutdown.clone();
+            shutdown.spawn_part("replay", async move { other.stopped().await });
+            shutdown.spawn_part("posting", async move { assert!(!panics, "a fault") });
+            time_to_stop(&shutdown).await.unwrap();
+            let said = finish(&shutdown).await.unwrap_err().to_string();
+            assert!(said.contains("ended by itself: posting;"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn parts_that_end_when_they_are_asked_to_are_no_failure_but_a_panic_is() {
+        for panics in [false, true] {
+            let shutdown = Shutdown::new();
+            let part = shutdown.clone();
+            shutdown.spawn_part("posting", async move {
+                part.stopped().await;
+                assert!(!panics, "a fault");
+            });
+            assert_eq!(finish(&shutdown).await.is_err(), panics);
+        }
+    }
 }

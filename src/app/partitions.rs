@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::ledger;
+use super::{answered, ledger};
 use crate::config::{DatabaseArgs, DropArgs};
 use crate::ingest::partitions::{self, Outcome, Request};
 use crate::store::Rights;
@@ -25,11 +25,14 @@ pub async fn list(args: &DatabaseArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drops old months, or says what would become of them; the exit code is 1 where one may not be dropped.
-///
-/// # Errors
-/// Where the database does not answer.
-pub async fn drop_before(args: &DropArgs) -> anyhow::Result<ExitCode> {
+/// Drops old months, or says what would become of them; the exit code is 1 where one may not be dropped, and 2 where that
+/// could not be looked at.
+pub async fn drop_before(args: &DropArgs) -> ExitCode {
+    answered(dropped(args).await)
+}
+
+/// `true` where each of the months was dropped, or may be.
+async fn dropped(args: &DropArgs) -> anyhow::Result<bool> {
     let request = Request { before: args.before, estimates_stand: args.estimates_stand, apply: args.apply };
     let database = ledger(&args.database.database_url, Rights::Owner).await?;
     let done = partitions::drop_before(&database, request, ACTOR).await?;
@@ -56,7 +59,7 @@ pub async fn drop_before(args: &DropArgs) -> anyhow::Result<ExitCode> {
             "Nothing was changed; with --apply this is done. Raw events and what was received are gone then."
         );
     }
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(complete)
 }
 
 fn shown(month: &Month) -> String {

@@ -141,8 +141,8 @@ pub struct SimulateArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Most events per message, 1 to 100; with --rate fewer, so that none waits longer than 10 ms for its message
-    #[arg(long, default_value_t = 100)]
-    pub per_message: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub per_message: u8,
     /// Compress messages with zstd
     #[arg(long)]
     pub zstd: bool,

@@ -14,7 +14,10 @@ pub use forward::{ForwardArgs, Listen};
 pub use ledger::{
     CloseArgs, DropArgs, KeyArgs, ListInvoicesArgs, RerateArgs, RevokeArgs, SimulateArgs, VerifyArgs,
 };
-pub use prices::{PriceCheckArgs, PriceFileArgs, PriceImportArgs, PriceListArgs, PriceSource, Shown};
+pub use prices::{
+    PriceCheckArgs, PriceDefaultsArgs, PriceFileArgs, PriceImport, PriceImportArgs, PriceListArgs,
+    PriceSource, Shown,
+};
 pub use serve::{DemandArgs, DevArgs, Durability, ListenArgs, Roles, ServeArgs};
 
 /// The stream that usage events travel in.
@@ -48,13 +51,13 @@ pub struct NatsArgs {
     /// What the stream's subjects start with; a dot and the gateway's name follow
     #[arg(long, env = "WAYBILL_SUBJECT_PREFIX", default_value = DEFAULT_SUBJECT_PREFIX)]
     pub subject_prefix: String,
-    /// Copies of the stream in the NATS cluster; 3 where the power loss of one machine must lose nothing
+    /// Copies of the stream in the NATS cluster; 3 where one machine may be lost without a pause
     #[arg(long, env = "WAYBILL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
     /// Bytes the stream may hold before it refuses new events, at most 60 % of its volume; an existing stream keeps its own limit
     #[arg(long, env = "WAYBILL_STREAM_MAX_BYTES", default_value_t = DEFAULT_STREAM_BYTES, value_parser = clap::value_parser!(i64).range(1024 * 1024..))]
     pub stream_max_bytes: i64,
-    /// Seconds a consumer may take to record a message before it is delivered again; longer than a transaction with its retries
+    /// Seconds a consumer may take to record a message before it is delivered again; take 20 or more: a transaction may wait 10 s for a lock, and is tried again then
     #[arg(long, env = "WAYBILL_ACK_WAIT_SECONDS", default_value_t = DEFAULT_ACK_WAIT_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
     pub ack_wait_seconds: u32,
 }

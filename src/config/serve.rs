@@ -55,7 +55,7 @@ pub struct ServeArgs {
     /// Where it listens.
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// Serve the REST API and the pages (default: everything, when no role is named)
+    /// Serve the REST API (default: everything, when no role is named)
     #[arg(long)]
     pub api: bool,
     /// Record usage events from the stream
@@ -72,7 +72,7 @@ pub struct ServeArgs {
 /// Where the program listens.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ListenArgs {
-    /// Address of the REST API and the pages
+    /// Address of the REST API
     #[arg(long, env = "WAYBILL_HTTP_ADDR", default_value = "127.0.0.1:8080")]
     pub http_addr: SocketAddr,
     /// Address of the Prometheus metrics and the probes; port 0 takes a free one
@@ -98,7 +98,7 @@ pub struct DevArgs {
     /// Monitoring address of that server, as http://host:port
     #[arg(long, env = "WAYBILL_NATS_MONITOR_URL", hide_env_values = true)]
     pub nats_monitor_url: Option<String>,
-    /// Address of the REST API and the pages
+    /// Address of the REST API
     #[arg(long, env = "WAYBILL_HTTP_ADDR", default_value = "127.0.0.1:8080")]
     pub http_addr: SocketAddr,
     /// Address of the Prometheus metrics and the probes; port 0 takes a free one
@@ -109,7 +109,7 @@ pub struct DevArgs {
 /// The roles of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
-    /// The REST API and the pages.
+    /// The REST API.
     pub api: bool,
     /// Recording.
     pub consumer: bool,

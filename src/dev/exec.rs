@@ -18,10 +18,15 @@ use crate::store::{self, StoreError};
 
 /// The migrated, unused database that each test copies.
 const TEMPLATE: &str = "waybill_template";
+/// Beginnings of our variables that a command is given: what tests and benchmarks are told by. All others, such as those of a
+/// `dev.env` that the shell has read, would lead the programs that it starts to other servers than these.
+const PASSED_ON: [&str; 6] =
+    ["WAYBILL_BENCH", "WAYBILL_FAULTS", "WAYBILL_LOG", "WAYBILL_SABOTAGE", "WAYBILL_SHARED", "WAYBILL_SOAK"];
 
 /// Runs a command with `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` (the template that tests copy), `WAYBILL_TEST_NATS_URL`
 /// and `WAYBILL_TEST_NATS_MONITOR_URL` set, forwards signals to it, stops the servers whatever happens, and returns its
-/// exit code. What the command starts of Waybill is told that these servers do not force anything to disk.
+/// exit code. What the command starts of Waybill is told that these servers do not force anything to disk; of the other
+/// `WAYBILL_*` variables it is given those of [`PASSED_ON`] only.
 ///
 /// # Errors
 /// [`DevError`] where the servers cannot be started or the command cannot be run.
@@ -54,12 +59,8 @@ async fn run(
     }
     let mut command = Command::new(&program);
     command.args(arguments).kill_on_drop(true);
-    // What `cargo run` has told us about our package is not for the command: a cargo in it would run build scripts again.
     for (name, _) in std::env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
-        {
+        if name.to_str().is_some_and(kept_back) {
             command.env_remove(name);
         }
     }
@@ -91,6 +92,14 @@ async fn run(
         end_group(group);
     }
     Ok(code(status))
+}
+
+/// Whether a variable of ours is not for the command.
+fn kept_back(name: &str) -> bool {
+    // What `cargo run` has told us about our package: a cargo in the command would run build scripts again.
+    let of_cargo = name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    let of_ours = name.starts_with("WAYBILL_") && !PASSED_ON.iter().any(|kept| name.starts_with(kept));
+    of_cargo || of_ours
 }
 
 /// Ends what a command has left running, which would outlive the servers it works with.
@@ -152,6 +161,21 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::SIGINT,
             _ = self.terminate.recv() => Signal::SIGTERM,
             _ = self.hangup.recv() => Signal::SIGHUP,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kept_back;
+
+    #[test]
+    fn a_command_is_not_led_to_other_servers() {
+        for name in ["WAYBILL_DATABASE_URL", "WAYBILL_NATS_MONITOR_URL", "WAYBILL_STREAM", "CARGO_PKG_NAME"] {
+            assert!(kept_back(name), "{name}");
+        }
+        for name in ["WAYBILL_FAULTS", "WAYBILL_BENCH_ROWS", "WAYBILL_LOG", "WAYBILL", "PATH", "CARGO_HOME"] {
+            assert!(!kept_back(name), "{name}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_nats::Event;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
@@ -86,7 +87,7 @@ pub struct UsageStream {
     pub incarnation: Uuid,
 }
 
-/// Connects to NATS with the settings that notice a dead server in seconds, not minutes.
+/// Connects to NATS with the settings that notice a dead server in seconds, not minutes. What the server reports is logged.
 ///
 /// # Errors
 /// [`IngestError::Stream`] where the URL is malformed or the server refuses.
@@ -95,11 +96,36 @@ pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
         .name(name)
         .ping_interval(Duration::from_secs(5))
         .connection_timeout(Duration::from_secs(5))
-        .request_timeout(Some(REQUEST_TIMEOUT));
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .event_callback({
+            let client = name.to_owned();
+            move |event| {
+                reported(&client, &event);
+                std::future::ready(())
+            }
+        });
     let client = super::connect(url, options)
         .await
         .map_err(|error| IngestError::stream("cannot connect to NATS")(error.into()))?;
     Ok(jetstream::ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client))
+}
+
+/// Logs what a server reports beside its answers: where a permission is missing, which one is told here only.
+fn reported(client: &str, event: &Event) {
+    match event {
+        Event::ServerError(error) => tracing::error!(
+            client,
+            %error,
+            "NATS reports an error; where a permission is violated, give it to the user of WAYBILL_NATS_URL"
+        ),
+        Event::LameDuckMode => {
+            tracing::info!(
+                client,
+                "the NATS server is about to stop; going to another one, or waiting for it"
+            );
+        }
+        _ => {}
+    }
 }
 
 /// Waits for a step of the client, but not for ever.

@@ -19,7 +19,6 @@ const TABLE: &[(&str, &[&str])] = &[
     ("reports", &["domain", "rating", "store"]),
     // Of ingest, http is given the publisher and its errors, nothing else: see PARTIAL.
     ("http", &["domain", "metering", "store", "invoicing", "reports", "clock", "health", "ingest"]),
-    ("ui", &["domain", "metering", "store", "invoicing", "reports", "clock", "http"]),
     // A gateway sees the same bodies and problems at a forwarder as at the API, so it reads and refuses them with the same
     // code: see PARTIAL. It knows nothing of the store.
     ("forward", &["domain", "metering", "clock", "shutdown", "health", "ingest", "http"]),
@@ -47,15 +46,14 @@ const PARTIAL: &[(&str, &str, &[&str])] = &[
     ("http", "ingest", &["Publisher", "PublishError", "Published"]),
     ("forward", "ingest", &["Publisher", "PublishError", "Published"]),
     ("forward", "http", &["edge", "intake", "problem"]),
-    ("ui", "http", &["auth"]),
 ];
 
 /// External crates, and the modules that may name them.
 const EXTERNAL: &[(&str, &[&str])] = &[
     ("async_nats", &["ingest", "dev", "app"]),
-    ("axum", &["http", "ui", "forward", "app"]),
+    ("axum", &["http", "forward", "app"]),
     ("reqwest", &["forward", "ingest"]),
-    ("utoipa_axum", &["http", "ui", "app"]),
+    ("utoipa_axum", &["http", "app"]),
     ("clap", &["config", "main"]),
 ];
 
@@ -117,19 +115,35 @@ fn sources() -> Vec<Source> {
             let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
             let module = first.strip_suffix(".rs").unwrap_or(first).to_owned();
             let text = std::fs::read_to_string(&path).unwrap();
-            let code = text
-                // What tests of the pure core read and run does not count.
-                .split("#[cfg(test)]\nmod tests {")
-                .next()
-                .unwrap_or_default()
-                .lines()
-                .enumerate()
-                .filter(|(_, line)| !line.trim_start().starts_with("//"))
-                .map(|(number, line)| (number + 1, line.to_owned()))
-                .collect();
-            Source { module, path: relative.to_owned(), code }
+            // What tests of the pure core read and run does not count.
+            let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            Source { module, path: relative.to_owned(), code: code(text) }
         })
         .collect()
+}
+
+/// The lines of a text that are code, with their numbers; a `use` declaration is one line however many it takes.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let mut code: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    for (number, line) in text.lines().enumerate() {
+        let words = line.trim_start();
+        if words.starts_with("//") {
+            continue;
+        }
+        match code.last_mut() {
+            Some((_, declaration)) if open => declaration.push_str(words),
+            _ => {
+                let declared = words
+                    .strip_prefix("pub")
+                    .map_or(words, |rest| rest.trim_start_matches(|c: char| c != ' ').trim_start());
+                open = declared.starts_with("use ");
+                code.push((number + 1, line.to_owned()));
+            }
+        }
+        open = open && !words.contains(';');
+    }
+    code
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -143,38 +157,59 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names that follow `crate::` in a line: `crate::store::journal` gives (`store`, `journal`); a group gives each.
-fn uses(line: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for (at, _) in line.match_indices("crate::") {
-        let rest = &line[at + "crate::".len()..];
-        if rest.starts_with('{') {
-            for item in rest.trim_start_matches('{').split([',', '}']) {
-                let mut path = item.trim().split("::");
-                found.push((
-                    path.next().unwrap_or_default().to_owned(),
-                    path.next().unwrap_or_default().to_owned(),
-                ));
+/// What a line names of the crate's modules: `crate::store::journal` gives (`store`, `journal`), a group each of its items, and
+/// as many `super::` as lead out of the module, `depth`, the same as `crate::`.
+fn uses(line: &str, depth: usize) -> Vec<(String, String)> {
+    let out = "super::".repeat(depth);
+    let roots = ["crate::", out.as_str()].into_iter().filter(|root| !root.is_empty());
+    let trees = roots.flat_map(|root| line.match_indices(root).map(|(at, _)| &line[at + root.len()..]));
+    let paths = trees.flat_map(branches).map(|path| {
+        let mut names = path.into_iter();
+        (names.next().unwrap_or_default(), names.next().unwrap_or_default())
+    });
+    paths.filter(|(module, _)| !module.is_empty()).collect()
+}
+
+/// The paths that a tree of a `use` declaration, or the path at the start of a text, stands for.
+fn branches(tree: &str) -> Vec<Vec<String>> {
+    if let Some(group) = tree.strip_prefix('{') {
+        let named = items(group).into_iter().map(str::trim).filter(|item| !item.is_empty());
+        return named.flat_map(branches).collect();
+    }
+    let name: String = tree.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    if name.is_empty() {
+        return vec![Vec::new()];
+    }
+    let Some(rest) = tree[name.len()..].strip_prefix("::") else { return vec![vec![name]] };
+    branches(rest).into_iter().map(|path| [vec![name.clone()], path].concat()).collect()
+}
+
+/// The items of a group, up to its closing brace.
+fn items(group: &str) -> Vec<&str> {
+    let (mut items, mut start, mut depth) = (Vec::new(), 0, 0);
+    for (at, letter) in group.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(&group[start..at]);
+                start = at + 1;
             }
-            continue;
-        }
-        let name =
-            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        let module = name(rest);
-        let after = rest[module.len()..].trim_start_matches("::");
-        if after.starts_with('{') {
-            for item in after.trim_start_matches('{').split([',', '}']) {
-                let item = name(item.trim());
-                if !item.is_empty() {
-                    found.push((module.clone(), item));
-                }
+            '}' => {
+                items.push(&group[start..at]);
+                return items;
             }
-        } else {
-            found.push((module, name(after)));
+            _ => {}
         }
     }
-    found.retain(|(module, _)| !module.is_empty());
-    found
+    items.push(&group[start..]);
+    items
+}
+
+/// How many modules deep a file's own module is.
+fn depth(path: &Path) -> usize {
+    let own = path.file_name().is_some_and(|name| name != "mod.rs");
+    path.components().count() - usize::from(!own)
 }
 
 /// Every breach of the rules in some sources, as sentences.
@@ -193,7 +228,7 @@ fn breaches(sources: &[Source]) -> Vec<String> {
         for (number, line) in &source.code {
             let mut report =
                 |what: String| breaches.push(format!("src/{}:{number}: {what}", source.path.display()));
-            for (used, name) in uses(line) {
+            for (used, name) in uses(line, depth(&source.path)) {
                 let known = table.contains_key(used.as_str()) || used == "app";
                 if free || !known || used == module {
                     continue;
@@ -236,12 +271,17 @@ fn a_breach_is_found() {
     let source = |module: &str, line: &str| Source {
         module: module.to_owned(),
         path: PathBuf::from(format!("{module}/x.rs")),
-        code: vec![(1, line.to_owned())],
+        code: code(line),
     };
     for (module, line) in [
         ("domain", "use crate::store::Database;"),
         ("store", "use crate::{domain::ids, ingest::Recorder};"),
+        ("store", "use crate::{\n    domain::{ids, money},\n    ingest::Recorder,\n};"),
+        ("store", "pub(super) use crate::{domain::{ids, money}, ingest::Recorder};"),
+        ("store", "use super::super::ingest::Recorder;"),
         ("http", "use crate::ingest::{Publisher, Recorder};"),
+        ("http", "use crate::ingest::{\n    Publisher,\n    Recorder,\n};"),
+        ("http", "use super::super::ingest::{self as taking};"),
         ("rating", "let now = chrono::Utc::now();"),
         ("reports", "sqlx::query!(\"SELECT 1\")"),
         ("store", "use async_nats::Client;"),
@@ -249,7 +289,9 @@ fn a_breach_is_found() {
     ] {
         assert_eq!(breaches(&[source(module, line)]).len(), 1, "{module}: {line}");
     }
-    assert_eq!(breaches(&[source("ingest", "use crate::store::{Database, commit};")]), Vec::<String>::new());
+    for line in ["use crate::store::{\n    Database,\n    commit,\n};", "use super::http::Nothing;"] {
+        assert_eq!(breaches(&[source("ingest", line)]), Vec::<String>::new(), "{line}");
+    }
 }
 
 /// Whether a line holds a word as a word of its own, or as the type of a literal (`1.5_f64`, `1f32`).

@@ -7,9 +7,11 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::AssertSqlSafe;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use waybill::store::{PoolWatch, Scope, gauges};
 
 use crate::harness::{TestBed, free_addresses, get, wait_until};
+use crate::private_nats::PrivateNats;
 use crate::world::{World, limits, usage_event};
 
 /// An address that was free a moment ago.
@@ -175,6 +177,40 @@ async fn contradictions_and_missing_servers_are_refused_with_a_sentence() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = refused(serve(&world, taken.local_addr().unwrap(), free_address()));
     assert!(busy.contains("set WAYBILL_HTTP_ADDR to a free address"), "{busy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_nats_denies_is_named_in_the_log() {
+    let (world, nats) = (World::idle().await, PrivateNats::start().await);
+    let mut command = tokio::process::Command::from(serve(&world, free_address(), free_address()));
+    // A gateway's user may publish usage and nothing else.
+    command.env("WAYBILL_NATS_URL", nats.gateway_url()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let named = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("NATS reports an error") {
+                assert!(line.contains("Permissions Violation for "), "{line}");
+                return true;
+            }
+        }
+        false
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(30), named).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_compared_is_no_difference() {
+    let world = World::idle().await;
+    let verify = |url: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
+        command.arg("verify").env("WAYBILL_DATABASE_URL", url).output().unwrap()
+    };
+    assert_eq!(verify(&world.bed.database_url).status.code(), Some(0));
+    let gone = verify(&format!("postgres://nobody@{}/none", free_address()));
+    let said = String::from_utf8(gone.stderr).unwrap();
+    assert_eq!(gone.status.code(), Some(2), "{said}");
+    assert!(said.contains("check WAYBILL_DATABASE_URL"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

