@@ -16,6 +16,8 @@ use crate::store::{Database, commit};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 100_000;
+/// How often billing periods are made for a slice: another poster may take what they were made for, and leave what lacks others.
+const PERIODS_MADE_MAX: u32 = 5;
 /// Pause after posting failed.
 const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
@@ -35,14 +37,17 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
 
 async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Result<usize, IngestError> {
     let started = Instant::now();
-    let slice = match on_slice(database, recent, rows_max, Work::Posting).await {
-        // Usage, or the end of a task, in a month that has none yet: rare, so it is not looked for every time.
-        Err(IngestError::Store(error)) if posting::lacks_period(&error) => {
-            let made = on_slice(database, recent, rows_max, Work::Periods).await?;
-            // No more than that: what was recorded since may lack others.
-            on_slice(database, recent, made.rows, Work::Posting).await?
+    let (mut rows, mut made) = (rows_max, 0);
+    let slice = loop {
+        match on_slice(database, recent, rows, Work::Posting).await {
+            // Usage, or the end of a task, in a month that has none yet: rare, so it is not looked for every time.
+            Err(IngestError::Store(error)) if made < PERIODS_MADE_MAX && posting::lacks_period(&error) => {
+                // Then no more than that: what was recorded since may lack others.
+                rows = on_slice(database, recent, rows_max, Work::Periods).await?.rows;
+                made += 1;
+            }
+            posted => break posted?,
         }
-        posted => posted?,
     };
     if let Some(last) = slice.batches.last() {
         recent.forget_through(last.id);
