@@ -1,6 +1,5 @@
 //! `waybill prices import` and `prices quote`: price lists of others into a book, and what calls would cost by them.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
@@ -20,7 +19,7 @@ use crate::domain::price::{BookInfo, BookKind, ModelAlias};
 use crate::metering;
 use crate::rating::import::{self, Defaults, Format, Import};
 use crate::rating::{PriceBook, starter};
-use crate::store::prices::{self, NewBook, PublishedPrice, Status};
+use crate::store::prices::{self, PublishedPrice, Status};
 use crate::store::{Rights, Tx, commit};
 
 /// Who acts, for the audit log.
@@ -87,25 +86,16 @@ pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
 
 /// Makes the book of the starter prices where it is missing, as a cost book in their currency.
 async fn open_starter_book(tx: &mut Tx, name: &str) -> anyhow::Result<()> {
-    if let Some(book) = prices::find_book(tx, name).await? {
-        let currency = book.info.currency;
-        ensure!(
-            currency == starter::CURRENCY,
-            "`{name}` is in {currency}, and the starter prices are in {}; name another book with --book",
-            starter::CURRENCY
-        );
-        return Ok(());
+    let (book, made) = prices::open_cost_book(tx, name, starter::CURRENCY, ACTOR).await?;
+    let currency = book.info.currency;
+    ensure!(
+        currency == starter::CURRENCY,
+        "`{name}` is in {currency}, and the starter prices are in {}; name another book with --book",
+        starter::CURRENCY
+    );
+    if made {
+        println!("book     {name}, a cost book in {currency}");
     }
-    let book = NewBook {
-        name: name.to_owned(),
-        kind: BookKind::Cost,
-        currency: starter::CURRENCY,
-        base: None,
-        markup: None,
-        markups: BTreeMap::new(),
-    };
-    prices::create_book(tx, &book, ACTOR).await?;
-    println!("book     {name}, a cost book in {}", starter::CURRENCY);
     Ok(())
 }
 

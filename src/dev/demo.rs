@@ -46,17 +46,7 @@ const ARRIVAL_POLL: Duration = Duration::from_millis(50);
 pub async fn starter_book(database: &Database) -> Result<(), DevError> {
     let prices = starter::prices().map_err(DevError::StarterBook)?;
     let mut tx = database.begin().await?;
-    if prices::find_book(&mut tx, starter::BOOK).await?.is_none() {
-        let book = NewBook {
-            name: starter::BOOK.to_owned(),
-            kind: BookKind::Cost,
-            currency: Currency::USD,
-            base: None,
-            markup: None,
-            markups: BTreeMap::new(),
-        };
-        prices::create_book(&mut tx, &book, ACTOR).await?;
-    }
+    prices::open_cost_book(&mut tx, starter::BOOK, starter::CURRENCY, ACTOR).await?;
     let (_, refused) = prices::publish_fitting(&mut tx, starter::BOOK, &prices, ACTOR).await?;
     for fault in refused {
         tracing::info!(%fault, "starter price left out");

@@ -177,6 +177,30 @@ where
     })
 }
 
+/// A book by name; where it is missing it is made, as a cost book of its own prices. Returns whether it was.
+///
+/// # Errors
+/// As [`create_book`].
+pub async fn open_cost_book(
+    connection: &mut PgConnection,
+    name: &str,
+    currency: Currency,
+    actor: &str,
+) -> Result<(Book, bool), PricesError> {
+    if let Some(book) = find_book(connection, name).await? {
+        return Ok((book, false));
+    }
+    let new = NewBook {
+        name: name.to_owned(),
+        kind: BookKind::Cost,
+        currency,
+        base: None,
+        markup: None,
+        markups: BTreeMap::new(),
+    };
+    Ok((create_book(connection, &new, actor).await?, true))
+}
+
 /// Makes a price book; one with a base gets a derived price for every price that stands there.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ mod write;
 
 pub use books::{
     Book, LoadedBook, NewBook, books, create_book, find_book, list_books, load_book, load_books,
-    load_candidates,
+    load_candidates, open_cost_book,
 };
 pub use markups::{MarkupChange, MarkupEffect, MarkupRow, NewMarkup, change_markup, markup_history};
 pub use publish::{
