@@ -2,21 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use super::DevError;
 use super::traffic::{CUSTOMERS, GATEWAY};
+use super::{DevError, write_for_owner};
 use crate::domain::access::Token;
 use crate::store::api_keys::{self, NewHolder};
 use crate::store::{Database, Tx, commit, customers, gateways};
 
 /// The file in the home.
 const FILE: &str = "dev.env";
-/// Only its owner may read it: it holds keys.
-const MODE: u32 = 0o600;
 /// Variables of the keys.
 const ADMIN: &str = "WAYBILL_ADMIN_KEY";
 const FINANCE: &str = "WAYBILL_FINANCE_KEY";
@@ -103,14 +100,7 @@ impl DevEnv {
     pub fn save(&self) -> Result<(), DevError> {
         let lines = self.variables.iter().map(|(name, value)| format!("{name}={}\n", quoted(value)));
         let text: String = lines.collect();
-        let new = self.path.with_extension("new");
-        let written = || {
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(MODE);
-            options.open(&new)?.write_all(text.as_bytes())?;
-            std::fs::rename(&new, &self.path)
-        };
-        written().map_err(DevError::io("cannot write", &self.path))
+        write_for_owner(&self.path, |mut file| file.write_all(text.as_bytes()))
     }
 }
 

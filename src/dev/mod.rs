@@ -13,9 +13,27 @@ pub mod servers;
 pub mod simulate;
 pub mod traffic;
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::store::StoreError;
+
+/// Only its owner may read a file that holds keys or passwords.
+const OWNER_ONLY: u32 = 0o600;
+
+/// Writes a file whole or not at all, readable by its owner only.
+fn write_for_owner(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Result<(), DevError> {
+    let new = path.with_extension("new");
+    let written = || {
+        let file = File::options().write(true).create(true).truncate(true).mode(OWNER_ONLY).open(&new)?;
+        write(&file)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    written().map_err(DevError::io("cannot write", path))
+}
 
 /// Why the private servers are not there.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +46,7 @@ pub enum DevError {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Another process runs servers in the same home.
     #[error("another waybill runs in {}: stop it, or set WAYBILL_HOME to another folder", home.display())]
@@ -105,7 +123,7 @@ pub enum DevError {
 
 impl DevError {
     /// Turns an I/O error on `path` into a sentence that begins with `what`.
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, path: path.to_owned(), source }
     }
 }

@@ -42,9 +42,9 @@ pub const fn is_id_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-')
 }
 
-/// Whether a text names a provider: an id in lower case.
+/// Whether a text names a provider: a machine id in lower case.
 pub fn is_provider(name: &str) -> bool {
-    is_condition(name) && !name.bytes().any(|byte| byte.is_ascii_uppercase())
+    is_machine_id(name) && !name.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Whether a text names a model: printable ASCII, without blanks at its ends.
@@ -53,8 +53,8 @@ pub fn is_model(name: &str) -> bool {
     is_sized(name) && name.bytes().all(printable) && name.trim_ascii().len() == name.len()
 }
 
-/// Whether a text names a platform, region, tier, processing or speed.
-pub fn is_condition(name: &str) -> bool {
+/// Whether a text is a machine id, as platforms, regions, tiers and task types are.
+pub fn is_machine_id(name: &str) -> bool {
     is_sized(name) && name.bytes().all(is_id_byte)
 }
 

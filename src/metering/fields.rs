@@ -17,7 +17,7 @@ const NO_IDS: [&str; 5] = ["undefined", "null", "none", "nil", "nan"];
 /// A machine id: 1 to 128 of `[A-Za-z0-9._:-]`.
 pub(super) fn machine_id(field: &'static str, text: &str) -> Result<CompactString, Rejected> {
     sized(field, text)?;
-    if !text.bytes().all(is_id_byte) {
+    if !names::is_machine_id(text) {
         return Err(charset(field, "letters, digits and . _ : -"));
     }
     Ok(text.into())

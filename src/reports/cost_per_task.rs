@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::figures::{Figures, Ratio};
-use super::{ROWS_FETCHED, ROWS_MAX, ReportError};
+use super::{ROWS_FETCHED, ReportError, bounded};
 use crate::domain::event::Outcome;
 use crate::domain::money::{Amount, Currency};
 use crate::store::reports::{Spread, TaskScope, TaskTotals, task_totals};
@@ -108,10 +108,7 @@ pub async fn cost_per_task(
 ) -> Result<CostPerTask, ReportError> {
     let tasks = TaskScope { customer: scope.customer().or(tasks.customer), ..tasks.clone() };
     let as_of = periods::posted_through(connection, now).await?;
-    let totals = task_totals(connection, &tasks, ROWS_FETCHED).await?;
-    if totals.len() > ROWS_MAX {
-        return Err(ReportError::TooManyRows);
-    }
+    let totals = bounded(task_totals(connection, &tasks, ROWS_FETCHED).await?)?;
     let shows_cost = scope.customer().is_none();
     let unattributed = if tasks.task_type.is_some() {
         Vec::new()

@@ -55,3 +55,8 @@ pub enum ReportError {
     #[error("the amounts are too large to add up")]
     Overflow,
 }
+
+/// What was fetched with the limit [`ROWS_FETCHED`], unless it is more than a report may have.
+fn bounded<T>(rows: Vec<T>) -> Result<Vec<T>, ReportError> {
+    if rows.len() > ROWS_MAX { Err(ReportError::TooManyRows) } else { Ok(rows) }
+}

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::figures::Figures;
-use super::{ROWS_FETCHED, ROWS_MAX, ReportError};
+use super::{ROWS_FETCHED, ROWS_MAX, ReportError, bounded};
 use crate::domain::event::text_enum;
 use crate::domain::ids::PriceId;
 use crate::domain::invoice::PriceTerms;
@@ -105,10 +105,7 @@ pub async fn usage(
     let mut filter = query.filter.clone();
     filter.customer = scope.customer().or(filter.customer);
     let as_of = periods::posted_through(connection, now).await?;
-    let groups = sums(connection, &filter, grouping, ROWS_FETCHED).await?;
-    if groups.len() > ROWS_MAX {
-        return Err(ReportError::TooManyRows);
-    }
+    let groups = bounded(sums(connection, &filter, grouping, ROWS_FETCHED).await?)?;
     let shows_cost = scope.customer().is_none();
     let rows = if by_class {
         let terms = rates::by_price(connection, &prices(&groups)).await?;

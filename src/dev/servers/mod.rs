@@ -12,7 +12,6 @@ mod postgres;
 mod process;
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,8 +21,8 @@ use sha2::{Digest, Sha256};
 use self::nats::Nats;
 use self::postgres::Postgres;
 use self::process::{Account, Guard};
-use crate::dev::DevError;
 use crate::dev::traffic::GATEWAY;
+use crate::dev::{DevError, write_for_owner};
 use crate::domain::identity::hex;
 
 /// How long a process that was killed a moment ago may still hold a home.
@@ -226,15 +225,7 @@ impl State {
 
     /// Writes it, for its owner only, whole or not at all.
     fn save(&self, home: &Path) -> Result<(), DevError> {
-        let path = Self::path(home);
-        let new = path.with_extension("new");
-        let written = || -> std::io::Result<()> {
-            let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            serde_json::to_writer_pretty(&file, self)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)
-        };
-        written().map_err(DevError::io("cannot write", &path))
+        write_for_owner(&Self::path(home), |file| Ok(serde_json::to_writer_pretty(file, self)?))
     }
 
     fn path(home: &Path) -> PathBuf {

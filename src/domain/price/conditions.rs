@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 
 use super::PriceConditions;
-use crate::domain::names::{NAME_BYTES_MAX, is_condition};
+use crate::domain::names::{NAME_BYTES_MAX, is_machine_id};
 use crate::domain::tokens::QUANTITY_MAX;
 
 /// Minutes of a UTC day and of a UTC week.
@@ -261,7 +261,7 @@ impl PriceConditions {
 }
 
 fn normalized_name(field: &str, name: &str) -> Result<String, ConditionFault> {
-    if !is_condition(name) {
+    if !is_machine_id(name) {
         let detail = format!("is not 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ : -; leave it out for none");
         return Err(ConditionFault::new(format!("conditions.{field}"), detail));
     }

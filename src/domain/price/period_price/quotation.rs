@@ -10,7 +10,7 @@ use super::{PeriodDraft, PeriodPriceKind, Scheme, TaskUsage, Tier, TierRate, Tie
 use crate::domain::event::Outcome;
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::money::Rate;
-use crate::domain::names::{NAME_BYTES_MAX, is_condition, is_model, is_provider};
+use crate::domain::names::{NAME_BYTES_MAX, is_machine_id, is_model, is_provider};
 use crate::domain::price::quotation::{PER_MAX, Quote, SOURCE_CHARS_MAX, VALIDITY_SECONDS};
 use crate::domain::tokens::TokenClass;
 
@@ -273,7 +273,7 @@ impl NewPeriodPrice {
 
     fn task(&self, faults: &mut Faults) -> Option<Scheme> {
         let task_type = faults.need("task_type", self.task_type.clone(), self.kind);
-        if task_type.as_deref().is_some_and(|name| !is_condition(name)) {
+        if task_type.as_deref().is_some_and(|name| !is_machine_id(name)) {
             faults.add("task_type", format!("is not 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ : -"));
         }
         let usage = faults.need("usage", self.usage, self.kind);
