@@ -9,7 +9,7 @@ use waybill::ingest::stream::CONSUMER;
 use waybill::store::{commit, rejections};
 
 use crate::harness::wait_until;
-use crate::world::{Outcome, World, gpt5_prices, now, usage_event};
+use crate::world::{Outcome, World, estimate, gpt5_prices, now, usage_event};
 
 /// Has everything in the stream read again, as it is where its consumer was deleted.
 async fn read_again(world: &World, clock: Clock) {
@@ -67,11 +67,9 @@ async fn an_event_is_recorded_once_however_long_the_stream_keeps_it() {
 async fn what_was_discarded_is_not_billed_when_nothing_is_against_it_any_more() {
     let world = World::idle().await;
     world.start_consumer();
-    let mut estimate = usage_event("estimate");
-    estimate["data"]["usage_source"] = json!("estimated");
     let mut correction = usage_event("correction");
     correction["data"]["corrects"] = json!("estimate");
-    let first = world.publish("gw-1", &json!([usage_event("e-1"), estimate])).await;
+    let first = world.publish("gw-1", &json!([usage_event("e-1"), estimate("estimate")])).await;
     world.publish("gw-1", &correction).await;
     world.settled().await;
     assert_eq!(world.open_rejections().await, ["unpriced"; 3]);

@@ -12,13 +12,7 @@ use waybill::shutdown::Shutdown;
 use waybill::store::{replay, verify as compare};
 
 use crate::harness::wait_until;
-use crate::world::{Outcome, World, gpt5_prices, limits, now, usage_event};
-
-fn estimate(id: &str) -> Value {
-    let mut event = usage_event(id);
-    event["data"]["usage_source"] = json!("estimated");
-    event
-}
+use crate::world::{Outcome, World, estimate, gpt5_prices, limits, now, usage_event};
 
 fn correction(id: &str, of: &str, usage: Value) -> Value {
     let mut event = usage_event(id);

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 use waybill::clock::Clock;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::invoicing;
-use waybill::invoicing::rerate::{Request, apply};
+use waybill::invoicing::rerate::apply;
 use waybill::store::{Scope, commit, prices};
 
-use crate::ledger::utc;
-use crate::world::{self, SELL_BOOK, World};
+use crate::rerate::everything;
+use crate::world::{self, SELL_BOOK, World, estimate};
 
 /// What the tokens of a test event cost.
 const TOKENS: &str = "0.0006625";
@@ -37,15 +37,7 @@ async fn sums(world: &World) -> (String, String, i64) {
 
 /// Rates everything again; nothing is unpriced, and a second time changes nothing.
 async fn rerated(world: &World) -> (String, String, i64) {
-    let everything = Request {
-        from: utc("2020-01-01T00:00:00Z"),
-        to: utc("2030-01-01T00:00:00Z"),
-        customer: None,
-        provider: None,
-        model: None,
-        reason: None,
-    };
-    let apply = async || apply(&world.bed.database, &Clock::System, &everything, "test").await.unwrap();
+    let apply = async || apply(&world.bed.database, &Clock::System, &everything(), "test").await.unwrap();
     assert_eq!(apply().await.unpriced, []);
     assert_eq!(apply().await.groups, []);
     world.settled().await;
@@ -59,11 +51,6 @@ fn of(cost: &str, charge: &str, requests: i64) -> (String, String, i64) {
 #[tokio::test]
 async fn a_fee_per_request_is_charged_once_a_call_and_comes_and_goes_with_a_re_rate() {
     let world = World::start().await;
-    let estimate = |id: &str| {
-        let mut event = world::usage_event(id);
-        event["data"]["usage_source"] = json!("estimated");
-        event
-    };
     record(&world, &estimate("before")).await;
     assert_eq!(sums(&world).await, of(TOKENS, TOKENS, 0));
 

@@ -18,12 +18,12 @@ use waybill::store::{Scope, commit, customers, invoices, prices};
 use crate::http_bed::Api;
 use crate::http_events::Explained;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
-use crate::world::{self, World};
+use crate::world::{self, World, estimate};
 
 /// When re-rates of the small ledger are made.
 const NOW: &str = "2026-11-24T00:00:00Z";
 
-fn everything() -> Request {
+pub fn everything() -> Request {
     Request {
         from: utc("2020-01-01T00:00:00Z"),
         to: utc("2030-01-01T00:00:00Z"),
@@ -39,6 +39,17 @@ async fn publish(ledger: &Ledger, book: &str, new: Value) {
     let mut tx = ledger.database.begin().await.unwrap();
     prices::publish(&mut tx, book, &new, "test").await.unwrap();
     commit(tx).await.unwrap();
+}
+
+/// A new price that has no fee for searches.
+async fn publish_without_searches(ledger: &Ledger) {
+    publish(
+        ledger,
+        "standard",
+        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": "2026-11-02T00:00:00Z",
+                "rates": {"input": "4", "output": "22"}}]),
+    )
+    .await;
 }
 
 /// A price of `gpt-5` from a time on.
@@ -281,13 +292,7 @@ async fn usage_without_a_price_is_listed_and_stands() {
     ledger.post().await;
     let before = sums(&ledger, acme).await;
     // The new price has no fee for searches.
-    publish(
-        &ledger,
-        "standard",
-        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": "2026-11-02T00:00:00Z",
-                "rates": {"input": "4", "output": "22"}}]),
-    )
-    .await;
+    publish_without_searches(&ledger).await;
     let applied = rerate(&ledger, &everything()).await;
     let [unpriced] = applied.unpriced.as_slice() else { panic!("one: {:?}", applied.unpriced) };
     assert_eq!((unpriced.event.id.as_str(), unpriced.customer.as_str()), ("b", "acme"));
@@ -410,13 +415,7 @@ async fn a_re_rate_keeps_nobody_waiting_to_find_out_what_differs() {
     drop(tx);
 
     // Of the second and the fourth batch something differs; what has a search has no price any more.
-    publish(
-        &ledger,
-        "standard",
-        json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": "2026-11-02T00:00:00Z",
-                "rates": {"input": "4", "output": "22"}}]),
-    )
-    .await;
+    publish_without_searches(&ledger).await;
     let shown = dry_run(&ledger, &everything()).await;
     let mut tx = ledger.database.begin().await.unwrap();
     let applied = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
@@ -537,11 +536,6 @@ async fn verify_finds_a_retraction_that_is_not_what_stood() {
 #[tokio::test]
 async fn corrected_estimates_and_re_rates_meet_in_any_order() {
     let world = World::start().await;
-    let estimate = |id: &str| {
-        let mut event = world::usage_event(id);
-        event["data"]["usage_source"] = json!("estimated");
-        event
-    };
     let correction = |id: &str, of: &str, output: i64| {
         let mut event = world::usage_event(id);
         event["data"]["corrects"] = json!(of);

@@ -108,6 +108,13 @@ pub fn usage_event(id: &str) -> Value {
     })
 }
 
+/// The same as an estimate, which may be corrected.
+pub fn estimate(id: &str) -> Value {
+    let mut event = usage_event(id);
+    event["data"]["usage_source"] = json!("estimated");
+    event
+}
+
 /// The time.
 pub fn now() -> DateTime<Utc> {
     Clock::System.now()
