@@ -18,7 +18,7 @@ use crate::domain::identity::EventIdentity;
 use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
 use crate::metering::{self, Message, Reason, Rejected};
 use crate::store::journal::{
-    JournalEvent, JournalPart, ReadEvent, Rejection, RejectionPosition, WHOLE_MESSAGE,
+    JournalEvent, JournalPart, Origin, ReadEvent, Rejection, RejectionPosition, WHOLE_MESSAGE,
 };
 use crate::store::rating_data::{CustomerEntry, GatewayEntry};
 
@@ -51,6 +51,8 @@ pub struct Incoming {
 pub struct ReplayOf {
     /// Its id.
     pub rejection: RejectionId,
+    /// The life of the stream that its message came in.
+    pub life: Uuid,
     /// The event's position in its message.
     pub event_index: i32,
 }
@@ -62,6 +64,16 @@ pub enum Decision {
     Record(Box<Candidate>),
     /// It cannot be billed as it is.
     Reject(Box<Rejection>),
+}
+
+impl Decision {
+    /// When the event happened, as far as it can be read.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Record(candidate) => Some(candidate.event.occurred_at),
+            Self::Reject(rejection) => rejection.event_time,
+        }
+    }
 }
 
 /// An event that can be recorded.
@@ -117,7 +129,9 @@ impl Decided {
             }
         };
         let gateway = gateway_of(prefix, &message.subject);
-        let registered = catalog.gateway(gateway).map(|entry| entry.id);
+        let entry = catalog.gateway(gateway);
+        let registered = entry.map(|entry| entry.id);
+        let backfill = entry.is_some_and(|entry| entry.backfill_from.is_some());
         let mut decisions = Vec::with_capacity(body.ranges().len());
         for (range, index) in body.ranges().iter().cloned().zip(0_i32..) {
             let raw = &body.body()[range.clone()];
@@ -126,13 +140,21 @@ impl Decided {
                 catch_unwind(AssertUnwindSafe(|| candidate(catalog, gateway, &message, index, (range, raw))));
             decisions.push(match decided.unwrap_or_else(|_| Err(panicked().into())) {
                 Ok(candidate) => Decision::Record(Box::new(candidate)),
-                Err(Refused { rejected, event }) => {
+                Err(Refused { rejected, read }) => {
+                    // Who speaks for another gateway, or is none, is told of, copy or not.
+                    let of_others = matches!(rejected.reason, Reason::NotAllowed | Reason::UnknownGateway);
                     let rejection = rejection(&message, raw, index, rejected, registered);
+                    let event = if of_others { None } else { may_be_recorded(read, &rejection, backfill) };
                     Decision::Reject(Box::new(Rejection { event, ..rejection }))
                 }
             });
         }
         Self { message, body: Some(body), decisions }
+    }
+
+    /// The life of the stream that its place counts in.
+    pub fn life(&self, origin: Origin) -> Option<Uuid> {
+        origin.incarnation().or_else(|| Some(self.message.replay_of?.life))
     }
 
     /// Bytes of its payload, decompressed.
@@ -199,6 +221,8 @@ fn rejection(
         gateway: message.subject.rsplit('.').next().map(|name| without_nul(name.to_owned())),
         customer: hints.customer.map(without_nul),
         event_source: hints.source.map(without_nul),
+        event_time: hints.time,
+        received_at: message.received_at,
         event_id: hints.id.map(without_nul),
         provider: hints.provider.map(without_nul),
         model: hints.model.map(without_nul),
@@ -220,27 +244,36 @@ fn refuse(reason: Reason, detail: String) -> Rejected {
 /// Why an event is refused.
 struct Refused {
     rejected: Rejected,
-    /// What a copy of it is told by, where what refuses it may have let it pass before.
-    event: Option<ReadEvent>,
+    /// What it is and the hash of its billable content, where it could be read.
+    read: Option<(EventIdentity, Uuid)>,
 }
 
 impl From<Rejected> for Refused {
     fn from(rejected: Rejected) -> Self {
-        Self { rejected, event: None }
+        Self { rejected, read: None }
     }
 }
 
 impl Refused {
     fn read(event: UsageEvent, rejected: Rejected) -> Self {
-        // Who speaks for another gateway, or is none, is told of, copy or not.
-        let of_others = matches!(rejected.reason, Reason::NotAllowed | Reason::UnknownGateway);
-        let event = (!of_others).then(|| ReadEvent {
-            key: event.identity.key(),
-            content_hash: Uuid::from_bytes(metering::content_hash(&event)),
-            identity: event.identity,
-        });
-        Self { rejected, event }
+        let content_hash = Uuid::from_bytes(metering::content_hash(&event));
+        Self { rejected, read: Some((event.identity, content_hash)) }
     }
+}
+
+/// What a refused event is told by where it is recorded: what refuses it now, or cannot read it, may have let it pass before.
+fn may_be_recorded(
+    read: Option<(EventIdentity, Uuid)>,
+    rejection: &Rejection,
+    backfill: bool,
+) -> Option<ReadEvent> {
+    let (identity, content_hash) = if let Some((identity, content_hash)) = read {
+        (identity, Some(content_hash))
+    } else {
+        let (source, id) = (rejection.event_source.as_deref()?, rejection.event_id.as_deref()?);
+        (EventIdentity { source: source.into(), id: id.into() }, None)
+    };
+    Some(ReadEvent { key: identity.key(), identity, content_hash, backfill })
 }
 
 /// Parses, admits, resolves and rates one event.
@@ -344,8 +377,7 @@ impl Rows<'_> {
             }
             Report::Usage(usage) => {
                 if let Err(rejected) = add_usage(&mut journal, usage, books) {
-                    let JournalEvent { identity, key, content_hash, .. } = journal;
-                    return Err(Refused { rejected, event: Some(ReadEvent { identity, key, content_hash }) });
+                    return Err(Refused { rejected, read: Some((journal.identity, journal.content_hash)) });
                 }
             }
         }
@@ -396,5 +428,8 @@ fn rated(part: UsagePart, books: Books<'_>, at: DateTime<Utc>) -> Result<Journal
         cost: cost.amount,
         charge: charge.amount,
         stated_cost: part.stated_cost,
+        stated_verdict: part
+            .stated_cost
+            .and_then(|stated| stated.against(cost.amount, books.cost.info().currency)),
     })
 }

@@ -8,16 +8,19 @@ use chrono::NaiveDate;
 use sqlx::PgConnection;
 
 use super::IngestError;
-use super::batch::{Batch, Comparison, Sorted};
+use super::batch::Batch;
 use super::catalog::Catalog;
 use super::decide::{Decided, Incoming};
+use super::discards;
 use super::facts::Gathering;
+use super::meters;
 use super::recent::Recent;
+use super::sorted::{Comparison, Sorted};
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded, Span};
 use crate::store::posting::Unposted;
-use crate::store::{Database, StoreError, Transactions, commit, replay};
+use crate::store::{Database, StoreError, Transactions, catalog, commit, replay};
 
 /// First pause before a transaction is tried again; doubles up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -26,6 +29,8 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 /// Races with other writers that a batch may lose, each of which shows it a row more. One that loses yet another holds an
 /// event that the database refuses however often it is tried.
 const RACES_MAX: u32 = 10;
+/// How often a batch is decided again because the catalog has changed meanwhile, before changes of it wait for the batch.
+const STALE_MAX: u32 = 2;
 /// What the messages that are decided at a time may come to, in bytes of their decompressed bodies: the last one is above it
 /// by less than its own size. Small compressed messages may have large bodies.
 pub(super) const DECIDED_BYTES_MAX: usize = 32 << 20;
@@ -60,17 +65,19 @@ pub struct Recorder {
 /// What one try of the transaction came to.
 enum Attempt {
     Done(Recorded),
-    /// The catalog is older than the database's: load it, decide again.
-    StaleCatalog,
+    /// The batch was decided with another catalog than the database's, whose version this is: load it, decide again.
+    StaleCatalog(i64),
     /// No booking date is open, or it is not today's: open it, try again.
     NoBookingDate,
 }
 
 /// How the transaction ends where nothing is in its way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Commit,
-    /// It is tried whether the database takes the batch.
+    /// The same, with the catalog kept as it is until then.
+    CommitHeld,
+    /// It is tried whether the database takes the batch, with whatever catalog it was decided.
     RollBack,
 }
 
@@ -170,15 +177,32 @@ impl Recorder {
         if again { Batch::again(catalog.version, decided) } else { Batch::new(catalog.version, decided) }
     }
 
-    async fn reload(&self) -> Result<(), IngestError> {
-        let fresh = Arc::new(Catalog::load(&self.database).await?);
-        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// Loads the catalog, where the one at hand is not of this version.
+    async fn load(&self, version: i64) -> Result<(), IngestError> {
+        if self.catalog().version != version {
+            let fresh = Arc::new(Catalog::load(&self.database).await?);
+            *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
         Ok(())
     }
 
-    fn decide_again(&self, batch: Batch) -> Batch {
-        let mut messages = batch.decided.into_iter().map(|decided| decided.message);
-        self.decide_most(&mut messages, usize::MAX, usize::MAX)
+    /// Decides a batch with the catalog at hand. What the database was found to refuse stays refused.
+    fn decide_again(&self, batch: &mut Batch) {
+        let unstorable = batch.unstorable();
+        let mut messages = std::mem::take(&mut batch.decided).into_iter().map(|decided| decided.message);
+        *batch = self.decide_most(&mut messages, usize::MAX, usize::MAX);
+        batch.refuse_again(unstorable);
+    }
+
+    /// Keeps the catalog as it is until the transaction ends, and has the batch decided with it: where it changes more often
+    /// than it is loaded, batches would be decided again for ever.
+    async fn hold_catalog(&self, tx: &mut PgConnection, batch: &mut Batch) -> Result<(), IngestError> {
+        let version = catalog::hold(tx).await?;
+        if version != batch.catalog_version {
+            self.load(version).await?;
+            self.decide_again(batch);
+        }
+        Ok(())
     }
 
     /// Records a batch; returns once it is committed, whatever it takes, or when the program stops. A message of it is recorded
@@ -189,9 +213,9 @@ impl Recorder {
     /// an event. What they leave in doubt is not acknowledged: part of the batch may be recorded.
     pub async fn record(&self, origin: Origin, batch: Batch) -> Result<Recorded, IngestError> {
         let (mut total, mut failed) = (Recorded::default(), None);
-        let mut pending = vec![batch];
+        let (mut pending, mut stale) = (vec![batch], 0);
         while let Some(batch) = pending.pop() {
-            match self.record_or_split(origin, batch, &mut pending).await {
+            match self.record_or_split(origin, batch, &mut pending, &mut stale).await {
                 Ok(recorded) => {
                     total.recorded += recorded.recorded;
                     total.duplicates += recorded.duplicates;
@@ -207,16 +231,25 @@ impl Recorder {
         failed.map_or(Ok(total), Err)
     }
 
-    /// Records a batch, or leaves what has to be recorded instead of it.
+    /// Records a batch, or leaves what has to be recorded instead of it; `stale` counts how often it was decided again.
     async fn record_or_split(
         &self,
         origin: Origin,
-        batch: Batch,
+        mut batch: Batch,
         pending: &mut Vec<Batch>,
+        stale: &mut u32,
     ) -> Result<Recorded, IngestError> {
-        match self.try_out(origin, &batch, Ending::Commit).await? {
-            Tried::Done(recorded) => return Ok(recorded),
-            Tried::StaleCatalog => pending.push(self.decide_again(batch)),
+        let ending = if *stale < STALE_MAX { Ending::Commit } else { Ending::CommitHeld };
+        match self.try_out(origin, &mut batch, ending).await? {
+            Tried::Done(recorded) => {
+                *stale = 0;
+                return Ok(recorded);
+            }
+            Tried::StaleCatalog => {
+                *stale += 1;
+                self.decide_again(&mut batch);
+                pending.push(batch);
+            }
             // The data itself is at fault: isolated by halves down to the message, and in that the one event.
             Tried::Refused(error) => match batch.halves() {
                 Ok([first, second]) => pending.extend([second, first]),
@@ -226,22 +259,40 @@ impl Recorder {
         Ok(Recorded::default())
     }
 
-    /// Makes rejections of those events of a message that the database refuses. They are found by trying more and more of its
-    /// events, fewer where these are refused, in transactions that are rolled back.
+    /// Makes rejections of those events of a message that the database refuses: first of those that it refuses by themselves,
+    /// for which nothing before them is tried again; where there is none, of those that it refuses beside the others.
     ///
     /// # Errors
-    /// [`IngestError::Store`] where it refuses a rejection, or no event of it by itself.
+    /// [`IngestError::Store`] where it refuses a rejection, or no event of it.
     async fn without_refused(
         &self,
         origin: Origin,
         mut message: Batch,
-        error: StoreError,
+        mut refusal: StoreError,
     ) -> Result<Batch, IngestError> {
+        for alone in [true, false] {
+            match self.find_refused(origin, &mut message, alone, refusal).await? {
+                None => return Ok(message),
+                Some(last) => refusal = last,
+            }
+        }
+        Err(refusal.into())
+    }
+
+    /// Makes rejections of those events of a message that the database refuses; returns the last refusal where it finds none.
+    /// They are found by trying more and more of its events, fewer where these are refused, in transactions that are rolled
+    /// back.
+    async fn find_refused(
+        &self,
+        origin: Origin,
+        message: &mut Batch,
+        alone: bool,
+        mut refusal: StoreError,
+    ) -> Result<Option<StoreError>, IngestError> {
         let events = message.event_count();
         // So many are taken; so many more were tried last, with what came of it.
         let (mut taken, mut more) = (0, events);
-        let (mut refused, mut refusal) = (true, error);
-        let mut found = false;
+        let (mut refused, mut found) = (true, false);
         loop {
             if !refused {
                 (taken, more) = (taken + more, more * 2);
@@ -254,26 +305,28 @@ impl Recorder {
             }
             more = more.min(events - taken);
             if more == 0 {
-                // Where all of them are taken now, the message comes again.
-                return if found { Ok(message) } else { Err(refusal.into()) };
+                return Ok((!found).then_some(refusal));
             }
-            let others = message.hold_back(taken + more);
-            let tried = self.try_out(origin, &message, Ending::RollBack).await;
+            let others = message.only(if alone { taken } else { 0 }..taken + more);
+            let tried = self.try_out(origin, message, Ending::RollBack).await;
             message.put_back(others);
             match tried? {
-                Tried::Done(_) => refused = false,
                 Tried::Refused(error) => (refused, refusal) = (true, error),
-                Tried::StaleCatalog => return Ok(self.decide_again(message)),
+                // Nothing is compared with the catalog here.
+                Tried::Done(_) | Tried::StaleCatalog => refused = false,
             }
         }
     }
 
     /// Tries until the transaction is through, or the database refuses the data of the batch.
-    async fn try_out(&self, origin: Origin, batch: &Batch, ending: Ending) -> Result<Tried, IngestError> {
+    async fn try_out(&self, origin: Origin, batch: &mut Batch, ending: Ending) -> Result<Tried, IngestError> {
         let mut pause = RETRY_FIRST;
         let (mut partition_made, mut races) = (false, 0);
         loop {
-            let wary = self.wary.load(Ordering::Relaxed) > 0 || !batch.may_be_new(origin);
+            let wary = self.wary.load(Ordering::Relaxed) > 0
+                || !batch.may_be_new(origin)
+                // What is decided then may hold corrections that this one does not.
+                || ending == Ending::CommitHeld;
             // What has to be done first may fail as the transaction itself may, and is tried again like it.
             let first = match self.attempt(origin, batch, wary, ending).await {
                 Ok(Attempt::Done(recorded)) => {
@@ -281,7 +334,7 @@ impl Recorder {
                     self.expect_copies(recorded.duplicates > 0);
                     return Ok(Tried::Done(recorded));
                 }
-                Ok(Attempt::StaleCatalog) => match self.reload().await {
+                Ok(Attempt::StaleCatalog(version)) => match self.load(version).await {
                     Ok(()) => return Ok(Tried::StaleCatalog),
                     Err(error) => Err(error),
                 },
@@ -339,12 +392,16 @@ impl Recorder {
     async fn attempt(
         &self,
         origin: Origin,
-        batch: &Batch,
+        batch: &mut Batch,
         wary: bool,
         ending: Ending,
     ) -> Result<Attempt, IngestError> {
         let _underway = self.attempts.begin();
         let mut tx = self.database.begin_ingest().await?;
+        if ending == Ending::CommitHeld {
+            self.hold_catalog(&mut tx, batch).await?;
+        }
+        let batch = &*batch;
         let messages = batch.span(origin);
         let Some(opening) = journal::open(&mut tx, messages).await? else {
             return Ok(Attempt::NoBookingDate);
@@ -352,19 +409,22 @@ impl Recorder {
         if opening.booked_on < self.clock.now().date_naive() {
             return Ok(Attempt::NoBookingDate);
         }
-        if opening.catalog_version != batch.catalog_version {
-            return Ok(Attempt::StaleCatalog);
+        if opening.catalog_version != batch.catalog_version && ending != Ending::RollBack {
+            return Ok(Attempt::StaleCatalog(opening.catalog_version));
         }
         if origin == Origin::Replay && !replay::still_open(&mut tx, &batch.replayed()).await? {
             // Another process replays the same rejections.
             return Ok(Attempt::Done(Recorded::default()));
         }
-        let discarded = match messages.filter(|_| opening.discarded) {
+        let mut discarded = match messages.filter(|_| opening.discarded) {
             Some(Span { incarnation, .. }) => {
                 journal::discarded(&mut tx, incarnation, &batch.sequences(origin)).await?
             }
             None => Vec::new(),
         };
+        if let (Some(from), Some(to)) = (opening.discarded_from, opening.discarded_to) {
+            discarded.extend(discards::copies(&mut tx, &batch.decided, from..=to).await?);
+        }
         let with = Comparison {
             horizon: batch.horizon(opening.booked_on),
             look_up: if wary { LookUp::Whole } else { LookUp::ExceptOn(opening.booked_on) },
@@ -373,7 +433,10 @@ impl Recorder {
         let sorted = batch.sort_out(&mut tx, origin, &with).await?;
         self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;
         match ending {
-            Ending::Commit => commit(tx).await?,
+            Ending::Commit | Ending::CommitHeld => {
+                commit(tx).await?;
+                meters::stated(sorted.events.iter().flat_map(|candidate| &candidate.event.parts));
+            }
             Ending::RollBack => tx.rollback().await?,
         }
         Ok(Attempt::Done(sorted.outcome(origin)))
@@ -461,13 +524,8 @@ impl Recorder {
             }
             (None, Ok(())) => {}
         }
-        // Of one estimate in the order of the stream, so that the last one stands; the estimates in one order, as above.
-        let corrections = sorted.events.iter().map(|candidate| &candidate.event);
-        let mut corrections: Vec<_> =
-            corrections.filter_map(|event| Some((event.corrects?, event))).collect();
-        corrections.sort_by_key(|(original, _)| *original);
-        for (original, event) in corrections {
-            journal::correct(tx, batch.id, original, event).await?;
+        for correction in sorted.corrections() {
+            journal::correct(tx, batch.id, &correction).await?;
         }
         Ok(())
     }
@@ -475,7 +533,7 @@ impl Recorder {
 
 /// Whether the failed statement only shows that another writer was faster.
 fn lost_a_race(error: &StoreError) -> bool {
-    error.sqlstate().as_deref() == Some(UNIQUE_VIOLATION)
+    matches!(error, StoreError::StandsOtherwise(_)) || error.sqlstate().as_deref() == Some(UNIQUE_VIOLATION)
 }
 
 /// Whether the booking date has no partition: none was made, or somebody has detached it.
@@ -484,16 +542,20 @@ fn lacks_partition(error: &StoreError) -> bool {
         || error.sqlstate().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none()
 }
 
-/// Whether the database refuses the data itself: only it can say so, by its SQLSTATE. A unique violation says so once too many
-/// races were lost for it to be one.
+/// Whether the database refuses the data itself: only it can say so, by its SQLSTATE, or by what it holds of an estimate. A
+/// unique violation, and an estimate that stands otherwise, say so once too many races were lost for it to be one.
 fn refused(error: &StoreError) -> bool {
-    error.sqlstate().is_some_and(|state| REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class)))
-        && !lacks_partition(error)
+    let by_state = |state: String| REFUSED_SQLSTATES.iter().any(|class| state.starts_with(class));
+    matches!(error, StoreError::StandsOtherwise(_))
+        || error.sqlstate().is_some_and(by_state) && !lacks_partition(error)
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::domain::identity::EventKey;
 
     #[test]
     fn only_the_database_can_say_that_the_data_is_at_fault() {
@@ -503,5 +565,8 @@ mod tests {
         for error in [StoreError::Database(decode), begun, affected] {
             assert!(!error.retryable() && !refused(&error), "{error}");
         }
+        // Tried again for ever it would hold up all others.
+        let standing = StoreError::StandsOtherwise(EventKey(Uuid::nil()));
+        assert!(lost_a_race(&standing) && refused(&standing), "{standing}");
     }
 }

@@ -323,6 +323,13 @@ impl Data<'_> {
                 "a task event carries no usage; send it as an llm.usage.v1 event of its own",
             ));
         }
+        if self.corrects.is_some() {
+            // It would take an estimate back and put nothing in its place.
+            return Err(Rejected::new(
+                Reason::Ambiguous,
+                "a task event corrects nothing; send the final usage as an llm.usage.v1 event of its own",
+            ));
+        }
         let Some(Object(task)) = self.task else { return Err(missing("task")) };
         let outcome = required("outcome", self.outcome.as_ref())?
             .parse()

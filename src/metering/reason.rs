@@ -79,6 +79,8 @@ text_enum! {
         Unpriced = "unpriced",
         /// A correction of an event that is not recorded.
         UnknownEstimate = "unknown_estimate",
+        /// A correction of an estimate that a later one of the stream has corrected already.
+        Superseded = "superseded",
         /// Another event with this identity is recorded.
         Conflict = "conflict",
         /// The database refuses the event's data.

@@ -83,10 +83,42 @@ async fn what_was_discarded_is_not_billed_when_nothing_is_against_it_any_more() 
     assert_eq!(world.recorded_events().await, 0);
     assert_eq!(world.outcomes(first, 2).await, [Outcome::Rejected("unpriced"); 2]);
     assert_eq!(world.open_rejections().await, ["unknown_estimate"]);
-    // Another message is another matter.
-    let new = world.publish("gw-1", &usage_event("e-1")).await;
+    // Nor in another message; and what would be refused still is no new rejection. An estimate that is not there is not
+    // corrected.
+    let again = world.publish("gw-1", &json!([usage_event("e-1"), estimate("estimate")])).await;
     world.settled().await;
-    assert_eq!(world.outcomes(new, 1).await, [Outcome::Recorded]);
+    assert_eq!(world.outcomes(again, 2).await, [Outcome::Duplicate; 2]);
+    world.suspend("acme").await;
+    let refused = world.publish("gw-1", &usage_event("e-1")).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(refused, 1).await, [Outcome::Duplicate]);
+    assert_eq!(world.recorded_events().await, 0);
+    world.verified().await;
+}
+
+/// What finance saw and discarded is settled, and nothing beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_content_other_gateways_and_other_ids_than_the_discarded_ones_are_judged_anew() {
+    let world = World::idle().await;
+    world.start_consumer();
+    let mut elsewhere = usage_event("e-2");
+    elsewhere["source"] = json!("gw-2");
+    world.publish("gw-1", &json!([usage_event("e-1"), &elsewhere])).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced", "not_allowed"]);
+    discard(&world, &["e-1", "e-2"]).await;
+    world.publish_prices(gpt5_prices()).await;
+    let mut changed = usage_event("e-1");
+    changed["data"]["usage"]["output"] = json!(51);
+    let mut own = usage_event("e-1");
+    own["source"] = json!("gw-1/other");
+    let first = world.publish("gw-1", &json!([usage_event("e-1"), changed, own, usage_event("e-3")])).await;
+    // Nobody has discarded it but as an event of a gateway that may not send it.
+    let second = world.publish("gw-2", &elsewhere).await;
+    world.settled().await;
+    let (recorded, settled) = (Outcome::Recorded, Outcome::Duplicate);
+    assert_eq!(world.outcomes(first, 4).await, [settled, recorded, recorded, recorded]);
+    assert_eq!(world.outcomes(second, 1).await, [recorded]);
     world.verified().await;
 }
 
@@ -114,6 +146,34 @@ async fn a_copy_of_what_is_recorded_is_no_rejection_where_it_would_be_refused_no
     assert_eq!(world.outcomes(sequence, 3).await, [Outcome::Duplicate, suspended, suspended]);
     assert_eq!(world.outcomes(foreign, 1).await, [Outcome::Rejected("not_allowed")]);
     world.verified().await;
+}
+
+/// As a release that reads payloads otherwise has recorded it: told by its place in the stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_reads_otherwise_now_is_still_a_copy_where_its_message_is_read_again() {
+    let world = World::start().await;
+    let mut unreadable = usage_event("e-3");
+    unreadable["data"]["provider_usage"] = json!({"format": "openai.chat", "body": {"prompt_tokens": 1}});
+    let mixed = world.publish("gw-1", &json!([usage_event("e-1"), unreadable])).await;
+    world.publish("gw-1", &json!([usage_event("e-2"), usage_event("e-3")])).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["ambiguous"]);
+    let as_before = format!(
+        "ALTER TABLE usage_events DISABLE TRIGGER USER;
+         UPDATE usage_events SET content_hash = gen_random_uuid() WHERE id IN ('e-1', 'e-2');
+         UPDATE usage_events SET stream_seq = {mixed}, event_index = 1 WHERE id = 'e-3';
+         ALTER TABLE usage_events ENABLE TRIGGER USER;
+         DELETE FROM rejections;"
+    );
+    world.bed.run(&as_before).await;
+    read_again(&world, Clock::System).await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    assert_eq!(world.recorded_events().await, 3);
+
+    // In another message it is another event.
+    let other = world.publish("gw-1", &json!([usage_event("e-1"), unreadable])).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(other, 2).await, ["conflict", "ambiguous"].map(Outcome::Rejected));
 }
 
 /// As rejections that an earlier release made of copies.

@@ -14,7 +14,8 @@ use waybill::store::{replay, verify as compare};
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, estimate, gpt5_prices, limits, now, usage_event};
 
-fn correction(id: &str, of: &str, usage: Value) -> Value {
+/// An event that corrects an estimate.
+pub fn correction(id: &str, of: &str, usage: Value) -> Value {
     let mut event = usage_event(id);
     event["data"]["corrects"] = json!(of);
     event["data"]["usage"] = usage;
@@ -195,12 +196,11 @@ async fn of_due_rejections_those_are_tried_first_that_were_not_for_longest() {
     world
         .bed
         .run(
-            "UPDATE rejections SET replay_requested = true,
-                 tried_after_batch = CASE event_id WHEN 'a' THEN 9 WHEN 'c' THEN 8 END",
+            "UPDATE rejections SET catalog_version = CASE event_id WHEN 'a' THEN 2 WHEN 'b' THEN 0 ELSE 1 END",
         )
         .await;
     let mut tx = world.bed.database.begin_ingest().await.unwrap();
-    let due = replay::due(&mut tx, &[], 2).await.unwrap();
+    let due = replay::due(&mut tx, &["unknown_customer".to_owned()], 2).await.unwrap();
     assert_eq!(due.iter().map(|due| due.event_index).collect::<Vec<_>>(), [1, 2]);
 }
 

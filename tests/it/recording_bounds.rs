@@ -1,9 +1,12 @@
 //! What recording holds in memory at a time, and what it does with an event that never gets in.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
+use waybill::store::{catalog, commit};
 
 use crate::harness::wait_until;
 use crate::world::{Outcome, World, usage_event};
@@ -84,6 +87,41 @@ async fn connections_that_the_api_has_taken_do_not_hold_up_recording() {
     assert!(!taken.is_empty());
 }
 
+/// As while thousands of customers are created: each change asks for the catalog to be loaded again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_that_changes_faster_than_it_is_loaded_does_not_hold_up_recording() {
+    let world = World::start().await;
+    world.publish("gw-1", &usage_event("before")).await;
+    world.settled().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let changing: Vec<_> = (0..3)
+        .map(|_| {
+            let (database, stop) = (world.bed.database.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut changes = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut tx = database.begin().await.unwrap();
+                    catalog::bump(&mut tx).await.unwrap();
+                    commit(tx).await.unwrap();
+                    changes += 1;
+                }
+                changes
+            })
+        })
+        .collect();
+    for round in 0..10 {
+        let events: Vec<Value> = (0..200).map(|number| usage_event(&format!("e-{round}-{number}"))).collect();
+        world.publish("gw-1", &json!(events)).await;
+        let expected = 1 + (round + 1) * 200;
+        wait_until("it is recorded", async || (world.recorded_events().await == expected).then_some(()))
+            .await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for changing in changing {
+        assert!(changing.await.unwrap() > 0, "the catalog can be changed all the same");
+    }
+}
+
 /// How many batches account for a message: with the first of them it counts as recorded.
 async fn batches_with(world: &World, sequence: i64) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM ingest_batches WHERE sequences @> $1")
@@ -106,6 +144,33 @@ async fn refuse_events(world: &World) {
              CREATE TRIGGER refused BEFORE INSERT ON usage_events FOR EACH ROW EXECUTE FUNCTION refused();",
         )
         .await;
+}
+
+/// Each of them is looked for among its neighbours, not among all that come before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_refused_events_of_a_message_are_found_by_trying_each_a_few_times() {
+    const EVENTS: i64 = 180;
+    let world = World::start().await;
+    refuse_events(&world).await;
+    world
+        .bed
+        .run(
+            "CREATE SEQUENCE tried;
+             CREATE FUNCTION tried() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+             BEGIN PERFORM nextval('tried'); RETURN NEW; END $$;
+             CREATE TRIGGER a_tried BEFORE INSERT ON usage_events FOR EACH ROW EXECUTE FUNCTION tried();",
+        )
+        .await;
+    let name = |number| if number % 2 == 0 { format!("refused-{number}") } else { format!("taken-{number}") };
+    let events: Vec<Value> = (0..EVENTS).map(|number| usage_event(&name(number))).collect();
+    let sequence = world.publish("gw-1", &json!(events)).await;
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, EVENTS / 2);
+    assert_eq!(world.open_rejections().await.len(), 90);
+    assert_eq!(batches_with(&world, sequence).await, 1);
+    let tried: i64 = sqlx::query_scalar("SELECT last_value FROM tried").fetch_one(&world.pool).await.unwrap();
+    assert!(tried < EVENTS * 10, "{tried} rows were tried");
+    world.verified().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,10 @@ fn both_accept_what_is_valid() {
         "gen_ai.response.model": "gpt-5", "gen_ai.usage.input_tokens": 1, "gen_ai.usage.output_tokens": 1}}});
     agree(&validator, &event_with(&named), true);
     for outcome in Outcome::ALL {
-        agree(&validator, &outcome_event(&json!({"task": {"id": "t"}, "outcome": outcome.as_str()})), true);
+        let mut data = json!({"task": {"id": "t"}, "outcome": outcome.as_str()});
+        agree(&validator, &outcome_event(&data), true);
+        data["corrects"] = Value::Null;
+        agree(&validator, &outcome_event(&data), true);
     }
 }
 
@@ -127,6 +130,7 @@ fn both_refuse_what_is_not() {
         json!({"outcome": "success"}),
         json!({"task": {"id": "t"}, "outcome": "won"}),
         json!({"task": {"id": "t"}, "outcome": "success", "usage": {"input": 1}}),
+        json!({"task": {"id": "t"}, "outcome": "success", "corrects": "an-older-one"}),
     ] {
         agree(&validator, &outcome_event(&data), false);
     }

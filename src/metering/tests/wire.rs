@@ -82,6 +82,7 @@ fn a_task_outcome_is_read() {
         (json!({"task": {"type": "x"}, "outcome": "success"}), Reason::MissingField),
         (json!({"task": {"id": "t"}, "outcome": "great"}), Reason::Type),
         (json!({"task": {"id": "t"}, "outcome": "success", "usage": {"input": 1}}), Reason::Ambiguous),
+        (json!({"task": {"id": "t"}, "outcome": "success", "corrects": "guess"}), Reason::Ambiguous),
     ] {
         event["data"] = data.clone();
         assert_eq!(reason(&event), Err(expected), "{data}");

@@ -8,19 +8,21 @@
 
 mod binary;
 mod copy;
+mod correction;
 pub mod payload;
 mod record;
 mod rejection;
 mod row;
 
 pub use copy::copy_events;
+pub use correction::{Correction, CorrectionTarget, correct, correction_target};
 pub use record::{
-    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, correct, correction_target,
-    forgive_repeats, insert_batch, insert_payload, mark_sequences,
+    BatchRow, EPOCHS_PER_HOUR_MAX, FreshMark, Mark, Origin, RANGES_MAX, Recorded, forgive_repeats,
+    insert_batch, insert_payload, mark_sequences,
 };
 pub use rejection::{
-    NOTHING, ReadEvent, Rejection, RejectionPosition, Span, WHOLE_MESSAGE, copy_rejections, discarded,
-    known_rejections,
+    DiscardedEvent, NOTHING, ReadEvent, Rejection, RejectionPosition, Span, Suspect, WHOLE_MESSAGE,
+    copy_rejections, discarded, discarded_events, known_rejections,
 };
 pub use row::{JournalEvent, JournalPart};
 
@@ -32,7 +34,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::domain::identity::{EventIdentity, EventKey};
-use crate::domain::ids::CustomerId;
+use crate::domain::ids::BatchId;
 
 /// Advisory lock of the booking date: shared by writers, exclusive for the switch.
 pub const JOURNAL_LOCK: i64 = 0x77_61_79_01;
@@ -64,6 +66,10 @@ pub struct Opening {
     pub catalog_version: i64,
     /// Whether finance has discarded something of the messages that were asked for.
     pub discarded: bool,
+    /// Of what finance has discarded anywhere, when the oldest happened that is no older than the events of these messages ...
+    pub discarded_from: Option<DateTime<Utc>>,
+    /// ... and the newest that is no newer.
+    pub discarded_to: Option<DateTime<Utc>>,
 }
 
 /// Takes the journal's lock and reads the booking date, for a transaction that records these messages; `None` where no date
@@ -82,11 +88,19 @@ pub async fn open(
         r#"SELECT booked_on, version AS "catalog_version",
                   (SELECT true FROM rejections
                    WHERE incarnation = $1 AND stream_seq BETWEEN $2 AND $3 AND resolution = 'discarded'
-                   ORDER BY stream_seq LIMIT 1) IS NOT NULL AS "discarded!"
+                   ORDER BY stream_seq LIMIT 1) IS NOT NULL AS "discarded!",
+                  (SELECT event_time FROM rejections
+                   WHERE event_time BETWEEN $4 AND $5 AND resolution = 'discarded'
+                   ORDER BY event_time LIMIT 1) AS discarded_from,
+                  (SELECT event_time FROM rejections
+                   WHERE event_time BETWEEN $4 AND $5 AND resolution = 'discarded'
+                   ORDER BY event_time DESC LIMIT 1) AS discarded_to
            FROM journal_clock, catalog_version"#,
         messages.map(|messages| messages.incarnation),
         messages.map(|messages| messages.first),
-        messages.map(|messages| messages.last)
+        messages.map(|messages| messages.last),
+        messages.and_then(|messages| messages.oldest),
+        messages.and_then(|messages| messages.newest)
     )
     .fetch_optional(connection)
     .await?;
@@ -145,19 +159,67 @@ pub struct Existing {
     pub id: String,
     /// Hash of its billable content.
     pub content_hash: Uuid,
-    /// Its customer.
-    pub customer: CustomerId,
-    /// Whether it is an estimate.
-    pub estimated: bool,
-    /// When it happened.
-    pub occurred_at: DateTime<Utc>,
+    /// Its batch.
+    pub batch: BatchId,
+    /// Where it stood in the stream; nowhere where it restates another.
+    pub stream_seq: Option<i64>,
+    /// Its position in its message.
+    pub event_index: i32,
 }
 
 impl Existing {
+    /// Whether an event with the same key has its identity.
+    pub fn is_of(&self, identity: &EventIdentity) -> bool {
+        self.source == identity.source && self.id == identity.id
+    }
+
     /// Whether an event with the same key is a copy of it.
     pub fn is(&self, identity: &EventIdentity, content_hash: Uuid) -> bool {
-        self.content_hash == content_hash && self.source == identity.source && self.id == identity.id
+        self.content_hash == content_hash && self.is_of(identity)
     }
+
+    /// Whether it stood at this position of some life of the stream. Of a message that was rejected as a whole no position
+    /// is known.
+    pub fn stood_at(&self, position: RejectionPosition) -> bool {
+        self.stream_seq == Some(position.stream_seq)
+            && self.event_index == position.event_index
+            && position.event_index >= 0
+    }
+}
+
+/// Which of these recorded events were recorded from the life of the stream that is asked for with them: one that stood at the
+/// same position of the same life is the same event, whatever is read of it now.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn recorded_from(
+    connection: &mut PgConnection,
+    asked: &[(Uuid, &Existing)],
+) -> Result<Vec<EventKey>, StoreError> {
+    let lives: Vec<Uuid> = asked.iter().map(|(life, _)| *life).collect();
+    let keys: Vec<Uuid> = asked.iter().map(|(_, row)| row.key.0).collect();
+    let batches: Vec<i64> = asked.iter().map(|(_, row)| row.batch.0).collect();
+    let sequences: Vec<i64> = asked.iter().map(|(_, row)| row.stream_seq.unwrap_or_default()).collect();
+    let indexes: Vec<i32> = asked.iter().map(|(_, row)| row.event_index).collect();
+    let recorded = sqlx::query_scalar!(
+        r#"SELECT e.key AS "key!: EventKey"
+           FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[])
+                AS e (life, key, batch_id, stream_seq, event_index)
+           JOIN ingest_batches b ON b.id = e.batch_id
+           WHERE b.incarnation = e.life
+              -- It was a rejection first, which tells where it stood.
+              OR b.incarnation IS NULL AND EXISTS (SELECT FROM rejections r
+                  WHERE r.incarnation = e.life AND r.stream_seq = e.stream_seq AND r.event_index = e.event_index
+                    AND r.resolved_batch_id = b.id)"#,
+        &lives,
+        &keys,
+        &batches,
+        &sequences,
+        &indexes
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(recorded)
 }
 
 /// How thoroughly the journal is looked through for events that it holds already.
@@ -252,8 +314,8 @@ async fn between(
     let rows = sqlx::query_as!(
         Existing,
         // Ordered, so that however many rows the planner expects it uses the indexes.
-        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, customer_id AS "customer: CustomerId",
-                  estimated, occurred_at
+        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, batch_id AS "batch: BatchId",
+                  stream_seq, event_index
            FROM usage_events
            WHERE event_key BETWEEN $1 AND $2 AND part = 0 AND booked_on >= $3
            ORDER BY event_key LIMIT $4"#,
@@ -277,8 +339,8 @@ async fn each_of(
     }
     let rows = sqlx::query_as!(
         Existing,
-        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, customer_id AS "customer: CustomerId",
-                  estimated, occurred_at
+        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, batch_id AS "batch: BatchId",
+                  stream_seq, event_index
            FROM usage_events
            WHERE event_key = ANY($1) AND part = 0 AND booked_on >= $2"#,
         keys,

@@ -1,14 +1,12 @@
-//! The other rows of a recording transaction: its batch, corrections and sequence marks.
+//! The other rows of a recording transaction: its batch and its sequence marks.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::super::posting::Unposted;
-use super::super::{StoreError, ensure_affected, rerate};
-use super::row::JournalEvent;
-use crate::domain::identity::EventKey;
-use crate::domain::ids::{BatchId, CustomerId, GatewayId};
+use super::super::{StoreError, ensure_affected};
+use crate::domain::ids::{BatchId, GatewayId};
 
 /// Epochs that a gateway may open within an hour: a fleet that starts anew opens one each, once.
 pub const EPOCHS_PER_HOUR_MAX: i64 = 500;
@@ -257,129 +255,5 @@ pub async fn forgive_repeats(
     )
     .execute(connection)
     .await?;
-    Ok(())
-}
-
-/// The estimate that a correction is for, as the journal holds it now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CorrectionTarget {
-    /// The estimate's key.
-    pub original: EventKey,
-    /// Its customer.
-    pub customer: CustomerId,
-    /// Whether it is an estimate that a correction may name: an estimate, and no correction itself.
-    pub estimated: bool,
-    /// The event that stands for it: itself, or the latest correction.
-    pub standing: EventKey,
-    /// The date that one is booked on: an id may stand for two events that lie further apart than copies are looked for.
-    pub standing_booked_on: NaiveDate,
-    /// The number of the last correction of an event of this key; 0 before the first.
-    pub corrections: i32,
-    /// When it happened.
-    pub occurred_at: DateTime<Utc>,
-}
-
-/// Looks up an estimate by key, in every partition; of several events with this key the newest, whose corrections are those
-/// that were recorded with it or after it.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn correction_target(
-    connection: &mut PgConnection,
-    original: EventKey,
-) -> Result<Option<CorrectionTarget>, StoreError> {
-    let target = sqlx::query_as!(
-        CorrectionTarget,
-        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated AND e.corrects_key IS NULL AS "estimated!",
-                  COALESCE(latest.correcting_key, e.event_key) AS "standing!: EventKey",
-                  COALESCE(latest.booked_on, e.booked_on) AS "standing_booked_on!",
-                  COALESCE((SELECT max(number) FROM corrections WHERE original_key = e.event_key), 0) AS "corrections!",
-                  e.occurred_at
-           FROM usage_events e
-           LEFT JOIN LATERAL (SELECT c.correcting_key, n.booked_on
-                              FROM corrections c JOIN usage_events n ON n.event_key = c.correcting_key
-                              WHERE c.original_key = e.event_key AND n.part = 0 AND n.corrects_key = e.event_key
-                                AND n.booked_on >= e.booked_on AND n.batch_id >= e.batch_id
-                              ORDER BY c.number DESC, n.booked_on DESC LIMIT 1) AS latest ON true
-           WHERE e.event_key = $1 AND e.part = 0
-           ORDER BY e.booked_on DESC LIMIT 1"#,
-        original as EventKey
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(target)
-}
-
-/// Takes back what stands for the estimate that a recorded event corrects. It is looked up again: an earlier correction in
-/// the same batch may stand for it by now.
-///
-/// # Errors
-/// [`StoreError::RowsAffected`] where it is no estimate of the event's customer: the event must not be recorded then;
-/// [`StoreError::Database`]; a unique violation means that another correction of the same estimate came in between.
-pub async fn correct(
-    connection: &mut PgConnection,
-    batch: BatchId,
-    original: EventKey,
-    event: &JournalEvent,
-) -> Result<(), StoreError> {
-    let target = correction_target(connection, original).await?;
-    let Some(target) = target.filter(|target| target.estimated && target.customer == event.customer) else {
-        return Err(StoreError::RowsAffected { what: "correcting an estimate", expected: 1, actual: 0 });
-    };
-    reverse_estimate(connection, target, event.key, batch).await
-}
-
-/// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it. Of a part that was
-/// re-rated, that is its newest restatement.
-async fn reverse_estimate(
-    connection: &mut PgConnection,
-    target: CorrectionTarget,
-    correcting: EventKey,
-    batch: BatchId,
-) -> Result<(), StoreError> {
-    rerate::keep_standing(connection).await?;
-    sqlx::query!(
-        "INSERT INTO corrections (original_key, number, correcting_key) VALUES ($1, $2, $3)",
-        target.original as EventKey,
-        target.corrections + 1,
-        correcting as EventKey
-    )
-    .execute(&mut *connection)
-    .await?;
-    let taken_back = sqlx::query!(
-        "INSERT INTO usage_events (booked_on, event_key, part, kind, batch_id, stream_seq, event_index, customer_id,
-             gateway_id, occurred_at, source, id, content_hash, corrects_key, provider, model, platform, region,
-             service_tier, processing, speed, task_id, task_type, task_parent, project, attributes, status, estimated,
-             tier_input, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, rare, cost_price_id,
-             sell_price_id, cost, charge)
-         SELECT n.booked_on, n.event_key, (1000 + o.part)::smallint, 'reversal', n.batch_id, n.stream_seq, n.event_index,
-             o.customer_id, n.gateway_id, o.occurred_at, n.source, n.id, n.content_hash, $1, o.provider, o.model,
-             o.platform, o.region, o.service_tier, o.processing, o.speed, o.task_id, o.task_type, o.task_parent,
-             o.project, o.attributes, o.status, o.estimated, o.tier_input, -o.input, -o.cache_read, -o.cache_write_5m,
-             -o.cache_write_1h, -o.output, -o.reasoning,
-             (SELECT jsonb_object_agg(key, -value::numeric)
-              FROM jsonb_each_text(CASE WHEN r.part IS NULL THEN o.rare ELSE r.rare END)),
-             COALESCE(r.cost_price_id, o.cost_price_id), COALESCE(r.sell_price_id, o.sell_price_id),
-             -COALESCE(r.cost, o.cost), -COALESCE(r.charge, o.charge)
-         FROM usage_events n, usage_events o
-         LEFT JOIN LATERAL (SELECT part, rare, cost_price_id, sell_price_id, cost, charge FROM usage_events newest
-                            WHERE newest.event_key = o.event_key AND newest.restates = o.part
-                              AND newest.kind = 'restatement' AND newest.booked_on >= o.booked_on
-                              AND newest.occurred_at = o.occurred_at
-                            ORDER BY newest.part DESC LIMIT 1) AS r ON true
-         WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.booked_on = $5
-           AND o.kind = 'usage'",
-        target.original as EventKey,
-        correcting as EventKey,
-        batch as BatchId,
-        target.standing as EventKey,
-        target.standing_booked_on
-    )
-    .execute(connection)
-    .await?;
-    if taken_back.rows_affected() == 0 {
-        // What the correction says would be billed beside what it corrects.
-        return Err(StoreError::RowsAffected { what: "taking back an estimate", expected: 1, actual: 0 });
-    }
     Ok(())
 }

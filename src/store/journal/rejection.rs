@@ -1,6 +1,7 @@
 //! Events and messages that could not be recorded, as a recording transaction stores them. Lists of them, and what finance
 //! does about them, are [`super::super::rejections`]'s.
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -13,9 +14,10 @@ use crate::domain::ids::{BatchId, GatewayId};
 /// By COPY, which no query macro checks: where a gateway sends nothing that can be billed, there is a row for every event.
 /// The columns are those that [`copy_rejections`] writes.
 const COPY: &str = "COPY rejections (batch_id, incarnation, catalog_version, stream_seq, event_index, subject, headers, \
-     raw, reason, detail, gateway, customer, event_source, event_id, provider, model, waits_for) FROM STDIN (FORMAT binary)";
+     raw, reason, detail, gateway, customer, event_source, event_id, provider, model, waits_for, \
+     event_time, received_at) FROM STDIN (FORMAT binary)";
 /// How many columns that is.
-const COLUMN_COUNT: i16 = 17;
+const COLUMN_COUNT: i16 = 19;
 
 /// Where a rejected event stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,8 +46,10 @@ pub struct ReadEvent {
     pub identity: EventIdentity,
     /// ... and the key made of it.
     pub key: EventKey,
-    /// Hash of its billable content.
-    pub content_hash: Uuid,
+    /// Hash of its billable content; `None` where it cannot be read, though an earlier release may have read it.
+    pub content_hash: Option<Uuid>,
+    /// Whether its gateway may send old events, so that the look-up covers every partition.
+    pub backfill: bool,
 }
 
 /// Messages of a life of the stream, from one sequence to another.
@@ -57,6 +61,10 @@ pub struct Span {
     pub first: i64,
     /// The last one.
     pub last: i64,
+    /// When the oldest of their events happened ...
+    pub oldest: Option<DateTime<Utc>>,
+    /// ... and the newest.
+    pub newest: Option<DateTime<Utc>>,
 }
 
 /// An event, or a whole message, that could not be recorded.
@@ -82,6 +90,10 @@ pub struct Rejection {
     pub event_source: Option<String>,
     /// Best knowledge of the event's id.
     pub event_id: Option<String>,
+    /// Best knowledge of when the event happened.
+    pub event_time: Option<DateTime<Utc>>,
+    /// When the stream took its message.
+    pub received_at: DateTime<Utc>,
     /// Best knowledge of the provider.
     pub provider: Option<String>,
     /// Best knowledge of the model.
@@ -150,6 +162,54 @@ pub async fn discarded(
     Ok(discarded)
 }
 
+/// An event that may be a copy of a discarded one.
+#[derive(Debug, Clone, Copy)]
+pub struct Suspect<'a> {
+    /// The gateway of its subject.
+    pub gateway: &'a str,
+    /// Its source ...
+    pub source: &'a str,
+    /// ... and id.
+    pub id: &'a str,
+}
+
+/// A discarded event that has the names of one of those that were asked for.
+#[derive(Debug, Clone)]
+pub struct DiscardedEvent {
+    /// The place of that one among them.
+    pub suspect: i64,
+    /// The bytes of the discarded one.
+    pub raw: Vec<u8>,
+}
+
+/// The discarded events that came from the same gateway with the same source and id; whether they say the same is for the
+/// caller to compare.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn discarded_events(
+    connection: &mut PgConnection,
+    suspects: &[Suspect<'_>],
+) -> Result<Vec<DiscardedEvent>, StoreError> {
+    let gateways: Vec<&str> = suspects.iter().map(|suspect| suspect.gateway).collect();
+    let sources: Vec<&str> = suspects.iter().map(|suspect| suspect.source).collect();
+    let ids: Vec<&str> = suspects.iter().map(|suspect| suspect.id).collect();
+    let discarded = sqlx::query_as!(
+        DiscardedEvent,
+        // A whole message has no event of its own.
+        r#"SELECT asked.number - 1 AS "suspect!", r.raw
+           FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS asked (gateway, source, id, number)
+           JOIN rejections r ON r.event_id = asked.id AND r.event_source = asked.source AND r.gateway = asked.gateway
+           WHERE r.resolution = 'discarded' AND r.event_index >= 0"#,
+        &gateways as _,
+        &sources as _,
+        &ids as _
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(discarded)
+}
+
 /// Stores rejections of a batch.
 ///
 /// # Errors
@@ -183,6 +243,8 @@ pub async fn copy_rejections(
         out.text_or_null(rejection.provider.as_deref());
         out.text_or_null(rejection.model.as_deref());
         out.optional(rejection.waits_for, |out, key| out.uuid(key.0));
+        out.optional(rejection.event_time, Encoder::timestamp);
+        out.timestamp(rejection.received_at);
     })
     .await?;
     Ok(())

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use compact_str::CompactString;
 use uuid::Uuid;
 
-use crate::domain::event::{CallConditions, Outcome, StatedCost, TaskRef};
+use crate::domain::event::{CallConditions, Outcome, StatedCost, StatedVerdict, TaskRef};
 use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{CustomerId, GatewayId, PriceId};
 use crate::domain::money::Amount;
@@ -72,6 +72,8 @@ pub struct JournalPart {
     pub charge: Amount,
     /// What the provider says it charged.
     pub stated_cost: Option<StatedCost>,
+    /// How that compares with the cost, where both are in one currency; counted, not stored.
+    pub stated_verdict: Option<StatedVerdict>,
 }
 
 impl JournalEvent {

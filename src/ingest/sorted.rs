@@ -1,0 +1,381 @@
+//! What of a batch is new to the journal: every event of it compared with what the database and the batch itself hold.
+
+use std::borrow::Cow;
+
+use chrono::NaiveDate;
+use foldhash::fast::RandomState;
+use foldhash::{HashMap, HashSet};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::IngestError;
+use super::batch::Batch;
+use super::decide::{Candidate, Decided, Decision};
+use crate::domain::identity::EventKey;
+use crate::metering::Reason;
+use crate::store::StoreError;
+use crate::store::journal::{
+    self, Correction, Existing, FreshMark, JournalEvent, LookUp, Origin, Recorded, Rejection,
+    RejectionPosition,
+};
+use crate::store::replay::{Resolution, Resolved};
+
+/// What a batch is compared with.
+#[derive(Debug)]
+pub struct Comparison {
+    /// The first booking date that is looked through.
+    pub horizon: NaiveDate,
+    /// How thoroughly.
+    pub look_up: LookUp,
+    /// What of it finance has discarded: settled, whatever would become of it now.
+    pub discarded: HashSet<RejectionPosition>,
+}
+
+impl Comparison {
+    fn settled(&self, position: RejectionPosition) -> bool {
+        !self.discarded.is_empty()
+            && (self.discarded.contains(&position) || self.discarded.contains(&position.of_message()))
+    }
+}
+
+/// What a batch comes to, given what the database holds.
+#[derive(Debug, Default)]
+pub struct Sorted<'a> {
+    /// New events.
+    pub events: Vec<&'a Candidate>,
+    /// Events and messages that cannot be recorded: by themselves, or for what the database holds.
+    pub rejections: Vec<Cow<'a, Rejection>>,
+    /// Events that were recorded, or rejected, before.
+    pub duplicates: i32,
+    /// For a replay: what became of each rejection.
+    pub resolutions: Vec<Resolved>,
+    /// Those of the events that correct estimates.
+    corrections: Vec<Correction<'a>>,
+}
+
+/// What the journal, and the batch itself, hold of the events of a batch.
+struct Held<'a> {
+    /// In the journal, by key.
+    existing: HashMap<EventKey, Existing>,
+    /// Those of them that stand in the journal from this very place of the stream: the same event, whatever is read of it now.
+    in_place: HashSet<(EventKey, RejectionPosition)>,
+    /// Of the batch, where one of its events corrects another.
+    in_batch: HashMap<EventKey, &'a JournalEvent>,
+}
+
+impl Held<'_> {
+    /// Whether the event of a rejection is in the journal: recorded when nothing was against it.
+    fn records(&self, rejection: &Rejection) -> bool {
+        rejection.event.as_ref().is_some_and(|event| {
+            let copy = |row: &Existing| event.content_hash.is_some_and(|hash| row.is(&event.identity, hash));
+            self.in_place.contains(&(event.key, rejection.position))
+                || self.existing.get(&event.key).is_some_and(copy)
+        })
+    }
+}
+
+impl Sorted<'_> {
+    /// How the events ended. A rejection that is rejected again keeps counting in its first batch.
+    pub fn outcome(&self, origin: Origin) -> Recorded {
+        let rejected = if origin == Origin::Replay { 0 } else { count(self.rejections.len()) };
+        Recorded { recorded: count(self.events.len()), duplicates: self.duplicates, rejected }
+    }
+
+    /// Rows the new events add.
+    pub fn rows(&self) -> i32 {
+        count(self.events.iter().map(|candidate| candidate.event.row_count()).sum())
+    }
+}
+
+fn count(number: usize) -> i32 {
+    // Batches are bounded to far below this.
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// What decides over one candidate.
+enum Known {
+    New,
+    Duplicate,
+    Rejected(Refusal),
+}
+
+/// Why an event cannot be recorded, given what the database holds.
+struct Refusal {
+    reason: Reason,
+    detail: &'static str,
+    waits_for: Option<EventKey>,
+}
+
+impl Batch {
+    /// Compares every event with what the database and the batch itself hold.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`].
+    pub async fn sort_out(
+        &self,
+        tx: &mut PgConnection,
+        origin: Origin,
+        with: &Comparison,
+    ) -> Result<Sorted<'_>, IngestError> {
+        let existing = self.existing(tx, with).await?;
+        let in_place = self.in_place(tx, origin, &existing).await?;
+        let in_batch = self.corrected(&existing, with);
+        let held = Held { existing, in_place, in_batch };
+        let mut sorted = Sorted::default();
+        let mut refused: Vec<(&Decided, Cow<'_, Rejection>)> = Vec::new();
+        let mut seen: HashMap<EventKey, &JournalEvent> =
+            HashMap::with_capacity_and_hasher(self.event_count(), RandomState::default());
+        for decided in &self.decided {
+            for decision in &decided.decisions {
+                match decision {
+                    Decision::Record(candidate) if with.settled(candidate.position()) => {
+                        sorted.duplicates += 1;
+                    }
+                    Decision::Reject(rejection) if with.settled(rejection.position) => sorted.duplicates += 1,
+                    Decision::Reject(rejection) if held.records(rejection) => {
+                        sorted.duplicates += 1;
+                        sorted.resolve(decided, || Resolution::Duplicate);
+                    }
+                    Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
+                    Decision::Record(candidate) => {
+                        let (event, life) = (&candidate.event, decided.life(origin));
+                        match known(tx, candidate, life, &held, &seen).await? {
+                            Known::New => {
+                                seen.insert(event.key, event);
+                                sorted.corrections.extend(correction(event, life));
+                                sorted.events.push(candidate);
+                                sorted.resolve(decided, || Resolution::Recorded);
+                            }
+                            Known::Duplicate => {
+                                sorted.duplicates += 1;
+                                sorted.resolve(decided, || Resolution::Duplicate);
+                            }
+                            Known::Rejected(Refusal { reason, detail, waits_for }) => {
+                                let rejection = decided.reject(candidate, reason, detail.to_owned());
+                                refused.push((decided, Cow::Owned(Rejection { waits_for, ..rejection })));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut rejected_before = known_rejections(tx, origin, &refused).await?;
+        for (decided, rejection) in refused {
+            // The message came again, maybe while it waited to be recorded: then both are in this batch. Rejections that are
+            // tried again may be of several lives of the stream, with the same positions.
+            if origin != Origin::Replay && !rejected_before.insert(rejection.position) {
+                sorted.duplicates += 1;
+            } else {
+                sorted.resolve(decided, || Resolution::Rejected {
+                    reason: rejection.reason,
+                    detail: rejection.detail.clone(),
+                    waits_for: rejection.waits_for,
+                });
+                sorted.rejections.push(rejection);
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// The events of this batch that the journal lacks, by key, where one of them corrects another, or else none. Of two
+    /// with one key the first, which is the one that is recorded.
+    fn corrected(
+        &self,
+        existing: &HashMap<EventKey, Existing>,
+        with: &Comparison,
+    ) -> HashMap<EventKey, &JournalEvent> {
+        let lacks = |candidate: &&Candidate| {
+            !existing.contains_key(&candidate.event.key) && !with.settled(candidate.position())
+        };
+        if !self.candidates().any(|candidate| candidate.event.corrects.is_some() && lacks(&candidate)) {
+            return HashMap::default();
+        }
+        let mut in_batch = HashMap::default();
+        for candidate in self.candidates().filter(lacks) {
+            in_batch.entry(candidate.event.key).or_insert(&candidate.event);
+        }
+        in_batch
+    }
+
+    async fn existing(
+        &self,
+        tx: &mut PgConnection,
+        with: &Comparison,
+    ) -> Result<HashMap<EventKey, Existing>, StoreError> {
+        let replayed = !self.replayed().is_empty();
+        let mut rows = Vec::new();
+        // Old events may have been recorded long ago: their look-up covers every partition, that of the others does not.
+        for (old, horizon) in [(false, with.horizon), (true, NaiveDate::default())] {
+            let candidates = self.candidates().filter(|candidate| (candidate.backfill || replayed) == old);
+            let mut keys: Vec<Uuid> = candidates.map(|candidate| candidate.event.key.0).collect();
+            rows.extend(journal::existing(tx, &mut keys, horizon, with.look_up).await?);
+            // What is refused is not added, so nothing else would tell that it is there.
+            let refused = self.refused_events().filter(|event| (event.backfill || replayed) == old);
+            let mut refused: Vec<Uuid> = refused.map(|event| event.key.0).collect();
+            rows.extend(journal::existing(tx, &mut refused, horizon, LookUp::Whole).await?);
+        }
+        Ok(rows.into_iter().map(|row| (row.key, row)).collect())
+    }
+
+    /// Which events of the batch the journal holds from their very place in the stream, of those that do not read as they did
+    /// when they were recorded: by a release that read them otherwise.
+    async fn in_place(
+        &self,
+        tx: &mut PgConnection,
+        origin: Origin,
+        existing: &HashMap<EventKey, Existing>,
+    ) -> Result<HashSet<(EventKey, RejectionPosition)>, StoreError> {
+        if existing.is_empty() {
+            return Ok(HashSet::default());
+        }
+        let (mut asked, mut positions) = (Vec::new(), HashMap::default());
+        for decided in &self.decided {
+            let Some(life) = decided.life(origin) else { continue };
+            for decision in &decided.decisions {
+                let (key, identity, hash, position) = match decision {
+                    Decision::Record(candidate) => {
+                        let event = &candidate.event;
+                        (event.key, &event.identity, Some(event.content_hash), candidate.position())
+                    }
+                    Decision::Reject(rejection) => {
+                        let Some(event) = &rejection.event else { continue };
+                        (event.key, &event.identity, event.content_hash, rejection.position)
+                    }
+                };
+                if let Some(row) = existing.get(&key)
+                    && row.stood_at(position)
+                    && row.is_of(identity)
+                    && Some(row.content_hash) != hash
+                {
+                    asked.push((life, row));
+                    positions.insert(key, position);
+                }
+            }
+        }
+        if asked.is_empty() {
+            return Ok(HashSet::default());
+        }
+        let recorded = journal::recorded_from(tx, &asked).await?;
+        Ok(recorded.into_iter().filter_map(|key| Some((key, *positions.get(&key)?))).collect())
+    }
+}
+
+/// What an event corrects, if it does.
+fn correction(event: &JournalEvent, life: Option<Uuid>) -> Option<Correction<'_>> {
+    Some(Correction { original: event.corrects?, life, event })
+}
+
+impl<'a> Sorted<'a> {
+    /// The recorded events that correct estimates: of one estimate in the order of the stream, so that the last one stands, and
+    /// lives of it in the order in which the batch has them; the estimates in one order, in which all writers take them.
+    pub fn corrections(&self) -> Vec<Correction<'a>> {
+        let mut lives: Vec<Option<Uuid>> = Vec::new();
+        for correction in &self.corrections {
+            if !lives.contains(&correction.life) {
+                lives.push(correction.life);
+            }
+        }
+        let mut corrections = self.corrections.clone();
+        corrections.sort_by_key(|Correction { original, life, event }| {
+            (*original, lives.iter().position(|other| other == life), event.stream_seq, event.event_index)
+        });
+        corrections
+    }
+
+    /// The recorded events that have a place in their gateway's count.
+    pub fn fresh_marks(&self) -> Vec<FreshMark<'a>> {
+        let fresh = |candidate: &&'a Candidate| {
+            let mark = candidate.mark.as_ref()?;
+            let identity = &candidate.event.identity;
+            Some(FreshMark {
+                gateway: candidate.event.gateway,
+                epoch: &mark.epoch,
+                source: &identity.source,
+                id: &identity.id,
+            })
+        };
+        self.events.iter().filter_map(fresh).collect()
+    }
+
+    fn resolve(&mut self, decided: &Decided, resolution: impl FnOnce() -> Resolution) {
+        if let Some(replay) = decided.message.replay_of {
+            self.resolutions.push(Resolved { rejection: replay.rejection, resolution: resolution() });
+        }
+    }
+}
+
+/// Which of the positions were rejected before, when their message came the first time.
+async fn known_rejections(
+    tx: &mut PgConnection,
+    origin: Origin,
+    refused: &[(&Decided, Cow<'_, Rejection>)],
+) -> Result<HashSet<RejectionPosition>, StoreError> {
+    let Some(incarnation) = origin.incarnation() else { return Ok(HashSet::default()) };
+    let positions: Vec<RejectionPosition> = refused.iter().map(|(_, rejection)| rejection.position).collect();
+    Ok(journal::known_rejections(tx, incarnation, &positions).await?.into_iter().collect())
+}
+
+/// Whether the journal, or the batch itself, holds the event already; and whether what it corrects is there.
+async fn known(
+    tx: &mut PgConnection,
+    candidate: &Candidate,
+    life: Option<Uuid>,
+    held: &Held<'_>,
+    seen: &HashMap<EventKey, &JournalEvent>,
+) -> Result<Known, StoreError> {
+    let event = &candidate.event;
+    let before = match (held.existing.get(&event.key), seen.get(&event.key)) {
+        (Some(row), _) => Some(
+            row.is(&event.identity, event.content_hash)
+                || held.in_place.contains(&(event.key, candidate.position())),
+        ),
+        (None, Some(earlier)) => {
+            Some(earlier.content_hash == event.content_hash && earlier.identity == event.identity)
+        }
+        (None, None) => None,
+    };
+    match before {
+        Some(true) => return Ok(Known::Duplicate),
+        Some(false) => {
+            let detail = "an event with this source and id is recorded with other content; the first one stands, \
+                          send a correction with `corrects`, or a new id";
+            return Ok(Known::Rejected(Refusal { reason: Reason::Conflict, detail, waits_for: None }));
+        }
+        None => {}
+    }
+    let Some(correction) = correction(event, life) else { return Ok(Known::New) };
+    let mut superseded = false;
+    let estimate = match held.in_batch.get(&correction.original) {
+        Some(earlier) => Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer)),
+        None => journal::correction_target(tx, &correction).await?.map(|target| {
+            superseded = target.superseded;
+            (target.estimated, target.customer)
+        }),
+    };
+    let (detail, waits_for) = match estimate {
+        Some((true, customer)) if customer == event.customer => {
+            if !superseded {
+                return Ok(Known::New);
+            }
+            let detail = "a correction of this estimate that comes later in the stream stands already; discard this one, \
+                          or send it as a new event if it is the one that is right";
+            return Ok(Known::Rejected(Refusal {
+                reason: Reason::Superseded,
+                detail,
+                waits_for: Some(journal::NOTHING),
+            }));
+        }
+        Some((true, _)) => ("the estimate that `corrects` names was for another customer", journal::NOTHING),
+        Some((false, _)) => (
+            // A correction of a correction would take back twice what stands.
+            "the event that `corrects` names was no estimate, or corrects one itself; name the first estimate",
+            journal::NOTHING,
+        ),
+        None => (
+            "the estimate that `corrects` names is not recorded; this event is tried again once it is",
+            correction.original,
+        ),
+    };
+    let reason = Reason::UnknownEstimate;
+    Ok(Known::Rejected(Refusal { reason, detail, waits_for: Some(waits_for) }))
+}

@@ -1,0 +1,140 @@
+//! Which of several corrections of an estimate stands, and what may correct one.
+
+use serde_json::{Value, json};
+use waybill::ingest::replay;
+
+use crate::harness::wait_until;
+use crate::recording::correction;
+use crate::world::{Outcome, World, estimate, gpt5_prices, usage_event};
+
+fn input(units: i64) -> Value {
+    json!({"input": units, "output": 0})
+}
+
+/// Input of all that is recorded, posted or not.
+async fn recorded_input(world: &World) -> i64 {
+    sqlx::query_scalar("SELECT SUM(input)::bigint FROM usage_events").fetch_one(&world.pool).await.unwrap()
+}
+
+async fn superseded(world: &World) {
+    wait_until("the earlier correction is refused", async || {
+        (world.open_rejections().await == ["superseded"]).then_some(())
+    })
+    .await;
+}
+
+/// It would take the estimate back, and the final usage would find nothing to take back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_task_corrects_nothing() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    let mut ended = usage_event("ended");
+    ended["type"] = json!("llm.task.v1");
+    ended["data"] =
+        json!({"task": {"id": "task-1", "type": "test"}, "outcome": "success", "corrects": "guess"});
+    let ended = world.publish("gw-1", &ended).await;
+    world.publish("gw-1", &correction("final", "guess", input(120))).await;
+    world.publish("gw-1", &usage_event("behind")).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(ended, 1).await, [Outcome::Rejected("ambiguous")]);
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (2, 120 + 100));
+    world.verified().await;
+}
+
+/// As earlier releases recorded it.
+#[tokio::test(flavor = "multi_thread")]
+async fn final_usage_is_recorded_where_the_end_of_a_task_has_taken_the_estimate_back() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    world.publish("gw-1", &correction("ended", "guess", input(0))).await;
+    world.settled().await;
+    world
+        .bed
+        .run(
+            "ALTER TABLE usage_events DISABLE TRIGGER USER;
+             UPDATE usage_events SET kind = 'outcome', outcome = 'success' WHERE id = 'ended' AND kind = 'usage';
+             ALTER TABLE usage_events ENABLE TRIGGER USER;",
+        )
+        .await;
+    for (id, units) in [("final", 120), ("better", 130)] {
+        world.publish("gw-1", &correction(id, "guess", input(units))).await;
+        world.settled().await;
+        assert_eq!(world.totals().await.input, units);
+    }
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_waited_for_its_estimate_takes_no_later_one_back() {
+    let world = World::start().await;
+    world.publish("gw-1", &correction("earlier", "guess", input(7))).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unknown_estimate"]);
+    world.publish("gw-1", &json!([estimate("guess"), correction("later", "guess", input(3))])).await;
+    superseded(&world).await;
+    world.settled().await;
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (1, 3));
+    world.publish("gw-1", &correction("last", "guess", input(5))).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 5);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_waited_for_its_price_takes_no_later_one_back() {
+    let world = World::start().await;
+    world.publish("gw-1", &estimate("guess")).await;
+    let mut unpriced = correction("earlier", "guess", input(7));
+    unpriced["data"]["model"] = json!("gpt-6");
+    world.publish("gw-1", &unpriced).await;
+    world.publish("gw-1", &correction("later", "guess", input(3))).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"]);
+    let mut prices = gpt5_prices();
+    prices[0]["model"] = json!("gpt-6");
+    world.publish_prices(prices).await;
+    superseded(&world).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 3);
+    world.verified().await;
+}
+
+/// Two corrections wait for an estimate; what is done to them, and what stands once they are tried again.
+async fn waiting(changed: &str) -> i64 {
+    let world = World::start().await;
+    world.publish("gw-1", &correction("first", "guess", input(7))).await;
+    world.settled().await;
+    world.publish("gw-1", &correction("second", "guess", input(3))).await;
+    world.settled().await;
+    world.stop_jobs().await;
+    world.bed.run(changed).await;
+    world.publish("gw-1", &estimate("guess")).await;
+    wait_until("the estimate is recorded", async || (world.recorded_events().await == 1).then_some(())).await;
+    world.bed.run("UPDATE rejections SET replay_requested = true").await;
+    assert_eq!(replay::replay_once(&world.recorder).await.unwrap(), 2);
+    recorded_input(&world).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_corrections_that_are_tried_again_together_the_later_one_stands() {
+    assert_eq!(waiting("").await, 3);
+    // As where another consumer was faster with the later one.
+    let other_way_round = "UPDATE rejections SET stream_seq = stream_seq + 1000;
+                           UPDATE rejections SET stream_seq = 1003 - stream_seq;";
+    assert_eq!(waiting(other_way_round).await, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_corrections_of_two_lives_of_the_stream_the_last_one_recorded_stands() {
+    let world = World::start().await;
+    world.publish("gw-1", &correction("earlier", "guess", input(7))).await;
+    world.settled().await;
+    world.stop_jobs().await;
+    world.publish("gw-1", &json!([estimate("guess"), correction("later", "guess", input(3))])).await;
+    wait_until("both are recorded", async || (world.recorded_events().await == 2).then_some(())).await;
+    world.bed.run("UPDATE rejections SET incarnation = gen_random_uuid(), replay_requested = true").await;
+    assert_eq!(replay::replay_once(&world.recorder).await.unwrap(), 1);
+    assert_eq!(recorded_input(&world).await, 7);
+}
