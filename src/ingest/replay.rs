@@ -14,7 +14,8 @@ use crate::store::commit;
 use crate::store::journal::Origin;
 use crate::store::replay::{self, Replayable};
 
-/// Rejections that are tried together, as a transaction or, where their bodies are large, as several.
+/// Rejections that are tried together, of those that were asked for and of those that a newer catalog may have done away with:
+/// as a transaction or, where their bodies are large, as several.
 const REPLAY_MAX: i64 = 500;
 /// Corrections whose estimate is looked for at a time: each costs a descent of an index.
 const WAITING_MAX: i64 = 2000;
@@ -52,9 +53,9 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
 }
 
 fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incoming {
-    // A window is measured from when the event first arrived: waiting for a price does not make it too old. What came
-    // from the future is measured again from now.
-    let received_at = if rejection.reason == Reason::Future.as_str() { now } else { rejection.rejected_at };
+    // A window is measured from when the stream took the event: waiting for a price does not make it too old, nor does
+    // waiting in the stream. What came from the future is measured again from now.
+    let received_at = if rejection.reason == Reason::Future.as_str() { now } else { rejection.received_at };
     Incoming {
         sequence: rejection.stream_seq,
         subject: rejection.subject,
@@ -62,7 +63,11 @@ fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incomi
         // A whole message is kept as it came, an event of one decompressed.
         encoding: if rejection.event_index < 0 { encoding(rejection.headers.as_ref()) } else { None },
         payload: Bytes::from(rejection.raw),
-        replay_of: Some(ReplayOf { rejection: rejection.id, event_index: rejection.event_index }),
+        replay_of: Some(ReplayOf {
+            rejection: rejection.id,
+            life: rejection.incarnation,
+            event_index: rejection.event_index,
+        }),
         received_at,
         window_waived: rejection.window_waived,
     }

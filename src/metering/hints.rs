@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -19,6 +20,8 @@ pub struct Hints {
     pub id: Option<String>,
     /// The `subject`.
     pub customer: Option<String>,
+    /// The `time`, where it is well formed.
+    pub time: Option<DateTime<Utc>>,
     /// The `data.provider`.
     pub provider: Option<String>,
     /// The `data.model`.
@@ -94,6 +97,12 @@ impl<'de> Visitor<'de> for Level<'_> {
                         "source" => &mut hints.source,
                         "id" => &mut hints.id,
                         "subject" => &mut hints.customer,
+                        "time" => {
+                            if let (None, Hint::Text(time)) = (hints.time, map.next_value()?) {
+                                hints.time = fields::time(&time).ok();
+                            }
+                            continue;
+                        }
                         "data" => {
                             map.next_value_seed(Level::Data(hints))?;
                             continue;
@@ -167,11 +176,12 @@ mod tests {
 
     #[test]
     fn what_stands_before_the_break_is_read() {
-        let whole = br#"{"id":"e1","source":"gw","subject":"acme","x":[{}],"data":{"model":"m","provider":"p","usage":{"#;
+        let whole = br#"{"id":"e1","source":"gw","subject":"acme","time":"2026-11-23T11:00:00+01:00","x":[{}],"data":{"model":"m","provider":"p","usage":{"#;
         let expected = Hints {
             source: Some("gw".into()),
             id: Some("e1".into()),
             customer: Some("acme".into()),
+            time: Some("2026-11-23T10:00:00Z".parse().unwrap()),
             provider: Some("p".into()),
             model: Some("m".into()),
             mark: None,
@@ -183,9 +193,16 @@ mod tests {
 
     #[test]
     fn anything_gives_no_more_than_bounded_text() {
-        for raw in
-            [b"".as_slice(), b"[]", b"12", b"{\"id\":12}", b"\xff\xff", b"{\"data\":[1]}", b"{\"id\":null}"]
-        {
+        for raw in [
+            b"".as_slice(),
+            b"[]",
+            b"12",
+            b"{\"id\":12}",
+            b"\xff\xff",
+            b"{\"data\":[1]}",
+            b"{\"id\":null}",
+            b"{\"time\":7}",
+        ] {
             assert_eq!(hints(raw), Hints::default());
         }
         let long =

@@ -3,7 +3,7 @@
 //! What a month adds to the sums is archived by its whole keys in the transaction that drops its partition, so sums equal
 //! journal plus archive at any time. Batches, rejections and invoices stay.
 
-use chrono::{DateTime, Months, NaiveDate, Utc};
+use chrono::{DateTime, Months, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::{Acquire, PgConnection};
 
 use super::journal::{JOURNAL_LOCK, dedup_horizon};
@@ -73,16 +73,18 @@ pub enum Obstacle {
         /// From when on.
         from: DateTime<Utc>,
     },
-    /// What was rejected then could not be told from what is recorded.
-    #[error(
-        "{rejections} events that were rejected before {before} are open; record them again or discard them first"
-    )]
-    OpenRejections {
-        /// How many.
-        rejections: i64,
-        /// Usage of the month was accepted until then.
-        before: NaiveDate,
-    },
+    /// What was rejected could not be told from what is recorded, and would never be billed.
+    #[error("{0} open rejections are, or may be, usage of it; have them recorded or discard them first")]
+    OpenRejections(i64),
+}
+
+/// Which usage a booking date may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Accepted {
+    /// How old it was at most, but for backfills.
+    pub past: TimeDelta,
+    /// How far it was ahead at most.
+    pub ahead: TimeDelta,
 }
 
 /// The months that have a partition, oldest first.
@@ -119,15 +121,15 @@ pub async fn archived_through(connection: &mut PgConnection) -> Result<Option<Na
     Ok(sqlx::query_scalar!("SELECT archived_through()").fetch_one(connection).await?)
 }
 
-/// What keeps a month from being dropped; `usage_until` is how many days after its end its usage was accepted. The dearer
-/// questions, which read the month, are asked only where the others let it go.
+/// What keeps a month from being dropped. The dearer questions, which read the month, are asked only where the others let it
+/// go.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn obstacles(
     connection: &mut PgConnection,
     first_day: NaiveDate,
-    usage_until_days: i64,
+    accepted: Accepted,
 ) -> Result<Vec<Obstacle>, StoreError> {
     let end = month_end(first_day);
     let mut obstacles = Vec::new();
@@ -156,21 +158,43 @@ pub async fn obstacles(
     .await?;
     obstacles
         .extend(backfills.into_iter().map(|row| Obstacle::Backfill { gateway: row.name, from: row.from }));
-    let before = end.checked_add_signed(chrono::TimeDelta::days(usage_until_days)).unwrap_or(NaiveDate::MAX);
-    let rejections = sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM rejections
-           WHERE resolved_at IS NULL AND rejected_at < $1::date::timestamp AT TIME ZONE 'UTC'"#,
-        before
-    )
-    .fetch_one(&mut *connection)
-    .await?;
+    let rejections = open_rejections(connection, end, accepted).await?;
     if rejections > 0 {
-        obstacles.push(Obstacle::OpenRejections { rejections, before });
+        obstacles.push(Obstacle::OpenRejections(rejections));
     }
     if obstacles.is_empty() {
         obstacles.extend(within(connection, first_day, end).await?);
     }
     Ok(obstacles)
+}
+
+/// How many open rejections may be usage of a month that ends then: recorded later, it could not be told from what is
+/// recorded, so once the month is dropped it is refused for good. What is of archived months already is refused anyway.
+async fn open_rejections(
+    connection: &mut PgConnection,
+    end: NaiveDate,
+    accepted: Accepted,
+) -> Result<i64, StoreError> {
+    let after = |day: NaiveDate, time: TimeDelta| {
+        day.and_time(NaiveTime::MIN).and_utc().checked_add_signed(time).unwrap_or(DateTime::<Utc>::MAX_UTC)
+    };
+    let from = archived_through(connection).await?.map(|day| after(day, accepted.ahead));
+    let rejections = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM rejections
+           WHERE resolved_at IS NULL AND CASE
+               WHEN event_time IS NOT NULL THEN event_time < $2 AND ($1::timestamptz IS NULL OR event_time >= $1)
+               -- Nobody can read when it happened: as long before it came as usage may.
+               WHEN received_at IS NOT NULL THEN received_at < $3
+               -- An earlier release kept neither time.
+               ELSE true
+           END"#,
+        from,
+        after(end, accepted.ahead),
+        after(end, accepted.past)
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(rejections)
 }
 
 /// What of a month's own rows keeps it from being dropped.

@@ -73,8 +73,21 @@ pub struct RejectionFilter<'a> {
     pub model: Option<&'a str>,
     /// Whether it is not settled yet.
     pub open: Option<bool>,
+    /// Rejected at this time or later.
+    pub from: Option<DateTime<Utc>>,
+    /// Rejected before this time.
+    pub to: Option<DateTime<Utc>>,
     /// One only.
     pub id: Option<RejectionId>,
+}
+
+/// What was done to many rejections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// To how many.
+    pub done: u64,
+    /// To how many more it could be done: as many as were counted.
+    pub left: usize,
 }
 
 /// Rejections, newest first, before one, at most `limit`.
@@ -96,14 +109,17 @@ pub async fn list(
            WHERE ($1::text IS NULL OR reason = $1) AND ($2::text IS NULL OR customer = $2)
              AND ($3::text IS NULL OR gateway = $3) AND ($4::text IS NULL OR provider = $4)
              AND ($5::text IS NULL OR model = $5) AND ($6::boolean IS NULL OR (resolved_at IS NULL) = $6)
-             AND ($7::bigint IS NULL OR id = $7) AND ($8::bigint IS NULL OR id < $8)
-           ORDER BY id DESC LIMIT $9"#,
+             AND ($7::timestamptz IS NULL OR rejected_at >= $7) AND ($8::timestamptz IS NULL OR rejected_at < $8)
+             AND ($9::bigint IS NULL OR id = $9) AND ($10::bigint IS NULL OR id < $10)
+           ORDER BY id DESC LIMIT $11"#,
         filter.reason,
         filter.customer,
         filter.gateway,
         filter.provider,
         filter.model,
         filter.open,
+        filter.from,
+        filter.to,
         filter.id.map(|id| id.0),
         before.map(|id| id.0),
         limit
@@ -133,28 +149,71 @@ pub async fn received(connection: &mut PgConnection, id: RejectionId) -> Result<
     Ok(row)
 }
 
-/// Asks for another try of the open rejections that match, and returns how many; `waive_window` also accepts times
-/// outside the acceptance window.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn request_replay(
+/// Open rejections that match, the oldest first, at most `limit`; of those that are asked to be tried again already only what
+/// `waive_window` would change, where it is given.
+async fn open_ones(
     connection: &mut PgConnection,
     filter: RejectionFilter<'_>,
-    waive_window: bool,
-) -> Result<u64, StoreError> {
-    let result = sqlx::query!(
-        "UPDATE rejections SET replay_requested = true, window_waived = window_waived OR $7
+    waive_window: Option<bool>,
+    limit: usize,
+) -> Result<Vec<i64>, StoreError> {
+    let ids = sqlx::query_scalar!(
+        "SELECT id FROM rejections
          WHERE resolved_at IS NULL
            AND ($1::text IS NULL OR reason = $1) AND ($2::text IS NULL OR customer = $2)
            AND ($3::text IS NULL OR gateway = $3) AND ($4::text IS NULL OR provider = $4)
-           AND ($5::text IS NULL OR model = $5) AND ($6::bigint IS NULL OR id = $6)",
+           AND ($5::text IS NULL OR model = $5)
+           AND ($6::timestamptz IS NULL OR rejected_at >= $6) AND ($7::timestamptz IS NULL OR rejected_at < $7)
+           AND ($8::boolean IS NULL OR NOT replay_requested OR $8 AND NOT window_waived)
+         ORDER BY id LIMIT $9",
         filter.reason,
         filter.customer,
         filter.gateway,
         filter.provider,
         filter.model,
-        filter.id.map(|id| id.0),
+        filter.from,
+        filter.to,
+        waive_window,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ids)
+}
+
+/// Asks for another try of an open rejection; `waive_window` also accepts a time outside the acceptance window. `false` where
+/// it is not open any more.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn request_replay(
+    connection: &mut PgConnection,
+    id: RejectionId,
+    waive_window: bool,
+) -> Result<bool, StoreError> {
+    Ok(request(connection, &[id.0], waive_window).await? == 1)
+}
+
+/// The same of the open rejections that match, the oldest first: of `most`, and up to `counted` more are counted.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn request_replays(
+    connection: &mut PgConnection,
+    filter: RejectionFilter<'_>,
+    waive_window: bool,
+    (most, counted): (usize, usize),
+) -> Result<Done, StoreError> {
+    let mut ids = open_ones(connection, filter, Some(waive_window), most.saturating_add(counted)).await?;
+    let left = ids.split_off(most.min(ids.len())).len();
+    Ok(Done { done: request(connection, &ids, waive_window).await?, left })
+}
+
+async fn request(connection: &mut PgConnection, ids: &[i64], waive_window: bool) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "UPDATE rejections SET replay_requested = true, window_waived = window_waived OR $2
+         WHERE id = ANY($1) AND resolved_at IS NULL",
+        ids,
         waive_window
     )
     .execute(connection)
@@ -172,14 +231,39 @@ pub async fn discard(
     note: &str,
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
+    Ok(discard_each(connection, &[id.0], note, now).await? == 1)
+}
+
+/// The same of the open rejections that match, the oldest first: of `most`, and up to `counted` more are counted.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn discard_many(
+    connection: &mut PgConnection,
+    filter: RejectionFilter<'_>,
+    note: &str,
+    now: DateTime<Utc>,
+    (most, counted): (usize, usize),
+) -> Result<Done, StoreError> {
+    let mut ids = open_ones(connection, filter, None, most.saturating_add(counted)).await?;
+    let left = ids.split_off(most.min(ids.len())).len();
+    Ok(Done { done: discard_each(connection, &ids, note, now).await?, left })
+}
+
+async fn discard_each(
+    connection: &mut PgConnection,
+    ids: &[i64],
+    note: &str,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
     let result = sqlx::query!(
         "UPDATE rejections SET resolved_at = $3, resolution = 'discarded', resolution_note = $2, replay_requested = false
-         WHERE id = $1 AND resolved_at IS NULL",
-        id.0,
+         WHERE id = ANY($1) AND resolved_at IS NULL",
+        ids,
         note,
         now
     )
     .execute(connection)
     .await?;
-    Ok(result.rows_affected() == 1)
+    Ok(result.rows_affected())
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::StoreError;
 use super::journal::NOTHING;
@@ -13,6 +14,8 @@ use crate::domain::ids::{BatchId, RejectionId};
 pub struct Replayable {
     /// Its id.
     pub id: RejectionId,
+    /// The life of the stream that its message came in.
+    pub incarnation: Uuid,
     /// Sequence of its message.
     pub stream_seq: i64,
     /// Its position in the message, or -1 for the message as a whole.
@@ -25,8 +28,8 @@ pub struct Replayable {
     pub raw: Vec<u8>,
     /// Why it was rejected.
     pub reason: String,
-    /// When it first arrived.
-    pub rejected_at: DateTime<Utc>,
+    /// When the stream took its message, or the last one of its batch; where neither was kept, when it was rejected.
+    pub received_at: DateTime<Utc>,
     /// Whether finance waived the acceptance window.
     pub window_waived: bool,
 }
@@ -67,8 +70,9 @@ pub struct Resolved {
     pub resolution: Resolution,
 }
 
-/// The next open rejections that somebody asked to try again, or whose reason is among `reasons` and that have not been
-/// tried with the current catalog; those first that were tried least recently, so that none waits for those that stay.
+/// The next open rejections that somebody asked to try again, up to `limit`, and as many whose reason is among `reasons` and
+/// that have not been tried with the current catalog; of these those first that were tried with the oldest one, so that none
+/// waits for those that stay. Where none is due none is read, however many are open.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -79,16 +83,22 @@ pub async fn due(
 ) -> Result<Vec<Replayable>, StoreError> {
     let rows = sqlx::query_as!(
         Replayable,
-        r#"SELECT id AS "id: RejectionId", stream_seq, event_index, subject, headers, raw, reason, rejected_at,
-                  window_waived
-           FROM rejections
-           WHERE id IN (SELECT id FROM rejections
-                        WHERE resolved_at IS NULL
-                          AND (replay_requested
-                               OR (reason = ANY($1) AND catalog_version < (SELECT version FROM catalog_version)))
-                        ORDER BY COALESCE(tried_after_batch, 0), id
-                        LIMIT $2)
-           ORDER BY id"#,
+        // Each part as its index is ordered; of two parts that were one condition neither index would be of use.
+        r#"SELECT r.id AS "id: RejectionId", r.incarnation, r.stream_seq, r.event_index, r.subject, r.headers, r.raw, r.reason,
+                  COALESCE(r.received_at, LEAST(r.rejected_at, b.last_published_at)) AS "received_at!", r.window_waived
+           FROM rejections r JOIN ingest_batches b ON b.id = r.batch_id
+           WHERE r.id IN (
+               (SELECT id FROM rejections WHERE resolved_at IS NULL AND replay_requested ORDER BY id LIMIT $2)
+               UNION ALL
+               (SELECT behind.id
+                FROM unnest($1::text[]) AS waits (reason)
+                CROSS JOIN LATERAL (
+                    SELECT id, catalog_version FROM rejections
+                    WHERE resolved_at IS NULL AND reason = waits.reason
+                      AND catalog_version < (SELECT version FROM catalog_version)
+                    ORDER BY catalog_version, id LIMIT $2) AS behind
+                ORDER BY behind.catalog_version, behind.id LIMIT $2))
+           ORDER BY r.id"#,
         reasons,
         limit
     )

@@ -213,6 +213,19 @@ async fn what_is_dropped_stays_in_every_sum_and_is_proven() {
     }
 }
 
+/// The one rejection, open, of an event of this time that came in November.
+async fn reject(ledger: &Ledger, event_time: &str) {
+    ledger
+        .run(&format!(
+            "DELETE FROM rejections;
+             INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, raw, reason, detail, event_time,
+                 received_at, catalog_version)
+             SELECT 1, incarnation, 1, 7, 's', '', 'unpriced', 'd', '{event_time}', '2026-11-20', 1
+             FROM ingest_batches LIMIT 1"
+        ))
+        .await;
+}
+
 #[tokio::test]
 async fn a_month_that_is_needed_is_not_dropped() {
     let (mut ledger, acme) = half_a_year().await;
@@ -232,23 +245,20 @@ async fn a_month_that_is_needed_is_not_dropped() {
     assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
     ledger.run("UPDATE gateways SET backfill_from = NULL").await;
 
-    // Usage of July was accepted for 35 days: until 5 September.
-    ledger
-        .run(
-            "INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, raw, reason, detail, rejected_at,
-                 catalog_version)
-             SELECT 1, incarnation, 1, 7, 's', '', 'conflict', 'd', '2026-09-04T23:59:59Z', 1 FROM ingest_batches LIMIT 1",
-        )
-        .await;
-    let open = Obstacle::OpenRejections { rejections: 1, before: day("2026-09-05") };
-    assert_eq!(obstacles(&ledger, "2026-07-01").await, [open]);
-    ledger.run("UPDATE rejections SET rejected_at = '2026-09-05'").await;
+    // What was rejected is of July by its own time, whenever it came; it may have been ahead of its booking date.
+    reject(&ledger, "2026-08-01T00:04:59Z").await;
+    assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)]);
+    reject(&ledger, "2026-08-01T00:05:00Z").await;
     assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
-    ledger
-        .run(
-            "UPDATE rejections SET rejected_at = '2026-07-05', resolved_at = now(), resolution = 'discarded'",
-        )
-        .await;
+    // Where that cannot be read: usage of July was accepted for 35 days, until 5 September.
+    ledger.run("UPDATE rejections SET event_time = NULL, received_at = '2026-09-04T23:59:59Z'").await;
+    assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)]);
+    ledger.run("UPDATE rejections SET received_at = '2026-09-05'").await;
+    assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
+    // As an earlier release left it.
+    ledger.run("UPDATE rejections SET received_at = NULL").await;
+    assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)]);
+    ledger.run("UPDATE rejections SET resolved_at = now(), resolution = 'discarded'").await;
     assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
     ledger.run("DELETE FROM rejections").await;
 
@@ -275,6 +285,13 @@ async fn a_month_that_is_needed_is_not_dropped() {
     let done = drop_before(&ledger.owner().await, request, "test").await.unwrap();
     assert_eq!(done[0].1, Outcome::Dropped);
     assert_eq!(differing(&ledger).await, []);
+
+    // What is of a dropped month is refused for good, and keeps no other month.
+    for (time, kept) in [("2026-08-01T00:04:59Z", false), ("2026-08-01T00:05:00Z", true)] {
+        reject(&ledger, time).await;
+        let found = obstacles(&ledger, "2026-08-01").await;
+        assert_eq!(found.contains(&Obstacle::OpenRejections(1)), kept, "{time}: {found:?}");
+    }
 }
 
 #[tokio::test]

@@ -2,10 +2,12 @@
 
 use chrono::TimeDelta;
 use serde_json::json;
-use waybill::store::{catalog, commit};
+use sqlx::PgPool;
+use waybill::store::rejections::{Done, RejectionFilter, discard_many, request_replays};
+use waybill::store::{catalog, commit, replay};
 
-use crate::harness::wait_until;
-use crate::world::{World, now, usage_event};
+use crate::harness::{TestBed, wait_until};
+use crate::world::{World, gpt5_prices, now, usage_event};
 
 /// What is under way was judged by the window; that it is waived in the meantime must not count as answered by it.
 #[tokio::test(flavor = "multi_thread")]
@@ -44,4 +46,112 @@ async fn no_version_of_the_catalog_is_counted_twice() {
     world.bed.run("UPDATE catalog_version SET version = 9007199254740990").await;
     let mut tx = world.bed.database.begin().await.unwrap();
     assert_eq!(catalog::bump(&mut tx).await.unwrap(), 9_007_199_254_740_991);
+}
+
+/// A database with 20,000 open rejections of three reasons in turn, tried with the newest catalog: `conflict` where the
+/// sequence leaves 2 when divided by 3, `unpriced` where it leaves 0.
+async fn with_open_rejections() -> (TestBed, PgPool) {
+    let bed = TestBed::new().await;
+    bed.run(
+        "UPDATE catalog_version SET version = 7;
+         INSERT INTO ingest_batches (origin, incarnation, messages, events, recorded, duplicates, rejected, rows, booked_on)
+         VALUES ('stream', gen_random_uuid(), 1, 20000, 0, 0, 20000, 0, '2026-11-20');
+         INSERT INTO rejections (batch_id, incarnation, stream_seq, event_index, subject, raw, reason, detail, gateway,
+             catalog_version, rejected_at)
+         SELECT b.id, b.incarnation, n, 0, 'usage.v1.gw-1', '{}',
+             (ARRAY['unpriced', 'unknown_customer', 'conflict'])[1 + n % 3], 'why', 'gw-1', 7,
+             timestamptz '2026-11-20Z' + n * interval '1 second'
+         FROM ingest_batches b, generate_series(1, 20000) n",
+    )
+    .await;
+    let pool = PgPool::connect(&bed.database_url).await.unwrap();
+    (bed, pool)
+}
+
+/// The sequences of what is due, and how many rows of rejections were read for them.
+async fn due(pool: &PgPool, limit: i64) -> (Vec<i64>, i64) {
+    let reasons = ["unknown_gateway", "unknown_customer", "suspended_customer", "unpriced"];
+    let mut tx = pool.begin().await.unwrap();
+    let due = replay::due(&mut tx, &reasons.map(str::to_owned), limit).await.unwrap();
+    let read = sqlx::query_scalar(
+        "SELECT (seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_xact_user_tables WHERE relname = 'rejections'",
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .unwrap();
+    (due.into_iter().map(|rejection| rejection.stream_seq).collect(), read)
+}
+
+/// Millions may wait for one price, and are looked at every second.
+#[tokio::test]
+async fn open_rejections_that_are_not_due_are_not_read() {
+    let (bed, pool) = with_open_rejections().await;
+    for statistics in ["", "ANALYZE rejections"] {
+        bed.run(statistics).await;
+        let (found, read) = due(&pool, 500).await;
+        assert!(found.is_empty() && read <= 1, "{statistics}: {read} rows were read for {found:?}");
+    }
+    // Asked for, behind the catalog, or both; a conflict is none that a newer catalog does away with.
+    bed.run(
+        "UPDATE rejections SET catalog_version = 6 WHERE stream_seq IN (3, 5);
+         UPDATE rejections SET catalog_version = 5 WHERE stream_seq = 6;
+         UPDATE rejections SET replay_requested = true WHERE stream_seq IN (3, 7, 8)",
+    )
+    .await;
+    assert_eq!(due(&pool, 500).await.0, [3, 6, 7, 8]);
+    assert_eq!(due(&pool, 1).await.0, [3, 6], "the oldest one that was asked for, and the longest behind");
+}
+
+#[tokio::test]
+async fn many_rejections_are_replayed_and_discarded_in_steps() {
+    let (_bed, pool) = with_open_rejections().await;
+    let mut tx = pool.begin().await.unwrap();
+    let filter = RejectionFilter {
+        reason: Some("unpriced"),
+        from: Some("2026-11-20T00:00:30Z".parse().unwrap()),
+        to: Some("2026-11-20T00:01:00Z".parse().unwrap()),
+        ..RejectionFilter::default()
+    };
+    // Ten: from 30 to 57 seconds.
+    for (waive, expected) in
+        [(false, (4, 5)), (false, (4, 2)), (false, (2, 0)), (false, (0, 0)), (true, (4, 5)), (true, (4, 2))]
+    {
+        let Done { done, left } = request_replays(&mut tx, filter, waive, (4, 5)).await.unwrap();
+        assert_eq!((done, left), expected, "{waive}");
+    }
+    for expected in [(7, 3), (3, 0), (0, 0)] {
+        let Done { done, left } = discard_many(&mut tx, filter, "a test", now(), (7, 100)).await.unwrap();
+        assert_eq!((done, left), expected);
+    }
+    let others = "SELECT count(*) FROM rejections WHERE resolution = 'discarded'
+                  AND NOT (reason = 'unpriced' AND stream_seq BETWEEN 30 AND 57)";
+    assert_eq!(sqlx::query_scalar::<_, i64>(others).fetch_one(&mut *tx).await.unwrap(), 0);
+}
+
+/// Waiting makes no event too old: not for a price, and not in the stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_is_measured_from_when_the_stream_took_an_event() {
+    let world = World::idle().await;
+    world.start_consumer();
+    for id in ["kept", "of an earlier release"] {
+        let mut event = usage_event(&id.replace(' ', "-"));
+        event["time"] = json!(now() - TimeDelta::days(30));
+        world.publish("gw-1", &event).await;
+        world.settled().await;
+    }
+    assert_eq!(world.open_rejections().await, ["unpriced"; 2]);
+    let kept = "SELECT count(*) FROM rejections
+                WHERE received_at <= rejected_at AND event_time BETWEEN received_at - interval '31 days' AND received_at - interval '29 days'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&world.pool).await.unwrap(), 2);
+    // As if the stream had been read ten days later, and by a release that did not keep when it took the message.
+    world
+        .bed
+        .run(
+            "UPDATE rejections SET rejected_at = rejected_at + interval '10 days';
+             UPDATE rejections SET received_at = NULL WHERE event_id LIKE 'of%'",
+        )
+        .await;
+    world.publish_prices(gpt5_prices()).await;
+    wait_until("both are recorded", async || (world.recorded_events().await == 2).then_some(())).await;
+    world.verified().await;
 }

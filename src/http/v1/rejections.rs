@@ -21,16 +21,21 @@ use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
 use crate::http::write::{Work, Write};
 use crate::metering::Reason;
-use crate::store::rejections::{self, RejectionFilter, RejectionRow};
+use crate::store::rejections::{self, Done, RejectionFilter, RejectionRow};
 
 /// Longest note of a discarded rejection, in characters.
 const NOTE_CHARS_MAX: usize = 500;
+/// How many rejections one request changes, so that it ends within its time ...
+const CHANGED_MAX: usize = 50_000;
+/// ... and how many more it counts.
+const COUNTED_MAX: usize = 100_000;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list_rejections))
         .routes(routes!(replay_rejections))
+        .routes(routes!(discard_rejections))
         .routes(routes!(get_rejection))
         .routes(routes!(replay_rejection))
         .routes(routes!(discard_rejection))
@@ -184,6 +189,10 @@ struct Filter {
     model: Option<String>,
     /// `true` for the ones that wait, `false` for the settled ones.
     open: Option<bool>,
+    /// Only rejected at this time or later.
+    from: Option<DateTime<Utc>>,
+    /// Only rejected before this time.
+    to: Option<DateTime<Utc>>,
 }
 
 /// List rejections
@@ -204,6 +213,8 @@ async fn list_rejections(
         provider: filter.provider.as_deref(),
         model: filter.model.as_deref(),
         open: filter.open,
+        from: filter.from,
+        to: filter.to,
         id: None,
     };
     let rows = rejections::list(&mut tx, narrow, before, page.fetch()).await?;
@@ -259,8 +270,7 @@ async fn replay_rejection(
 ) -> Result<Response, Problem> {
     let waive_window = body.unwrap_or_default().waive_window;
     let id = RejectionId(id);
-    let filter = RejectionFilter { id: Some(id), ..RejectionFilter::default() };
-    if rejections::request_replay(work.db(), filter, waive_window).await? == 0 {
+    if !rejections::request_replay(work.db(), id, waive_window).await? {
         return Err(not_open(&mut work, id).await);
     }
     work.audit("rejection.replay", &id.to_string(), Some(json!({"waive_window": waive_window}))).await?;
@@ -280,8 +290,12 @@ struct ReplayMany {
     gateway: Option<String>,
     /// of this provider,
     provider: Option<String>,
-    /// of this model.
+    /// of this model,
     model: Option<String>,
+    /// rejected at this time or later
+    from: Option<DateTime<Utc>>,
+    /// and before this time.
+    to: Option<DateTime<Utc>>,
     /// Accept times outside the acceptance window.
     #[serde(default)]
     waive_window: bool,
@@ -292,11 +306,14 @@ struct ReplayMany {
 struct ReplayRequested {
     /// How many rejections.
     requested: u64,
+    /// How many more there are, up to 100,000: ask again for them.
+    left: usize,
 }
 
 /// Replay rejections of a reason
 ///
-/// They are tried again soon, through the same checks.
+/// They are tried again soon, through the same checks. A request takes the 50,000 oldest of those that were not asked for yet,
+/// and says how many are left.
 #[utoipa::path(post, path = "/v1/rejections/replay", operation_id = "replay_rejections", tag = "rejections",
     request_body = ReplayMany,
     responses((status = 202, description = "They will be tried again", body = ReplayRequested)))]
@@ -309,15 +326,19 @@ async fn replay_rejections(
         gateway: body.gateway.as_deref(),
         provider: body.provider.as_deref(),
         model: body.model.as_deref(),
+        from: body.from,
+        to: body.to,
         ..RejectionFilter::default()
     };
-    let requested = rejections::request_replay(work.db(), filter, body.waive_window).await?;
+    let bounds = (CHANGED_MAX, COUNTED_MAX);
+    let Done { done, left } =
+        rejections::request_replays(work.db(), filter, body.waive_window, bounds).await?;
     let detail = json!({
         "customer": body.customer, "gateway": body.gateway, "provider": body.provider, "model": body.model,
-        "waive_window": body.waive_window, "requested": requested,
+        "from": body.from, "to": body.to, "waive_window": body.waive_window, "requested": done,
     });
     work.audit("rejection.replay_all", body.reason.as_str(), Some(detail)).await?;
-    work.answer(StatusCode::ACCEPTED, None, &ReplayRequested { requested }).await
+    work.answer(StatusCode::ACCEPTED, None, &ReplayRequested { requested: done, left }).await
 }
 
 /// Why a rejection will not be billed.
@@ -331,7 +352,8 @@ struct Discard {
 
 /// Discard a rejection
 ///
-/// Settles it as usage that is not billed. This is final, but of this message only: an event that is sent again is judged anew.
+/// Settles it as usage that is not billed. This is final: where its gateway sends the same event again, with the same content,
+/// it is settled, too. What is to be billed after all has to be sent with a new id.
 #[utoipa::path(post, path = "/v1/rejections/{id}/discard", operation_id = "discard_rejection", tag = "rejections",
     params(("id" = i64, Path, description = "Its id")),
     request_body = Discard,
@@ -340,10 +362,7 @@ async fn discard_rejection(
     Path(id): Path<i64>,
     Write { mut work, body, .. }: Write<Finance, Discard>,
 ) -> Result<Response, Problem> {
-    let note = body.note.trim();
-    if note.is_empty() || note.chars().count() > NOTE_CHARS_MAX {
-        return Err(Problem::invalid("note", format!("must have 1 to {NOTE_CHARS_MAX} characters")));
-    }
+    let note = checked_note(&body.note)?;
     let id = RejectionId(id);
     let now = work.now;
     if !rejections::discard(work.db(), id, note, now).await? {
@@ -351,6 +370,78 @@ async fn discard_rejection(
     }
     work.audit("rejection.discard", &id.to_string(), Some(json!({"note": note}))).await?;
     answer(work, id, StatusCode::OK).await
+}
+
+/// Which rejections will not be billed, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct DiscardMany {
+    /// All open ones of this reason ...
+    #[schema(example = "too_old")]
+    reason: Reason,
+    /// ... that name this customer,
+    customer: Option<String>,
+    /// from this gateway,
+    gateway: Option<String>,
+    /// of this provider,
+    provider: Option<String>,
+    /// of this model,
+    model: Option<String>,
+    /// rejected at this time or later
+    from: Option<DateTime<Utc>>,
+    /// and before this time.
+    to: Option<DateTime<Utc>>,
+    /// Why, for whoever asks later; 1 to 500 characters.
+    #[schema(example = "test traffic of the gateway's own", min_length = 1, max_length = 500)]
+    note: String,
+}
+
+/// How many were discarded.
+#[derive(Debug, Serialize, ToSchema)]
+struct Discarded {
+    /// How many rejections.
+    discarded: u64,
+    /// How many more there are, up to 100,000: ask again for them.
+    left: usize,
+}
+
+/// Discard rejections of a reason
+///
+/// Settles them as usage that is not billed, each as if it were discarded by itself. A request takes the 50,000 oldest, and says
+/// how many are left. Look at the list with the same filter first: this is final.
+#[utoipa::path(post, path = "/v1/rejections/discard", operation_id = "discard_rejections", tag = "rejections",
+    request_body = DiscardMany,
+    responses((status = 200, description = "Discarded", body = Discarded)))]
+async fn discard_rejections(
+    Write { mut work, body, .. }: Write<Finance, DiscardMany>,
+) -> Result<Response, Problem> {
+    let note = checked_note(&body.note)?;
+    let filter = RejectionFilter {
+        reason: Some(body.reason.as_str()),
+        customer: body.customer.as_deref(),
+        gateway: body.gateway.as_deref(),
+        provider: body.provider.as_deref(),
+        model: body.model.as_deref(),
+        from: body.from,
+        to: body.to,
+        ..RejectionFilter::default()
+    };
+    let (now, bounds) = (work.now, (CHANGED_MAX, COUNTED_MAX));
+    let Done { done, left } = rejections::discard_many(work.db(), filter, note, now, bounds).await?;
+    let detail = json!({
+        "customer": body.customer, "gateway": body.gateway, "provider": body.provider, "model": body.model,
+        "from": body.from, "to": body.to, "note": note, "discarded": done,
+    });
+    work.audit("rejection.discard_all", body.reason.as_str(), Some(detail)).await?;
+    work.answer(StatusCode::OK, None, &Discarded { discarded: done, left }).await
+}
+
+fn checked_note(note: &str) -> Result<&str, Problem> {
+    let note = note.trim();
+    if note.is_empty() || note.chars().count() > NOTE_CHARS_MAX {
+        return Err(Problem::invalid("note", format!("must have 1 to {NOTE_CHARS_MAX} characters")));
+    }
+    Ok(note)
 }
 
 async fn answer(mut work: Work, id: RejectionId, status: StatusCode) -> Result<Response, Problem> {
