@@ -18,8 +18,8 @@ use crate::domain::access::Role;
 use crate::ingest::refold::{self, Refolded};
 use crate::ingest::repair::Repairer;
 use crate::ingest::{self, Publisher, Recorder};
-use crate::invoicing::close_due;
 use crate::invoicing::rerate::{self, Rerated};
+use crate::invoicing::{InvoicingError, close_due};
 use crate::reports::verify::{self, Verification};
 use crate::shutdown::Shutdown;
 use crate::store::api_keys::{self, NewHolder};
@@ -159,6 +159,14 @@ async fn put_right(database: &Database) -> anyhow::Result<bool> {
             print_left(&rows);
             return Ok(false);
         }
+        Refolded::Vain(rows) => {
+            println!(
+                "Nothing was replaced: these sums would differ from the journal afterwards too, which is a fault of Waybill; \
+                 report it with these lines."
+            );
+            print_left(&rows);
+            return Ok(false);
+        }
     }
     Ok(true)
 }
@@ -279,7 +287,7 @@ fn print_rerated(rerated: &Rerated) -> anyhow::Result<()> {
 pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Result<()> {
     let database = database(database_args).await?;
     let context = ingest::jetstream(&nats.nats_url, "waybill-repair").await?;
-    let stream = ingest::stream::open(&context, &super::names(nats), super::limits(nats)).await?;
+    let stream = ingest::stream::existing(&context, &super::names(nats), super::limits(nats)).await?;
     let recorder =
         Recorder::new(database.clone(), Clock::System, &stream.names.prefix, Shutdown::new()).await?;
     let limits = super::limits(nats);
@@ -339,7 +347,20 @@ pub async fn close_invoices(args: &CloseArgs) -> ExitCode {
 async fn closed(args: &CloseArgs) -> anyhow::Result<bool> {
     let database = database(&args.database).await?;
     let grace = TimeDelta::hours(args.grace_hours.into());
-    let turns = close_due(&database, &Clock::System, grace, ACTOR).await?;
+    let terminal = std::io::stderr().is_terminal();
+    let unposted = |batches: i64| match batches {
+        _ if !terminal => {}
+        0 => eprint!("{CLEAR_LINE}"),
+        _ => eprint!("{CLEAR_LINE}waiting for {batches} recorded batches to be posted ..."),
+    };
+    let turns = match close_due(&database, &Clock::System, grace, ACTOR, unposted).await {
+        Err(error @ InvoicingError::NotPosted { .. }) => {
+            unposted(0);
+            return Err(error)
+                .context("posting does not go on: see that `waybill serve` runs, and run it again");
+        }
+        turns => turns?,
+    };
     let mut failed = 0;
     for turn in &turns {
         let (start, end) = (turn.period.start, turn.period.end);
@@ -369,8 +390,7 @@ async fn closed(args: &CloseArgs) -> anyhow::Result<bool> {
 pub async fn list_invoices(args: &ListInvoicesArgs) -> anyhow::Result<()> {
     let database = database(&args.database).await?;
     let mut tx = database.read(Scope::Everything).await?;
-    let filter =
-        InvoiceFilter { customer: None, from: None, to: None, below: None, limit: args.limit.into() };
+    let filter = InvoiceFilter { limit: args.limit.into(), ..InvoiceFilter::default() };
     for stored in invoices::list(&mut tx, &filter).await? {
         let invoice = &stored.invoice;
         let zone: chrono_tz::Tz = invoice.time_zone.parse().context("the customer's zone")?;

@@ -7,6 +7,8 @@ use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Offset, Tim
 use chrono_tz::Tz;
 use serde::Serialize;
 
+/// The years that periods are computed in: their ends and every zone's offset leave room in what an instant can hold.
+const YEARS: std::ops::RangeInclusive<i32> = 1..=9999;
 /// The last anchor day that every month has.
 pub const ANCHOR_DAY_MAX: u8 = 28;
 
@@ -43,7 +45,7 @@ pub enum CalendarError {
     #[error("anchor day {0} is outside 1 to 28, the days every month has")]
     AnchorDay(i16),
     /// Outside the years this calendar computes.
-    #[error("{0} is outside the calendar")]
+    #[error("{0} is outside the calendar, which has the years 1 to 9999")]
     OutOfRange(DateTime<Utc>),
 }
 
@@ -78,6 +80,10 @@ impl BillingCalendar {
     /// [`CalendarError::OutOfRange`] at the ends of the calendar.
     pub fn period_at(&self, at: DateTime<Utc>) -> Result<Period, CalendarError> {
         let out_of_range = || CalendarError::OutOfRange(at);
+        // Before the local time is computed, which panics where it cannot be held.
+        if !YEARS.contains(&at.year()) {
+            return Err(out_of_range());
+        }
         let local = at.with_timezone(&self.zone).date_naive();
         // The first guess is exact but for a zone that skips its anchor midnight: there the period starts with
         // the first instant after the gap, so an instant before it belongs to the month before.
@@ -91,14 +97,6 @@ impl BillingCalendar {
         let next = first.checked_add_months(Months::new(1)).ok_or_else(out_of_range)?;
         let end = self.midnight(next).ok_or_else(out_of_range)?;
         Ok(Period { start, end })
-    }
-
-    /// The period right after one.
-    ///
-    /// # Errors
-    /// As [`Self::period_at`].
-    pub fn period_after(&self, period: Period) -> Result<Period, CalendarError> {
-        self.period_at(period.end)
     }
 
     /// The first instant of a local date: midnight, the earlier one where it happens twice, the first instant after
@@ -175,6 +173,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_instant_is_too_far_for_an_answer() {
+        for zone in ["Asia/Kathmandu", "America/New_York", "UTC"] {
+            let calendar = BillingCalendar::new(zone, 1).unwrap();
+            for at in [DateTime::<Utc>::MAX_UTC, DateTime::<Utc>::MIN_UTC, utc("+10000-01-01T00:00:00Z")] {
+                assert_eq!(calendar.period_at(at), Err(CalendarError::OutOfRange(at)), "{zone}");
+            }
+            for at in [utc("9999-12-31T23:59:59Z"), utc("0001-01-01T00:00:00Z")] {
+                assert!(calendar.period_at(at).unwrap().contains(at), "{zone}");
+            }
+        }
+    }
+
     proptest! {
         /// An instant lies in exactly one period, whatever the clocks do there.
         #[test]
@@ -189,7 +200,7 @@ mod tests {
             let period = calendar.period_at(at).unwrap();
             prop_assert!(period.contains(at), "{at} is not in {period:?}");
             prop_assert_eq!(calendar.period_at(period.start).unwrap(), period);
-            let next = calendar.period_after(period).unwrap();
+            let next = calendar.period_at(period.end).unwrap();
             prop_assert_eq!(next.start, period.end);
             let last_instant = period.end - TimeDelta::microseconds(1);
             prop_assert_eq!(calendar.period_at(last_instant).unwrap(), period);

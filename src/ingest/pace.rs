@@ -134,7 +134,8 @@ impl Pace {
         self.rows_max = (self.rows_max / 2).max(SLICE_ROWS_LEAST);
     }
 
-    /// Whether what waits is posted now: it is a full slice, it has waited long enough, or no more of it comes.
+    /// Whether what waits is posted now: it is a full slice, it has waited long enough, no more of it comes, or somebody waits
+    /// for it.
     pub fn due(self, waiting: Waiting, coming: Coming) -> bool {
         // The slower a slice, the more the next one should fold: under load recording has the machine half the time.
         let last_took = i64::try_from(self.last_took.as_millis()).unwrap_or(i64::MAX).min(GATHER_SLOW_MS);
@@ -144,7 +145,8 @@ impl Pace {
             Coming::More => false,
             Coming::Nothing => waiting.newest_ms >= QUIET_MS,
         };
-        over || waiting.rows >= self.rows_max || waiting.oldest_ms >= last_took.max(behind).max(GATHER_MS)
+        let full = waiting.rows >= self.rows_max;
+        waiting.wanted || over || full || waiting.oldest_ms >= last_took.max(behind).max(GATHER_MS)
     }
 }
 
@@ -154,8 +156,13 @@ mod tests {
 
     #[test]
     fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
-        let waiting =
-            |rows, oldest_ms, newest_ms, behind_ms| Waiting { rows, oldest_ms, newest_ms, behind_ms };
+        let waiting = |rows, oldest_ms, newest_ms, behind_ms| Waiting {
+            rows,
+            oldest_ms,
+            newest_ms,
+            behind_ms,
+            wanted: false,
+        };
         let quick = Pace { last_took: Duration::from_millis(50), ..Pace::default() };
         for coming in [Coming::Unknown, Coming::More, Coming::Nothing] {
             assert!(!quick.due(waiting(100, 399, 10, 20), coming));
@@ -180,6 +187,8 @@ mod tests {
         assert!(quick.due(late, Coming::Unknown), "nothing more seems to come");
         assert!(!quick.due(late, Coming::More), "a batch takes long, but it comes");
         assert!(quick.due(waiting(100, 300, 100, 60_000), Coming::Nothing), "nothing more comes");
+        let wanted = Waiting { wanted: true, ..waiting(100, 0, 0, 60_000) };
+        assert!(quick.due(wanted, Coming::More), "a closing waits for it");
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub enum Refolded {
     Replaced(Replaced),
     /// So many rows were replaced; those of customers with these differences were left, because they are final.
     Partly(Replaced, Vec<Difference>),
-    /// Nothing was changed: all that differs is of customers with these differences, which are final, or would still differ.
+    /// Nothing was changed: all that differs is of customers with these differences, which are final.
     Refused(Vec<Difference>),
+    /// Nothing was changed: with these differences the sums would not be what the journal gives after it either.
+    Vain(Vec<Difference>),
 }
 
 /// Replaces the sums that differ from the journal, in one transaction that keeps posters and closings out. Recording goes on
@@ -42,7 +44,7 @@ pub async fn apply(database: &Database, actor: &str) -> Result<Refolded, IngestE
     }
     let left = refold::left_differences(&mut tx, &customers, ROWS_SHOWN).await?;
     if !left.is_empty() {
-        return Ok(Refolded::Refused(left));
+        return Ok(Refolded::Vain(left));
     }
     let detail = json!({
         "rollups": replaced.rollups, "tasks": replaced.tasks, "reasons": replaced.reasons, "customers_left": customers,

@@ -45,19 +45,28 @@ pub(super) async fn add(
         let open = posting::take_odd_half(tx, slice).await?;
         add_shares(tx, &of_batches(&facts, &open), Share::odd()).await?;
     }
-    posting::add_reasons(tx, slice).await?;
+    // Those of the odd half too: whoever added it may have been a release that leaves them to this.
+    posting::add_reasons(tx, slice, false).await?;
     posting::mark_posted(tx, slice).await?;
     Ok(posting::require_partitions(tx, slice).await?)
 }
 
-/// Adds the odd half in a transaction of its own; `false`, and nothing is done, where a period is about to be closed.
+/// Adds the odd half in a transaction of its own; `false`, and nothing is done, where a period is about to be closed, or no
+/// connection is to be had: the other half, which is underway, must not be lost for that.
 async fn add_odd_half(database: &Database, slice: &Slice, facts: &[Arc<Facts>]) -> Result<bool, IngestError> {
-    let mut tx = database.begin_ingest().await?;
+    let mut tx = match database.begin_ingest().await {
+        Ok(tx) => tx,
+        Err(error) => {
+            tracing::debug!(%error, "no connection for half of a slice; it is added with the other");
+            return Ok(false);
+        }
+    };
     if !posting::try_close_lock(&mut tx).await? {
         return Ok(false);
     }
     let open = posting::take_odd_half(&mut tx, slice).await?;
     add_shares(&mut tx, &of_batches(facts, &open), Share::odd()).await?;
+    posting::add_reasons(&mut tx, slice, true).await?;
     posting::mark_odd_half(&mut tx, &open).await?;
     commit(tx).await?;
     Ok(true)

@@ -1,23 +1,29 @@
 //! Closing a period and finalizing its invoices, in one transaction.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
+use tokio::time::Instant;
 use uuid::{NoContext, Timestamp, Uuid};
 
 use super::InvoicingError;
 use super::lines::Document;
 use super::preview::{Computed, compute, period_holding};
 use crate::clock::Clock;
-use crate::domain::ids::{BatchId, CustomerId, InvoiceId};
+use crate::domain::ids::{BatchId, CustomerId, InvoiceId, PeriodPriceId};
 use crate::domain::invoice::Invoice;
+use crate::domain::money::Currency;
 use crate::domain::period::Period;
+use crate::domain::price::period_price::PeriodPrice;
 use crate::domain::settlement::TaskCharge;
+use crate::rating::settlement::charge_tasks;
 use crate::store::completeness::{self, Covered, SequenceRange};
 use crate::store::periods::{self, BilledCustomer};
-use crate::store::{Database, Scope, audit, commit, invoices, settlement};
+use crate::store::settlement::{self, FinishedTasks};
+use crate::store::{Database, Scope, StoreError, audit, commit, invoices};
 
 /// How long after its end a period stays open for late usage, where nothing else is configured.
 pub const DEFAULT_GRACE: TimeDelta = TimeDelta::hours(1);
@@ -26,9 +32,12 @@ const SERIES: &str = "INV";
 /// How rounding is named in the manifest.
 const ROUNDING_RULE: &str =
     "each line once, half away from zero, to the minor unit; the total is the sum of the rounded lines";
-/// How often a close looks whether posting has caught up, and the pause between two looks: five seconds in all.
-const POSTING_POLLS: u32 = 100;
+/// How often the closing of a period looks whether posting has caught up, and the pause between two looks: twelve seconds in
+/// all, which leaves as much of a request's time for the closing itself.
+const POSTING_POLLS: u32 = 240;
 const POSTING_POLL: Duration = Duration::from_millis(50);
+/// A command waits for posting as long as it goes on: until nothing is posted for this long.
+const POSTING_STOPPED: Duration = Duration::from_mins(2);
 /// Microseconds: what the database keeps of a time.
 const STORED_SUBSECOND_DIGITS: u16 = 6;
 
@@ -66,8 +75,17 @@ pub async fn close_and_finalize(
     clock: &Clock,
     request: &Request,
 ) -> Result<Closed, InvoicingError> {
+    close_one(database, clock, request, None).await
+}
+
+async fn close_one(
+    database: &Database,
+    clock: &Clock,
+    request: &Request,
+    watermark: Option<BatchId>,
+) -> Result<Closed, InvoicingError> {
     let mut tx = database.begin().await?;
-    let closed = close_within(&mut tx, clock.now(), request).await?;
+    let closed = close_once_posted(&mut tx, clock.now(), request, watermark).await?;
     if !closed.already {
         commit(tx).await?;
     }
@@ -84,6 +102,16 @@ pub async fn close_within(
     now: DateTime<Utc>,
     request: &Request,
 ) -> Result<Closed, InvoicingError> {
+    close_once_posted(connection, now, request, None).await
+}
+
+/// As [`close_within`]; holds back for the batches up to `watermark`, or up to the newest one there is.
+async fn close_once_posted(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    request: &Request,
+    watermark: Option<BatchId>,
+) -> Result<Closed, InvoicingError> {
     match check(connection, now, request).await {
         Ok(Checked::Done(closed)) => return Ok(closed),
         // Without the lock the order may change while it is looked at; it is decided below.
@@ -92,7 +120,10 @@ pub async fn close_within(
     }
     // Before the watermark, so that what is not posted of it is waited for.
     let covered = completeness::covered_before(connection).await?;
-    let watermark = periods::newest_unposted(connection).await?;
+    let watermark = match watermark {
+        Some(watermark) => watermark,
+        None => newest_unposted(connection).await?,
+    };
     wait_until_posted(connection, watermark).await?;
     // From here to the commit nothing is posted: what the sums say now is what the period holds for ever.
     periods::lock_closing(connection).await?;
@@ -104,32 +135,33 @@ pub async fn close_within(
         Checked::Due(customer, period) => (customer, period),
     };
     ensure_posted(connection, watermark).await?;
-    let Computed { documents, charges, period_prices, books } =
-        compute(connection, customer.id, period).await?;
+    let mut computed = compute(connection, customer.id, period).await?;
     let now = now.trunc_subsecs(STORED_SUBSECOND_DIGITS);
+    let period_prices = ids_of(&computed.prices);
+    let settled_by = json!({"period_prices": period_prices, "books": computed.books});
     periods::ensure(connection, customer.id, period).await?;
-    periods::close(connection, customer.id, period, now).await?;
+    let without_manifest = computed.documents.is_empty().then_some(&settled_by);
+    periods::close(connection, customer.id, period, now, without_manifest).await?;
     // Made now, so that it starts where this one ends also where the calendar was changed meanwhile.
     let next = Period { start: period.end, end: customer.calendar()?.period_at(period.end)?.end };
     periods::ensure(connection, customer.id, next).await?;
-    let coverage = coverage(connection, &covered, &documents).await?;
-    let mut ids = Vec::with_capacity(documents.len());
-    for document in documents {
+    let coverage = coverage(connection, &covered, &computed.documents).await?;
+    let mut finalized = BTreeMap::new();
+    for document in std::mem::take(&mut computed.documents) {
         let manifest = json!({
             "events": document.events,
             "prices": document.prices,
             "period_prices": period_prices,
-            "books": books,
+            "books": computed.books,
             "rounding": ROUNDING_RULE,
             "streams": coverage,
         });
         let currency = document.currency;
         let id = finalize(connection, &customer, period, document, manifest, now).await?;
-        let charged: Vec<TaskCharge> =
-            charges.iter().filter(|charge| charge.entry.currency == currency).cloned().collect();
-        settlement::insert_charges(connection, id, customer.id, &charged).await?;
-        ids.push(id);
+        finalized.insert(currency, id);
     }
+    charge(connection, &customer, period, &computed, &finalized).await?;
+    let ids: Vec<InvoiceId> = finalized.into_values().collect();
     let detail = json!({"period_start": period.start, "period_end": period.end, "invoices": ids});
     audit::record(connection, &request.actor, "period.close", &customer.external_id, Some(detail)).await?;
     Ok(Closed { period, invoices: ids, already: false })
@@ -147,16 +179,20 @@ pub struct Turn {
 }
 
 /// Closes every period whose end and grace time have passed, of all customers, each in a transaction of its own. A
-/// customer whose period cannot be closed is left at that, the others go on.
+/// customer whose period cannot be closed is left at that, the others go on. What is recorded by now is waited for before,
+/// once for all of them; `unposted` is told how many batches of it are left, zero at the end.
 ///
 /// # Errors
-/// [`InvoicingError::Store`] where the customers cannot be listed.
+/// [`InvoicingError::NotPosted`] where posting does not go on; [`InvoicingError::Store`] where the customers cannot be
+/// listed.
 pub async fn close_due(
     database: &Database,
     clock: &Clock,
     grace: TimeDelta,
     actor: &str,
+    unposted: impl Fn(i64),
 ) -> Result<Vec<Turn>, InvoicingError> {
+    let watermark = all_posted(database, unposted).await?;
     let ended_by = clock.now().checked_sub_signed(grace).unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut turns = Vec::new();
     let mut failed: Vec<CustomerId> = Vec::new();
@@ -170,7 +206,7 @@ pub async fn close_due(
         }
         for (customer, period) in due {
             let request = Request { customer, at: period.start, grace, actor: actor.to_owned() };
-            let outcome = close_and_finalize(database, clock, &request).await;
+            let outcome = close_one(database, clock, &request, Some(watermark)).await;
             if outcome.is_err() {
                 failed.push(customer);
             }
@@ -206,6 +242,9 @@ async fn check(
     if now < possible_from {
         return Err(InvoicingError::TooEarly { period, possible_from });
     }
+    if !periods::over(connection, period.end).await? {
+        return Err(InvoicingError::NotOver { period });
+    }
     match periods::next_to_close(connection, customer.id).await? {
         Some(next) if next.start != period.start => Err(InvoicingError::OutOfOrder { next }),
         Some(_) => Ok(Checked::Due(customer, period)),
@@ -220,13 +259,40 @@ async fn check(
     }
 }
 
-/// Waits, within bounds, until everything recorded before the call is in the sums.
-async fn wait_until_posted(
-    connection: &mut PgConnection,
-    watermark: Option<BatchId>,
-) -> Result<(), InvoicingError> {
-    for _ in 0..POSTING_POLLS {
+/// The newest batch that waits to be posted. Where none does, a later one may still be half-way; ids count from one.
+async fn newest_unposted(connection: &mut PgConnection) -> Result<BatchId, StoreError> {
+    Ok(periods::newest_unposted(connection).await?.unwrap_or(BatchId(0)))
+}
+
+/// Waits until everything recorded before the call is in the sums, as long as that goes on; returns up to where that is.
+async fn all_posted(database: &Database, unposted: impl Fn(i64)) -> Result<BatchId, InvoicingError> {
+    let mut tx = database.begin().await?;
+    let watermark = newest_unposted(&mut tx).await?;
+    let (mut last, mut since) = (None, Instant::now());
+    loop {
+        let batches = periods::unposted_up_to(&mut tx, watermark).await?;
+        if last.is_none() && batches > 0 {
+            periods::want_posting(&mut tx).await?;
+        }
+        if last != Some(batches) {
+            unposted(batches);
+            (last, since) = (Some(batches), Instant::now());
+        }
+        if batches == 0 {
+            return Ok(watermark);
+        }
+        if since.elapsed() > POSTING_STOPPED {
+            return Err(InvoicingError::NotPosted { batches });
+        }
+        tokio::time::sleep(POSTING_POLL).await;
+    }
+}
+
+/// Waits, within bounds, until the batches up to this one are in the sums.
+async fn wait_until_posted(connection: &mut PgConnection, watermark: BatchId) -> Result<(), InvoicingError> {
+    for poll in 0..POSTING_POLLS {
         match ensure_posted(connection, watermark).await {
+            Err(InvoicingError::NotPosted { .. }) if poll == 0 => periods::want_posting(connection).await?,
             Err(InvoicingError::NotPosted { .. }) => tokio::time::sleep(POSTING_POLL).await,
             outcome => return outcome,
         }
@@ -234,15 +300,44 @@ async fn wait_until_posted(
     ensure_posted(connection, watermark).await
 }
 
-async fn ensure_posted(
-    connection: &mut PgConnection,
-    watermark: Option<BatchId>,
-) -> Result<(), InvoicingError> {
-    // Where nothing waited, a later batch may still be half-way; ids count from one.
-    match periods::unposted_up_to(connection, watermark.unwrap_or(BatchId(0))).await? {
+async fn ensure_posted(connection: &mut PgConnection, watermark: BatchId) -> Result<(), InvoicingError> {
+    match periods::unposted_up_to(connection, watermark).await? {
         0 => Ok(()),
         batches => Err(InvoicingError::NotPosted { batches }),
     }
+}
+
+fn ids_of(prices: &[PeriodPrice]) -> Vec<PeriodPriceId> {
+    prices.iter().map(|price| price.id).collect()
+}
+
+/// Writes the charges and credits behind the task lines. They are found a second time, because those of millions of tasks are
+/// not kept; the close lock keeps whoever would change tasks or charges out.
+async fn charge(
+    connection: &mut PgConnection,
+    customer: &BilledCustomer,
+    period: Period,
+    computed: &Computed,
+    invoices: &BTreeMap<Currency, InvoiceId>,
+) -> Result<(), InvoicingError> {
+    if computed.charges == 0 {
+        return Ok(());
+    }
+    let (mut tasks, mut written) = (FinishedTasks::new(customer.id, period.start, true), 0);
+    while let Some(page) = tasks.next_page(connection, &computed.books).await? {
+        let charges = charge_tasks(&page, &computed.prices);
+        for (currency, invoice) in invoices {
+            let of_invoice: Vec<&TaskCharge> =
+                charges.iter().filter(|charge| charge.entry.currency == *currency).collect();
+            settlement::insert_charges(connection, *invoice, customer.id, &of_invoice).await?;
+            written += of_invoice.len() as u64;
+        }
+    }
+    if written == computed.charges {
+        return Ok(());
+    }
+    let what = "charging the tasks of a period";
+    Err(StoreError::RowsAffected { what, expected: computed.charges, actual: written }.into())
 }
 
 /// Which stream sequences the sums hold, for the manifest; not looked up where there is nothing to invoice.

@@ -6,9 +6,9 @@ use crate::domain::ids::PriceId;
 use crate::domain::invoice::{Invoice, InvoiceLine, LineKind, PriceTerms};
 use crate::domain::money::{Amount, Currency, MinorAmount, MoneyError, Rate};
 use crate::domain::period::Period;
-use crate::domain::settlement::{SettledLine, TaskCharge};
+use crate::domain::settlement::SettledLine;
 use crate::domain::tokens::TokenClass;
-use crate::rating::settlement::{SettlementError, task_lines};
+use crate::rating::settlement::SettlementError;
 use crate::store::invoices::Tally;
 use crate::store::settlement::RerateReason;
 
@@ -21,10 +21,8 @@ pub struct Basis {
     pub terms: BTreeMap<PriceId, PriceTerms>,
     /// Why recorded usage was re-rated.
     pub reasons: Vec<RerateReason>,
-    /// What tiers, packages and included usage come to.
+    /// What tiers, packages, tasks and included usage come to.
     pub settled: Vec<SettledLine>,
-    /// Tasks that are charged, or credited.
-    pub charges: Vec<TaskCharge>,
 }
 
 /// What makes up one invoice: the lines of one currency and their totals.
@@ -99,6 +97,18 @@ pub enum LinesError {
     Money(#[from] MoneyError),
 }
 
+impl LinesError {
+    /// Whether the usage adds up to more than can be stated, rather than to something else than it was charged.
+    pub const fn too_large(&self) -> bool {
+        matches!(
+            self,
+            Self::Overflow
+                | Self::Money(_)
+                | Self::Settlement(SettlementError::Overflow | SettlementError::Money(_))
+        )
+    }
+}
+
 /// What is one line: everything that is the same lands on it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct LineKey {
@@ -149,8 +159,7 @@ pub fn documents(booked: Period, basis: &Basis) -> Result<Vec<Document>, LinesEr
     for (key, (quantity, notes)) in listed.into_iter().filter(|(_, (quantity, _))| *quantity != 0) {
         lines.entry(key.currency).or_default().push(line(key, quantity, notes)?);
     }
-    let (mut settled, tasks) = (basis.settled.clone(), task_lines(&basis.charges)?);
-    settled.extend(tasks);
+    let mut settled = basis.settled.clone();
     settled.sort_by_key(|line| line.kind);
     for line in settled {
         lines.entry(line.currency).or_default().push(settled_line(line)?);

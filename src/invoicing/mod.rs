@@ -43,6 +43,15 @@ pub enum InvoicingError {
         /// Its end plus the grace time.
         possible_from: DateTime<Utc>,
     },
+    /// The period has ended by this program's clock and not by the database's: one of them is wrong, and closing is final.
+    #[error(
+        "the period that ends at {} is not over by the database's own clock; set the clocks of this host and of the database right",
+        period.end
+    )]
+    NotOver {
+        /// The period.
+        period: Period,
+    },
     /// Periods are closed in order, because late usage is booked to the first open one.
     #[error("close the period that starts at {} first; periods are closed in order", next.start)]
     OutOfOrder {
@@ -75,6 +84,7 @@ impl InvoicingError {
             Self::UnknownCustomer(_)
             | Self::Calendar(_)
             | Self::TooEarly { .. }
+            | Self::NotOver { .. }
             | Self::OutOfOrder { .. }
             | Self::BeforeBeginning { .. }
             | Self::Lines(_) => false,

@@ -5,14 +5,15 @@ use sqlx::PgConnection;
 
 use super::InvoicingError;
 use super::lines::{Basis, Document, LinesError, documents};
-use crate::domain::ids::{BookId, CustomerId, PeriodPriceId, PriceId};
+use crate::domain::ids::{BookId, CustomerId, PriceId};
 use crate::domain::period::Period;
-use crate::domain::price::period_price::{Scheme, TaskUsage};
-use crate::domain::settlement::{PayingBooks, TaskCharge};
-use crate::rating::settlement::{charge_tasks, settle_usage};
+use crate::domain::price::period_price::{PeriodPrice, Scheme, TaskUsage};
+use crate::domain::settlement::PayingBooks;
+use crate::rating::settlement::{TaskLines, charge_tasks, settle_usage};
 use crate::store::invoices::{self, tallies};
 use crate::store::periods::{self, BilledCustomer, StoredPeriod};
-use crate::store::{period_prices, rates, settlement};
+use crate::store::settlement::{self, FinishedTasks};
+use crate::store::{period_prices, rates};
 
 /// A period as it would be invoiced now.
 #[derive(Debug, Clone)]
@@ -89,10 +90,10 @@ async fn finalized(
 pub(super) struct Computed {
     /// One per currency.
     pub documents: Vec<Document>,
-    /// The tasks behind the task lines.
-    pub charges: Vec<TaskCharge>,
+    /// How many charges and credits of tasks are behind the task lines.
+    pub charges: u64,
     /// The period prices that were looked at.
-    pub period_prices: Vec<PeriodPriceId>,
+    pub prices: Vec<PeriodPrice>,
     /// The books that decided which of them apply; none where there is no period price.
     pub books: Vec<PayingBooks>,
 }
@@ -130,12 +131,11 @@ async fn settle(
         .extend(books.iter().flat_map(|books| books.override_book.into_iter().chain([books.sell_book])));
     let mut prices = period_prices::standing(connection, &with_prices).await?;
     prices.retain(|price| price.draft.valid_from < period.end);
-    let mut task_types = Vec::new();
-    let mut usage_counts = false;
+    let (mut tasks_count, mut usage_counts) = (false, false);
     for price in &prices {
         match &price.draft.scheme {
-            Scheme::Task { task_type, usage, .. } => {
-                task_types.push(task_type.as_str());
+            Scheme::Task { usage, .. } => {
+                tasks_count = true;
                 usage_counts |= *usage == TaskUsage::Included;
             }
             Scheme::Graduated(_) | Scheme::Volume(_) | Scheme::Package { .. } => usage_counts = true,
@@ -147,11 +147,16 @@ async fn settle(
         basis.settled =
             settle_usage(period, &hours, &basis.terms, &prices, &books).map_err(LinesError::from)?;
     }
-    let tasks = settlement::finished_tasks(connection, customer, period.start, &task_types).await?;
-    basis.charges = charge_tasks(&tasks, &prices);
+    let (mut charges, mut lines) = (0, TaskLines::default());
+    let mut tasks = FinishedTasks::new(customer, period.start, tasks_count);
+    while let Some(page) = tasks.next_page(connection, &books).await? {
+        let of_page = charge_tasks(&page, &prices);
+        charges += of_page.len() as u64;
+        lines.add(&of_page).map_err(LinesError::from)?;
+    }
+    basis.settled.extend(lines.into_lines());
     if prices.is_empty() {
         books.clear();
     }
-    let period_prices = prices.iter().map(|price| price.id).collect();
-    Ok(Computed { documents: documents(period, &basis)?, charges: basis.charges, period_prices, books })
+    Ok(Computed { documents: documents(period, &basis)?, charges, prices, books })
 }

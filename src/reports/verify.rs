@@ -53,7 +53,7 @@ pub enum Check {
     InvoiceChain,
     /// Tiers, packages and included usage are what the invoice's period prices make of its usage.
     Settlement,
-    /// Task lines are the ledger of charges, which charges tasks that ended, once.
+    /// Task lines are the ledger of charges, which charges every task that ended and has a price, once.
     TaskCharges,
     /// Every rollup, with its whole key, is what the journal folded again gives.
     RebuiltRollups,
@@ -252,6 +252,10 @@ async fn documents(tx: &mut Tx, findings: &mut Findings) -> Result<(), StoreErro
     findings.add(Check::Settlement, settlement);
     findings.add(Check::TaskCharges, compare::task_line_differences(tx, ROWS_PER_CHECK).await?);
     findings.add(Check::TaskCharges, compare::charge_differences(tx, ROWS_PER_CHECK).await?);
+    let most = usize::try_from(ROWS_PER_CHECK).unwrap_or(usize::MAX);
+    let mut left_out = super::settlement::task_differences(tx, most).await?;
+    left_out.truncate(most);
+    findings.add(Check::TaskCharges, left_out);
     Ok(())
 }
 

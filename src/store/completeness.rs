@@ -221,14 +221,16 @@ pub struct Covered {
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn covered_before(connection: &mut PgConnection) -> Result<Covered, StoreError> {
-    // Up to the first batch that is not posted, or that an older one may still follow, for the reason of [`summarize`].
+    // Up to the batch before the first that is not posted, or that an older one may still follow, for the reason of
+    // [`summarize`]. To one that is there: an id between them may be of a batch that is being recorded and comes later.
     let through = sqlx::query_scalar!(
-        r#"SELECT COALESCE(
+        r#"SELECT COALESCE(max(id), 0) AS "through!: BatchId" FROM ingest_batches
+           WHERE id < COALESCE(
                LEAST((SELECT min(id) FROM ingest_batches WHERE posted_at IS NULL),
                      (SELECT min(id) FROM ingest_batches
                       WHERE id > (SELECT batch_id FROM accounted_through)
-                        AND recorded_at >= now() - interval '10 minutes')) - 1,
-               (SELECT max(id) FROM ingest_batches), 0) AS "through!: BatchId""#
+                        AND recorded_at >= now() - interval '10 minutes')),
+               9223372036854775807)"#
     )
     .fetch_one(&mut *connection)
     .await?;

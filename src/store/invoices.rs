@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -54,6 +54,8 @@ pub struct InvoiceFilter {
     pub from: Option<DateTime<Utc>>,
     /// Of periods that start before.
     pub to: Option<DateTime<Utc>>,
+    /// Of periods that start in the month that begins with this day, in the zone that each invoice names.
+    pub month: Option<NaiveDate>,
     /// Numbered below: the last of the page before.
     pub below: Option<i64>,
     /// How many at most.
@@ -267,12 +269,14 @@ pub async fn list(
         "SELECT id FROM invoices
          WHERE ($1::bigint IS NULL OR customer_id = $1) AND ($2::timestamptz IS NULL OR period_start >= $2)
            AND ($3::timestamptz IS NULL OR period_start < $3) AND ($4::bigint IS NULL OR number < $4)
+           AND ($6::date IS NULL OR date_trunc('month', period_start AT TIME ZONE time_zone)::date = $6)
          ORDER BY number DESC LIMIT $5",
         filter.customer.map(|customer| customer.0),
         filter.from,
         filter.to,
         filter.below,
-        filter.limit
+        filter.limit,
+        filter.month
     )
     .fetch_all(&mut *connection)
     .await?;

@@ -1,6 +1,7 @@
 //! Billing periods: kept once computed, closed in order.
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::{StoreError, ensure_affected};
@@ -10,6 +11,9 @@ use crate::domain::period::{BillingCalendar, Period};
 /// Advisory lock between posting (shared) and closing (exclusive): which period usage is booked to is decided by the
 /// poster, so no period may close while a batch is half-way into it.
 pub const CLOSE_LOCK: i64 = 0x77_61_79_02;
+/// Advisory lock that a closing holds shared while it waits for posting: a poster that cannot have it for itself alone posts
+/// what waits without gathering more.
+pub(super) const POSTING_WANTED_LOCK: i64 = 0x77_61_79_05;
 
 /// A customer as billing needs it.
 #[derive(Debug, Clone)]
@@ -215,6 +219,28 @@ pub async fn ensure(
     Ok(())
 }
 
+/// Whether a period that ends then is over by the database's own clock too.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn over(connection: &mut PgConnection, end: DateTime<Utc>) -> Result<bool, StoreError> {
+    let over = sqlx::query_scalar!(r#"SELECT $1 <= latest_period_end() AS "over!""#, end)
+        .fetch_one(connection)
+        .await?;
+    Ok(over)
+}
+
+/// Has posters post at once what waits, until the transaction ends.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn want_posting(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", POSTING_WANTED_LOCK)
+        .fetch_one(connection)
+        .await?;
+    Ok(())
+}
+
 /// Waits until no poster works, and keeps all out until the transaction ends.
 ///
 /// # Errors
@@ -224,7 +250,8 @@ pub async fn lock_closing(connection: &mut PgConnection) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Closes an open period and moves the customer's closed time to its end. The caller holds the close lock.
+/// Closes an open period and moves the customer's closed time to its end; `settled_by` says what decided which tasks are
+/// charged where no invoice will. The caller holds the close lock.
 ///
 /// # Errors
 /// [`StoreError::RowsAffected`] where the period is not open.
@@ -233,14 +260,17 @@ pub async fn close(
     customer: CustomerId,
     period: Period,
     at: DateTime<Utc>,
+    settled_by: Option<&Value>,
 ) -> Result<(), StoreError> {
     let closed = sqlx::query!(
         "UPDATE billing_periods
-         SET state = 'closed', closed_at = $3, closing = (SELECT COALESCE(max(closing), 0) + 1 FROM billing_periods)
+         SET state = 'closed', closed_at = $3, settled_by = $4,
+             closing = (SELECT COALESCE(max(closing), 0) + 1 FROM billing_periods)
          WHERE customer_id = $1 AND start_at = $2 AND state = 'open'",
         customer.0,
         period.start,
-        at
+        at,
+        settled_by
     )
     .execute(&mut *connection)
     .await?;

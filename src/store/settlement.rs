@@ -68,82 +68,129 @@ pub async fn paying_books(
     Ok(books)
 }
 
-/// Tasks whose outcome is booked to a period, of these types or charged before, in order of their ids.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn finished_tasks(
-    connection: &mut PgConnection,
+/// Tasks whose outcome is booked to a period, page by page: a customer may have millions of them, and each statement must end
+/// in time.
+#[derive(Debug)]
+pub struct FinishedTasks {
     customer: CustomerId,
     booked_period: DateTime<Utc>,
-    task_types: &[&str],
-) -> Result<Vec<FinishedTask>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT t.task_id, t.task_type, t.outcome AS "outcome!", t.ended_at AS "ended_at!", p.start_at, p.end_at,
-                  a.override_book_id AS "own?: BookId", a.sell_book_id AS "sell?: BookId", l.number AS "number?",
-                  l.period_price_id AS "price?: PeriodPriceId", l.amount AS "amount?: Rate", l.outcome AS "charged_for?",
-                  pp.book_id AS "charged_book?: BookId", pp.name AS "name?", b.currency AS "currency?"
-           FROM tasks t
-           JOIN billing_periods p ON p.customer_id = t.customer_id AND p.start_at <= t.ended_at AND t.ended_at < p.end_at
-           LEFT JOIN book_assignments a ON a.customer_id = t.customer_id AND a.valid_from <= t.ended_at
-                                       AND (a.valid_to IS NULL OR t.ended_at < a.valid_to)
-           LEFT JOIN LATERAL (SELECT * FROM task_charges c WHERE c.customer_id = t.customer_id AND c.task_id = t.task_id
-                              ORDER BY c.number DESC LIMIT 1) AS l ON true
-           LEFT JOIN period_prices pp ON pp.id = l.period_price_id
-           LEFT JOIN price_books b ON b.id = pp.book_id
-           WHERE t.customer_id = $1 AND t.outcome_period = $2 AND (t.task_type = ANY($3) OR l.number IS NOT NULL)
-             -- Most customers pay for no task: then none is looked at.
-             AND (cardinality($3) > 0 OR EXISTS (SELECT FROM task_charges WHERE customer_id = $1))
-           ORDER BY t.task_id"#,
-        customer.0,
-        booked_period,
-        task_types as _
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let last = match (
-                row.number,
-                row.price,
-                row.amount,
-                row.charged_for,
-                row.charged_book,
-                row.name,
-                row.currency,
-            ) {
-                (
-                    Some(number),
-                    Some(price),
-                    Some(amount),
-                    Some(outcome),
-                    Some(book),
-                    Some(name),
-                    Some(code),
-                ) => {
-                    let outcome = outcome.parse().map_err(|error| unreadable("task_charges", &error))?;
-                    Some(TaskEntry { number, price, book, name, amount, currency: currency(&code)?, outcome })
-                }
-                _ => None,
-            };
-            Ok(FinishedTask {
-                task: row.task_id,
-                task_type: row.task_type,
-                outcome: row.outcome.parse().map_err(|error| unreadable("tasks", &error))?,
-                ended_at: row.ended_at,
-                service: Period { start: row.start_at, end: row.end_at },
-                books: row.own.into_iter().chain(row.sell).collect(),
-                last,
-            })
+    /// Whether they are looked at also where the customer was charged for no task yet.
+    priced: bool,
+    /// The last task of the page before; no task has an empty id.
+    after: String,
+}
+
+impl FinishedTasks {
+    /// Before the first page; none is looked at where no task is `priced` and none was charged before.
+    pub const fn new(customer: CustomerId, booked_period: DateTime<Utc>, priced: bool) -> Self {
+        Self { customer, booked_period, priced, after: String::new() }
+    }
+
+    /// The next ten thousand in order of their ids, `None` behind the last; `books` are those that the customer paid by.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn next_page(
+        &mut self,
+        connection: &mut PgConnection,
+        books: &[PayingBooks],
+    ) -> Result<Option<Vec<FinishedTask>>, StoreError> {
+        let rows = sqlx::query_as!(
+            TaskRow,
+            // Whatever they are: where few of many are priced, a page of those would be looked for in all of them.
+            r#"WITH page AS MATERIALIZED (
+                   SELECT customer_id, task_id, task_type, outcome, ended_at FROM tasks
+                   WHERE customer_id = $1 AND outcome_period = $2 AND task_id > $3
+                     -- Most customers pay for no task: then none is looked at.
+                     AND ($4 OR EXISTS (SELECT FROM task_charges WHERE customer_id = $1))
+                   ORDER BY task_id LIMIT 10000
+               )
+               SELECT t.task_id AS "task_id!", t.task_type AS "task_type?", t.outcome AS "outcome!",
+                      t.ended_at AS "ended_at!", p.start_at AS "start_at?", p.end_at AS "end_at?",
+                      l.number AS "number?", l.period_price_id AS "price?: PeriodPriceId", l.amount AS "amount?: Rate",
+                      l.outcome AS "charged_for?", pp.book_id AS "charged_book?: BookId", pp.name AS "name?",
+                      b.currency AS "currency?"
+               FROM page t
+               LEFT JOIN billing_periods p ON p.customer_id = t.customer_id
+                                          AND p.start_at <= t.ended_at AND t.ended_at < p.end_at
+               LEFT JOIN LATERAL (SELECT number, period_price_id, amount, outcome FROM task_charges c
+                                  WHERE c.customer_id = t.customer_id AND c.task_id = t.task_id
+                                  ORDER BY c.number DESC LIMIT 1) AS l ON true
+               LEFT JOIN period_prices pp ON pp.id = l.period_price_id
+               LEFT JOIN price_books b ON b.id = pp.book_id
+               ORDER BY t.task_id"#,
+            self.customer.0,
+            self.booked_period,
+            self.after,
+            self.priced
+        )
+        .fetch_all(connection)
+        .await?;
+        let Some(last) = rows.last() else { return Ok(None) };
+        self.after.clone_from(&last.task_id);
+        rows.into_iter().map(|row| row.finished(books)).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// A finished task with its last entry in the ledger of charges.
+pub(super) struct TaskRow {
+    pub task_id: String,
+    pub task_type: Option<String>,
+    pub outcome: String,
+    pub ended_at: DateTime<Utc>,
+    pub start_at: Option<DateTime<Utc>>,
+    pub end_at: Option<DateTime<Utc>>,
+    pub number: Option<i32>,
+    pub price: Option<PeriodPriceId>,
+    pub amount: Option<Rate>,
+    pub charged_for: Option<String>,
+    pub charged_book: Option<BookId>,
+    pub name: Option<String>,
+    pub currency: Option<String>,
+}
+
+impl TaskRow {
+    /// As a customer with these books finished it.
+    pub(super) fn finished(self, books: &[PayingBooks]) -> Result<FinishedTask, StoreError> {
+        let last = match (
+            self.number,
+            self.price,
+            self.amount,
+            self.charged_for,
+            self.charged_book,
+            self.name,
+            self.currency,
+        ) {
+            (Some(number), Some(price), Some(amount), Some(outcome), Some(book), Some(name), Some(code)) => {
+                let outcome = outcome.parse().map_err(|error| unreadable("task_charges", &error))?;
+                Some(TaskEntry { number, price, book, name, amount, currency: currency(&code)?, outcome })
+            }
+            _ => None,
+        };
+        let (Some(start), Some(end)) = (self.start_at, self.end_at) else {
+            let detail = format!("task {} ended at {} in no billing period", self.task_id, self.ended_at);
+            return Err(StoreError::Inconsistent { table: "tasks", column: "ended_at", detail });
+        };
+        let paying = PayingBooks::at(books, self.ended_at);
+        Ok(FinishedTask {
+            outcome: self.outcome.parse().map_err(|error| unreadable("tasks", &error))?,
+            task: self.task_id,
+            task_type: self.task_type,
+            ended_at: self.ended_at,
+            service: Period { start, end },
+            books: paying
+                .map(|books| books.override_book.into_iter().chain([books.sell_book]).collect())
+                .unwrap_or_default(),
+            last,
         })
-        .collect()
+    }
 }
 
 fn unreadable(table: &'static str, error: &dyn std::error::Error) -> StoreError {
     StoreError::Inconsistent { table, column: "outcome", detail: error.to_string() }
 }
 
-/// Writes what an invoice charges tasks, and credits them.
+/// Writes what an invoice charges tasks, and credits them; of many tasks a page at a time.
 ///
 /// # Errors
 /// [`StoreError`]; the constraint `task_charges_pkey` where a task was charged meanwhile.
@@ -151,7 +198,7 @@ pub async fn insert_charges(
     connection: &mut PgConnection,
     invoice: InvoiceId,
     customer: CustomerId,
-    charges: &[TaskCharge],
+    charges: &[&TaskCharge],
 ) -> Result<(), StoreError> {
     let tasks: Vec<&str> = charges.iter().map(|charge| charge.task.as_str()).collect();
     let numbers: Vec<i32> = charges.iter().map(|charge| charge.entry.number).collect();

@@ -1,7 +1,7 @@
 //! Which sequences an invoice's manifest names: all that posted batches hold, without reading the batches of the past.
 
 use serde_json::json;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 use waybill::invoicing::{DEFAULT_GRACE, Request, close_within};
 use waybill::store::completeness::{SequenceRange, covered_before, sequences_posted, summarize};
@@ -14,18 +14,19 @@ const OLD_BATCHES: i64 = 20_000;
 
 /// Adds batches of a life of the stream, a sequence each and every fifth one missing, recorded so long ago.
 async fn record(ledger: &Ledger, life: u128, sequences: (i64, i64), age: &str, posted: bool) {
-    let (from, to) = sequences;
+    ledger.run(&batches(life, sequences, age, posted)).await;
+}
+
+fn batches(life: u128, (from, to): (i64, i64), age: &str, posted: bool) -> String {
     let life = Uuid::from_u128(life);
     let posted_at = if posted { "now(), 0" } else { "NULL, NULL" };
-    ledger
-        .run(&format!(
-            "INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows,
-                 booked_on, recorded_at, posted_at, posted_closing)
-             SELECT 'stream', '{life}', int8multirange(int8range(n, n + 1)), 1, 0, 0, 0, 0, 0, '2026-11-23',
-                    now() - interval '{age}', {posted_at}
-             FROM generate_series({from}, {to}) n WHERE n % 5 <> 0"
-        ))
-        .await;
+    format!(
+        "INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows,
+             booked_on, recorded_at, posted_at, posted_closing)
+         SELECT 'stream', '{life}', int8multirange(int8range(n, n + 1)), 1, 0, 0, 0, 0, 0, '2026-11-23',
+                now() - interval '{age}', {posted_at}
+         FROM generate_series({from}, {to}) n WHERE n % 5 <> 0"
+    )
 }
 
 /// By all batches.
@@ -82,6 +83,25 @@ async fn what_is_posted_is_covered_however_much_of_it_is_summarized() {
         assert_eq!(shown, posted(&ledger).await, "{age}, {most} at a time");
         assert_eq!(shown.len(), 16, "{shown:?}");
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_being_recorded_is_covered_once_it_is_posted() {
+    let ledger = Ledger::new().await;
+    record(&ledger, 1, (1, 4), "1 hour", true).await;
+    let mut recording = ledger.pool.begin().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(batches(1, (6, 6), "0 minutes", false)))
+        .execute(&mut *recording)
+        .await
+        .unwrap();
+    record(&ledger, 1, (7, 7), "0 minutes", false).await;
+    let mut tx = ledger.database.begin().await.unwrap();
+    let before = covered_before(&mut tx).await.unwrap();
+    recording.commit().await.unwrap();
+    ledger
+        .run("UPDATE ingest_batches SET posted_at = now(), posted_closing = 0 WHERE posted_at IS NULL")
+        .await;
+    assert_eq!(sequences_posted(&mut tx, &before).await.unwrap(), posted(&ledger).await);
 }
 
 /// Rows of batches that the transaction has read.

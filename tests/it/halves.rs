@@ -3,13 +3,16 @@
 use sqlx::postgres::{PgConnection, PgQueryResult};
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::task::JoinHandle;
+use waybill::clock::Clock;
 use waybill::domain::ids::{BatchId, CustomerId};
 use waybill::ingest::posting::post_once;
+use waybill::invoicing::rerate::{self, Request};
 use waybill::reports::verify;
 use waybill::store::periods;
 
 use crate::harness::wait_until;
 use crate::ledger::{Ledger, Row, ended, task_call, utc};
+use crate::rerate::{everything, gpt5, publish};
 
 /// As many rows as are posted in two halves.
 const ROWS: i64 = 20_000;
@@ -168,6 +171,39 @@ async fn a_half_that_outlives_its_poster_is_waited_for() {
     held.close().await.unwrap();
     assert!(!posting.await.unwrap());
     assert!(again.await.unwrap());
+    waiting.settled().await;
+}
+
+#[tokio::test]
+async fn a_half_has_the_reasons_of_its_adjustments() {
+    let waiting = Waiting::new().await;
+    publish(&waiting.ledger, "standard", gpt5("2026-10-01T00:00:00Z", "4", "22", "0.02")).await;
+    let request = Request { customer: Some(waiting.odd), ..everything() };
+    let clock = Clock::fixed(utc("2026-11-24T00:00:00Z"));
+    let rerated = rerate::apply(&waiting.ledger.database, &clock, &request, "test").await.unwrap();
+    assert!(!rerated.batches.is_empty());
+    let held = waiting.hold(waiting.even).await;
+    let posting = waiting.post();
+    let left = "SELECT count(*) FROM half_postings WHERE posted_closing IS NULL";
+    wait_until("half is added", async || (waiting.ledger.count(left).await == 0).then_some(())).await;
+    assert!(waiting.ledger.count("SELECT count(*) FROM adjustment_reasons").await > 0);
+    waiting.verified().await;
+    held.close().await.unwrap();
+    // The other half may have waited for too long; then it is added now.
+    posting.await.unwrap();
+    waiting.settled().await;
+}
+
+#[tokio::test]
+async fn both_halves_are_added_by_one_connection_where_no_other_is_to_be_had() {
+    let waiting = Waiting::new().await;
+    let mut taken = Vec::new();
+    while let Ok(tx) = waiting.ledger.database.begin_ingest().await {
+        taken.push(tx);
+    }
+    taken.pop();
+    assert!(waiting.post().await.unwrap());
+    drop(taken);
     waiting.settled().await;
 }
 

@@ -16,12 +16,15 @@ use waybill::store::Database;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The clocks of tests stand at dates of their own, and the journal takes what it is asked to; [`TestBed::bound_dates`] undoes
-/// it. Only the owner can do this.
+/// The clocks of tests stand at dates of their own: the journal takes what it is asked to, and any period may be over;
+/// [`TestBed::bound_dates`] undoes it. Only the owner can do this.
 const UNBOUND_DATES: &str = "ALTER FUNCTION latest_booking_date() RENAME TO true_latest_booking_date;
-    CREATE FUNCTION latest_booking_date() RETURNS date LANGUAGE sql AS $$ SELECT 'infinity'::date $$";
-const BOUND_DATES: &str = "DROP FUNCTION latest_booking_date();
-    ALTER FUNCTION true_latest_booking_date() RENAME TO latest_booking_date";
+    CREATE FUNCTION latest_booking_date() RETURNS date LANGUAGE sql AS $$ SELECT 'infinity'::date $$;
+    ALTER FUNCTION latest_period_end() RENAME TO true_latest_period_end;
+    CREATE FUNCTION latest_period_end() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'infinity'::timestamptz $$";
+const BOUND_DATES: &str = "DROP FUNCTION latest_booking_date(); DROP FUNCTION latest_period_end();
+    ALTER FUNCTION true_latest_booking_date() RENAME TO latest_booking_date;
+    ALTER FUNCTION true_latest_period_end() RENAME TO latest_period_end";
 /// Pause between two looks at it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -116,6 +119,11 @@ pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Whether everything is to be run, as `make test-faults` does, and nothing may be left out.
+pub fn everything() -> bool {
+    std::env::var_os("WAYBILL_FAULTS").is_some_and(|value| value == "all")
 }
 
 /// Addresses that were free a moment ago, no two of them the same. They are of a loopback host that nobody else has: what is

@@ -1,5 +1,7 @@
 //! Closing periods: one invoice whatever runs beside it, exact to the last digit, final.
 
+use std::cell::RefCell;
+
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -9,7 +11,7 @@ use waybill::invoicing::{
     Closed, DEFAULT_GRACE, InvoicingError, Request, close_and_finalize, close_due, preview,
 };
 use waybill::reports::verify::{self, Check};
-use waybill::store::{Scope, invoices, periods};
+use waybill::store::{Scope, invoices, periods, posting};
 
 use crate::harness::wait_until;
 use crate::ledger::{Ledger, Row, call, utc};
@@ -258,6 +260,75 @@ async fn a_closing_waits_for_the_poster() {
 }
 
 #[tokio::test]
+async fn a_closing_that_waits_has_posting_gather_no_more() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    let wanted = async || {
+        let mut tx = ledger.database.begin_ingest().await.unwrap();
+        posting::waiting(&mut tx).await.unwrap().unwrap().wanted
+    };
+    assert!(!wanted().await, "nobody waits");
+    let looked = async {
+        wait_until("posting is wanted", async || wanted().await.then_some(())).await;
+        ledger.post().await;
+    };
+    let (closed, ()) =
+        tokio::join!(close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z"), looked);
+    assert_eq!(closed.unwrap().invoices.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_due_is_closed_after_one_wait_for_all_that_was_recorded() {
+    let mut ledger = Ledger::new().await;
+    let customers = [ledger.customer("acme", "UTC").await, ledger.customer("other", "UTC").await];
+    for customer in customers {
+        ledger.record(&[call(customer, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    }
+    let told = RefCell::new(Vec::new());
+    let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
+    let closing = close_due(&ledger.database, &clock, TimeDelta::hours(1), "test", |batches| {
+        told.borrow_mut().push(batches);
+    });
+    let posting = async {
+        wait_until("it waits", async || told.borrow().first().copied()).await;
+        ledger.post().await;
+    };
+    let (turns, ()) = tokio::join!(closing, posting);
+    let closed: Vec<_> = turns
+        .unwrap()
+        .into_iter()
+        .map(|turn| (turn.customer, turn.outcome.unwrap().invoices.len()))
+        .collect();
+    assert_eq!(closed, customers.map(|customer| (customer, 1)), "their periods were made by posting");
+    let told = told.into_inner();
+    assert_eq!((told.first(), told.last()), (Some(&2), Some(&0)), "{told:?}");
+    assert_proven(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_period_that_runs_by_the_databases_clock_is_not_closed() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1, 0)]).await;
+    ledger.post().await;
+    let clock_at = |at: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION latest_period_end() RETURNS timestamptz LANGUAGE sql AS $$ SELECT '{at}'::timestamptz $$"
+        )
+    };
+    ledger.run(&clock_at("2026-10-31T23:59:59Z")).await;
+    let refused = close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await;
+    assert!(matches!(refused, Err(InvoicingError::NotOver { .. })), "{refused:?}");
+    assert_eq!(ledger.count("SELECT count(*) FROM billing_periods WHERE state = 'closed'").await, 0);
+    ledger.run(&clock_at("2026-11-01T00:00:00Z")).await;
+    close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z").await.unwrap();
+    let own = "SELECT count(*) FROM (SELECT clock_timestamp() AS now) AS before WHERE true_latest_period_end() >= before.now
+               AND true_latest_period_end() <= clock_timestamp()";
+    assert_eq!(ledger.count(own).await, 1);
+}
+
+#[tokio::test]
 async fn the_preview_is_the_invoice_and_sees_its_own_customer_only() {
     let mut ledger = Ledger::new().await;
     let (acme, other) = (ledger.customer("acme", "UTC").await, ledger.customer("other", "UTC").await);
@@ -308,7 +379,7 @@ async fn everything_due_is_closed_and_one_failure_stops_nobody_else() {
         ))
         .await;
     let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
-    let turns = close_due(&ledger.database, &clock, TimeDelta::hours(1), "test").await.unwrap();
+    let turns = close_due(&ledger.database, &clock, TimeDelta::hours(1), "test", |_| ()).await.unwrap();
     let closed: Vec<_> =
         turns.iter().map(|turn| (turn.customer, turn.period.start, turn.outcome.is_ok())).collect();
     let (september, october) = (utc("2026-09-01T00:00:00Z"), utc("2026-10-01T00:00:00Z"));

@@ -7,7 +7,7 @@ use waybill::domain::ids::CustomerId;
 use waybill::domain::invoice::InvoiceLine;
 use waybill::domain::price::period_price::quotation::NewPeriodPrice;
 use waybill::invoicing::{Closed, DEFAULT_GRACE, Document, Request, close_and_finalize, preview};
-use waybill::reports::verify;
+use waybill::reports::verify::{self, Check};
 use waybill::store::{Scope, commit, invoices, period_prices};
 
 use crate::http_bed::{Answer, Api};
@@ -306,6 +306,85 @@ async fn an_outcome_that_changes_as_the_first_event_of_a_month_is_credited() {
     ledger.post().await;
     let (_, november) = closed(&ledger, acme, NOVEMBER).await;
     assert_eq!(shown(&november), ["task 11 - -1 x 0.5 = -0.5 -0.50"]);
+}
+
+#[tokio::test]
+async fn more_tasks_than_are_looked_at_together_are_charged_each_once() {
+    const MORE: i64 = 20_000;
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    publish(&ledger, refund("0.50")).await;
+    ledger
+        .record(&[
+            task_call(acme, "2026-10-05T00:00:00Z", "done", "refund", 1000),
+            ended(acme, "2026-10-06T00:00:00Z", "done", "refund", "success"),
+        ])
+        .await;
+    ledger.post().await;
+    // Straight into the sums: each like the one that was posted. Those of another type are in between.
+    ledger
+        .run(&format!(
+            "INSERT INTO tasks (customer_id, task_id, task_type, first_event_at, last_event_at, calls, input, cache_read,
+                 cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models, outcome, ended_at, outcome_period,
+                 first_batch, last_batch, first_booked_on, last_booked_on)
+             SELECT customer_id, 'task ' || n, CASE n % 2 WHEN 0 THEN 'refund' ELSE 'lookup' END, first_event_at,
+                 last_event_at, calls, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, cost, charge, models,
+                 outcome, ended_at, outcome_period, first_batch, last_batch, first_booked_on, last_booked_on
+             FROM tasks, generate_series(1, 2 * {MORE}) AS n WHERE task_id = 'done'"
+        ))
+        .await;
+    let [document] = draft(&ledger, acme, OCTOBER).await.try_into().expect("one document");
+    assert_eq!(shown(&document)[1], "task 10 - 20001 x 0.5 = 10000.5 10000.50");
+    let request =
+        Request { customer: acme, at: utc(OCTOBER), grace: DEFAULT_GRACE, actor: "test".to_owned() };
+    let clock = Clock::fixed(utc("2026-12-02T00:00:00Z"));
+    close_and_finalize(&ledger.database, &clock, &request).await.unwrap();
+    for charged in ["count(*)", "count(DISTINCT task_id)", "sum(quantity)::bigint"] {
+        let charged = format!("SELECT {charged} FROM task_charges");
+        assert_eq!(ledger.count(&charged).await, 1 + MORE, "{charged}");
+    }
+    let left = "SELECT count(*) FROM tasks t WHERE task_type = 'refund' AND NOT EXISTS
+                    (SELECT FROM task_charges c WHERE c.task_id = t.task_id)";
+    assert_eq!(ledger.count(left).await, 0);
+}
+
+#[tokio::test]
+async fn a_task_that_a_closed_period_left_out_is_found() {
+    let mut ledger = Ledger::new().await;
+    let (acme, quiet) = (ledger.customer("acme", "UTC").await, ledger.customer("quiet", "UTC").await);
+    publish(&ledger, refund("0.50")).await;
+    ledger
+        .record(&[
+            ended(acme, "2026-10-06T00:00:00Z", "done", "refund", "success"),
+            ended(quiet, "2026-10-06T00:00:00Z", "free", "lookup", "success"),
+        ])
+        .await;
+    ledger.post().await;
+    closed(&ledger, acme, OCTOBER).await;
+    let request =
+        Request { customer: quiet, at: utc(OCTOBER), grace: DEFAULT_GRACE, actor: "test".to_owned() };
+    let clock = Clock::fixed(utc("2026-12-02T00:00:00Z"));
+    assert_eq!(close_and_finalize(&ledger.database, &clock, &request).await.unwrap().invoices, []);
+    // What comes later is of November, and the price may end: neither is October's.
+    ledger.record(&[ended(acme, "2026-10-07T00:00:00Z", "late", "refund", "success")]).await;
+    ledger.post().await;
+    ledger.run("UPDATE book_assignments SET valid_to = '2021-01-01Z'").await;
+    assert_proven(&ledger).await;
+
+    let booked = "UPDATE tasks SET outcome_period = '2026-10-01Z' WHERE task_id = 'late'";
+    for (damage, task) in
+        [(booked, "late"), ("UPDATE tasks SET task_type = 'refund' WHERE task_id = 'free'", "free")]
+    {
+        ledger.run(damage).await;
+        let proof = verify::verify(&ledger.database, utc("2027-06-01T00:00:00Z")).await.unwrap();
+        let found = proof.findings.iter().find(|finding| finding.subject.contains(&format!("task {task},")));
+        let found = found.unwrap_or_else(|| panic!("{damage}: {:?}", proof.findings));
+        assert_eq!(
+            (found.check, found.expected.as_str(), found.actual.as_str()),
+            (Check::TaskCharges, "a charge of 0.5 by period price 1", "none"),
+            "{damage}"
+        );
+    }
 }
 
 #[tokio::test]

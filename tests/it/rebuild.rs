@@ -157,6 +157,22 @@ async fn what_a_closed_period_was_billed_by_is_never_replaced() {
 }
 
 #[tokio::test]
+async fn what_would_differ_afterwards_too_is_not_replaced() {
+    let ledger = two_months().await;
+    ledger
+        .run(
+            "CREATE FUNCTION damage() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.calls := 99; RETURN NEW; END $$;
+             CREATE TRIGGER damage BEFORE INSERT OR UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION damage();
+             UPDATE tasks SET calls = 99 WHERE task_id = 'u'",
+        )
+        .await;
+    let damaged = sums(&ledger).await;
+    let refolded = apply(&ledger.owner().await, "test").await.unwrap();
+    assert!(matches!(&refolded, Refolded::Vain(rows) if !rows.is_empty()), "{refolded:?}");
+    assert_eq!(sums(&ledger).await, damaged);
+}
+
+#[tokio::test]
 async fn a_customer_whose_closed_period_differs_keeps_no_other_from_being_put_right() {
     let mut ledger = two_months().await;
     let other = ledger.customer("other", "UTC").await;

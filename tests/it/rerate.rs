@@ -34,7 +34,7 @@ pub fn everything() -> Request {
     }
 }
 
-async fn publish(ledger: &Ledger, book: &str, new: Value) {
+pub async fn publish(ledger: &Ledger, book: &str, new: Value) {
     let new: Vec<NewPrice> = serde_json::from_value(new).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
     prices::publish(&mut tx, book, &new, "test").await.unwrap();
@@ -53,7 +53,7 @@ async fn publish_without_searches(ledger: &Ledger) {
 }
 
 /// A price of `gpt-5` from a time on.
-fn gpt5(from: &str, input: &str, output: &str, web_search: &str) -> Value {
+pub fn gpt5(from: &str, input: &str, output: &str, web_search: &str) -> Value {
     json!([{"provider": "openai", "model": "gpt-5", "per": 1_000_000, "valid_from": from,
             "rates": {"input": input, "output": output}, "fees": {"web_search": web_search}}])
 }

@@ -19,11 +19,11 @@ use crate::http::AppState;
 use crate::http::auth::{Caller, Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
 use crate::http::openapi::DecimalText;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemBody};
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow, Format};
 use crate::http::write::Write;
-use crate::invoicing::{self, Closed, DEFAULT_GRACE, Document, InvoicingError, LinesError, Request};
+use crate::invoicing::{self, Closed, DEFAULT_GRACE, Document, InvoicingError, Request};
 use crate::store::invoices::{self, InvoiceFilter, StoredInvoice};
 use crate::store::periods;
 
@@ -46,18 +46,25 @@ impl From<InvoicingError> for Problem {
             InvoicingError::UnknownCustomer(_) => Self::not_found("customer"),
             InvoicingError::Calendar(error) => Self::invalid("period", error.to_string()),
             InvoicingError::BeforeBeginning { .. } => Self::invalid("period", error.to_string()),
-            InvoicingError::TooEarly { .. } | InvoicingError::OutOfOrder { .. } => {
-                Self::conflict(error.to_string())
-            }
+            InvoicingError::TooEarly { .. }
+            | InvoicingError::NotOver { .. }
+            | InvoicingError::OutOfOrder { .. } => Self::conflict(error.to_string()),
             InvoicingError::NotPosted { .. } => {
                 Self::unavailable("Recorded usage is not posted yet; try again.", error)
                     .retry_after(POSTING_RETRY_SECONDS)
             }
-            InvoicingError::Lines(error @ (LinesError::Overflow | LinesError::Money(_))) => {
-                Self::sum_too_large(error)
-            }
+            InvoicingError::Lines(error) if error.too_large() => Self::sum_too_large(error),
             InvoicingError::Lines(error) => Self::internal(error),
         }
+    }
+}
+
+/// For finance: what is wrong with the sums stays wrong until somebody looks into it, so it is said. Whoever is billed by them
+/// is not told.
+fn told_finance(error: InvoicingError) -> Problem {
+    match error {
+        InvoicingError::Lines(error) if !error.too_large() => Problem::conflict(error.to_string()),
+        error => error.into(),
     }
 }
 
@@ -356,6 +363,9 @@ struct Filter {
     from: Option<DateTime<Utc>>,
     /// Only of periods that start before.
     to: Option<DateTime<Utc>>,
+    /// Only of periods that start in this month (`2026-10`), each in the zone of its invoice.
+    #[param(example = "2026-10")]
+    period: Option<String>,
 }
 
 /// Which period.
@@ -393,10 +403,14 @@ async fn list_invoices(
     Listing { caller, mut tx, filter, page, .. }: Listing<Reader, Filter>,
 ) -> Result<Response, Problem> {
     let customer = super::figures::customer(&mut tx, &caller, filter.customer.as_deref()).await?;
+    let month = filter.period.as_deref().map(|period| {
+        first_day(period).ok_or_else(|| Problem::invalid("period", "must be a month like 2026-10"))
+    });
     let narrow = InvoiceFilter {
         customer,
         from: filter.from,
         to: filter.to,
+        month: month.transpose()?,
         below: page.after::<i64>()?,
         limit: page.fetch(),
     };
@@ -409,8 +423,11 @@ async fn list_invoices(
 /// Computed now by the same function that finalizes it; of a closed period, what was finalized.
 #[utoipa::path(get, path = "/v1/invoices/preview", operation_id = "preview_invoice", tag = "invoices",
     params(PreviewParams),
-    responses((status = 200, description = "The period as it would be invoiced now", content(
-        (PreviewView = "application/json"), (String = "text/csv")))))]
+    responses(
+        (status = 200, description = "The period as it would be invoiced now", content(
+            (PreviewView = "application/json"), (String = "text/csv"))),
+        (status = 409, description = "The sums give no invoice that could be trusted; finance is told why",
+            body = ProblemBody, content_type = "application/problem+json")))]
 async fn preview_invoice(
     format: Format,
     Query(params): Query<PreviewParams>,
@@ -426,7 +443,8 @@ async fn preview_invoice(
             instant_in(&period, customer.calendar()?, customer.anchor_day)?
         }
     };
-    let draft = invoicing::preview(&mut tx, id, at, now).await?;
+    let told = |error| if caller.sees_cost() { told_finance(error) } else { error.into() };
+    let draft = invoicing::preview(&mut tx, id, at, now).await.map_err(told)?;
     let view = PreviewView {
         customer: draft.customer.external_id,
         period_start: draft.period.start,
@@ -436,7 +454,7 @@ async fn preview_invoice(
         as_of: draft.as_of,
     };
     let lines: Vec<&LineView> = view.invoices.iter().flat_map(|draft| &draft.lines).collect();
-    format.respond("invoice-preview", &view, &lines)
+    format.respond_as_of(view.as_of, "invoice-preview", &view, &lines)
 }
 
 /// Finalize an invoice
@@ -460,7 +478,8 @@ async fn finalize_invoice(
         actor: work.caller.public_id.clone(),
     };
     let now = work.now;
-    let Closed { period, invoices: ids, already } = invoicing::close_within(work.db(), now, &request).await?;
+    let Closed { period, invoices: ids, already } =
+        invoicing::close_within(work.db(), now, &request).await.map_err(told_finance)?;
     let mut views = Vec::with_capacity(ids.len());
     for id in ids {
         let stored = invoices::get(work.db(), id).await?.ok_or_else(|| Problem::not_found("invoice"))?;
@@ -484,8 +503,8 @@ async fn finalize_invoice(
     responses((status = 200, description = "The invoice", content(
         (InvoiceWithLinesView = "application/json"), (String = "text/csv")))))]
 async fn get_invoice(
-    Read { caller, mut tx, .. }: Read<Reader>,
     Path(id): Path<Uuid>,
+    Read { caller, mut tx, .. }: Read<Reader>,
     format: Format,
 ) -> Result<Response, Problem> {
     let stored = invoices::get(&mut tx, InvoiceId(id)).await?.ok_or_else(|| Problem::not_found("invoice"))?;
@@ -502,9 +521,14 @@ fn instant_in(period: &str, calendar: BillingCalendar, anchor_day: i16) -> Resul
     if let Ok(at) = period.parse::<DateTime<Utc>>() {
         return Ok(at);
     }
-    let month = NaiveDate::parse_from_str(&format!("{period}-01"), "%Y-%m-%d").map_err(|_| invalid())?;
+    let month = first_day(period).ok_or_else(invalid)?;
     let day = u32::try_from(anchor_day).ok().and_then(|day| month.with_day(day)).ok_or_else(invalid)?;
     calendar.midnight(day).ok_or_else(invalid)
+}
+
+/// The first day of a month (`2026-10`).
+fn first_day(month: &str) -> Option<NaiveDate> {
+    NaiveDate::parse_from_str(&format!("{month}-01"), "%Y-%m-%d").ok()
 }
 
 #[cfg(test)]

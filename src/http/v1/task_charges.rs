@@ -85,8 +85,8 @@ impl CsvRow for TaskChargeView {
     responses((status = 200, description = "A page of charged tasks", content(
         (Page<TaskChargeView> = "application/json"), (String = "text/csv")))))]
 async fn list_task_charges(
-    Listing { mut tx, page, .. }: Listing<Reader, NoFilter>,
     Path(id): Path<Uuid>,
+    Listing { mut tx, page, .. }: Listing<Reader, NoFilter>,
 ) -> Result<Response, Problem> {
     let invoice = InvoiceId(id);
     if !invoices::exists(&mut tx, invoice).await? {

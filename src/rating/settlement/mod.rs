@@ -21,7 +21,7 @@
 mod tasks;
 mod usage;
 
-pub use tasks::{charge_tasks, task_lines};
+pub use tasks::{TaskLines, charge_tasks};
 pub use usage::settle_usage;
 
 use crate::domain::ids::{PeriodPriceId, PriceId};

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::SettlementError;
-use crate::domain::ids::BookId;
+use crate::domain::ids::{BookId, PeriodPriceId};
 use crate::domain::invoice::LineKind;
+use crate::domain::money::Rate;
+use crate::domain::period::Period;
 use crate::domain::price::period_price::{PeriodPrice, Scheme};
 use crate::domain::settlement::{FinishedTask, SettledLine, TaskCharge, TaskEntry};
 
@@ -60,16 +62,21 @@ fn applies(price: &PeriodPrice, task: &FinishedTask) -> bool {
     }
 }
 
-/// The lines of these entries: charges and credits of one price, at one amount, in one service period on one line each.
-///
-/// # Errors
-/// [`SettlementError::Overflow`].
-pub fn task_lines(charges: &[TaskCharge]) -> Result<Vec<SettledLine>, SettlementError> {
-    let mut lines: BTreeMap<_, SettledLine> = BTreeMap::new();
-    for TaskCharge { service, entry, .. } in charges {
-        let quantity = entry.quantity();
-        let line =
-            lines.entry((*service, entry.price, entry.amount, quantity)).or_insert_with(|| SettledLine {
+/// The lines of entries in the ledger of charges, which may be added in parts: charges and credits of one price, at one
+/// amount, in one service period on one line each.
+#[derive(Debug, Default)]
+pub struct TaskLines(BTreeMap<(Period, PeriodPriceId, Rate, i64), SettledLine>);
+
+impl TaskLines {
+    /// Adds these entries.
+    ///
+    /// # Errors
+    /// [`SettlementError::Overflow`].
+    pub fn add(&mut self, charges: &[TaskCharge]) -> Result<(), SettlementError> {
+        for TaskCharge { service, entry, .. } in charges {
+            let quantity = entry.quantity();
+            let key = (*service, entry.price, entry.amount, quantity);
+            let line = self.0.entry(key).or_insert_with(|| SettledLine {
                 currency: entry.currency,
                 kind: LineKind::Task,
                 service: *service,
@@ -85,7 +92,13 @@ pub fn task_lines(charges: &[TaskCharge]) -> Result<Vec<SettledLine>, Settlement
                 },
                 price: entry.price,
             });
-        line.quantity = line.quantity.checked_add(quantity).ok_or(SettlementError::Overflow)?;
+            line.quantity = line.quantity.checked_add(quantity).ok_or(SettlementError::Overflow)?;
+        }
+        Ok(())
     }
-    Ok(lines.into_values().collect())
+
+    /// The lines, in order of service period, price and amount.
+    pub fn into_lines(self) -> impl Iterator<Item = SettledLine> {
+        self.0.into_values()
+    }
 }

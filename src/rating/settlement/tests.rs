@@ -391,17 +391,19 @@ fn a_task_is_charged_once_and_credited_where_its_end_changes() {
     let last = charges(finished(Success, at, None), from_ref(&any)).pop();
     assert_eq!(charges(finished(Failure, at, last), &[any]), []);
 
-    let lines = task_lines(&charge_tasks(
-        &[
+    let mut lines = TaskLines::default();
+    for tasks in [
+        vec![
             finished(Success, at, None),
-            FinishedTask { task: "u".to_owned(), ..finished(Success, at, None) },
             FinishedTask { task: "v".to_owned(), ..finished(Failure, at, Some(first[0].clone())) },
         ],
-        &[task_price(1, "success", Some("success"), "0.5", "included")],
-    ))
-    .unwrap();
+        vec![FinishedTask { task: "u".to_owned(), ..finished(Success, at, None) }],
+    ] {
+        let price = task_price(1, "success", Some("success"), "0.5", "included");
+        lines.add(&charge_tasks(&tasks, &[price])).unwrap();
+    }
     let mut shown: Vec<String> =
-        lines.iter().map(|line| format!("{} {} {}", line.quantity, line.rate, line.note)).collect();
+        lines.into_lines().map(|line| format!("{} {} {}", line.quantity, line.rate, line.note)).collect();
     shown.sort_unstable();
     assert_eq!(
         shown,

@@ -4,11 +4,13 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::Difference;
-use crate::domain::ids::{CustomerId, PriceId};
+use crate::domain::ids::{BookId, CustomerId, PeriodPriceId, PriceId};
+use crate::domain::money::Rate;
 use crate::domain::period::Period;
-use crate::domain::settlement::HourOfUsage;
+use crate::domain::settlement::{FinishedTask, HourOfUsage, PayingBooks};
 use crate::store::StoreError;
 use crate::store::quantities::{Rare, quantities_of};
+use crate::store::settlement::TaskRow;
 
 /// The usage booked to a period by the hour, as it is.
 ///
@@ -43,6 +45,84 @@ pub async fn booked_usage(
             quantities: quantities_of!(row),
         })
         .collect())
+}
+
+/// A closed period whose tasks may have been charged.
+#[derive(Debug, Clone)]
+pub struct ChargedPeriod {
+    /// Whose.
+    pub customer: CustomerId,
+    /// Its start.
+    pub start: DateTime<Utc>,
+    /// The ids of the period prices that decided it, a JSON array ...
+    pub period_prices: serde_json::Value,
+    /// ... and the customer's books then.
+    pub books: serde_json::Value,
+}
+
+/// The closed periods of customers who were charged for a task ever, and those with a task price: by the manifest of their
+/// invoices, or by what was kept instead. Those without either are left out: they were closed by a release that kept nothing.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn charged_periods(connection: &mut PgConnection) -> Result<Vec<ChargedPeriod>, StoreError> {
+    let periods = sqlx::query_as!(
+        ChargedPeriod,
+        r#"WITH closed AS (
+               SELECT p.customer_id, p.start_at, COALESCE(i.manifest -> 'period_prices', p.settled_by -> 'period_prices') AS prices,
+                      COALESCE(i.manifest -> 'books', p.settled_by -> 'books') AS books
+               FROM billing_periods p
+               LEFT JOIN LATERAL (SELECT manifest FROM invoices i
+                                  WHERE i.customer_id = p.customer_id AND i.period_start = p.start_at
+                                  ORDER BY i.number LIMIT 1) AS i ON true
+               WHERE p.state = 'closed'
+           )
+           SELECT customer_id AS "customer: CustomerId", start_at AS start, prices AS "period_prices!", books AS "books!"
+           FROM closed
+           WHERE jsonb_typeof(prices) = 'array' AND books IS NOT NULL
+             AND (EXISTS (SELECT FROM task_charges c WHERE c.customer_id = closed.customer_id)
+                  OR EXISTS (SELECT FROM period_prices p WHERE p.kind = 'task' AND closed.prices @> to_jsonb(p.id)))
+           ORDER BY customer_id, start_at"#
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(periods)
+}
+
+/// Tasks whose outcome is booked to a period, with their last charge or credit: ten thousand in order of their ids, behind
+/// `after`. When they ended is what counts; as their service period they are given the one they are booked to.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn booked_tasks(
+    connection: &mut PgConnection,
+    customer: CustomerId,
+    booked_period: DateTime<Utc>,
+    books: &[PayingBooks],
+    after: &str,
+) -> Result<Vec<FinishedTask>, StoreError> {
+    let rows = sqlx::query_as!(
+        TaskRow,
+        r#"SELECT t.task_id AS "task_id!", t.task_type AS "task_type?", t.outcome AS "outcome!", t.ended_at AS "ended_at!",
+                  t.outcome_period AS "start_at?", t.outcome_period AS "end_at?", c.number AS "number?", c.period_price_id AS "price?: PeriodPriceId",
+                  c.amount AS "amount?: Rate", c.outcome AS "charged_for?", p.book_id AS "charged_book?: BookId",
+                  p.name AS "name?", b.currency AS "currency?"
+           FROM (SELECT customer_id, task_id, task_type, outcome, ended_at, outcome_period FROM tasks
+                 WHERE customer_id = $1 AND outcome_period = $2 AND task_id > $3
+                 ORDER BY task_id LIMIT 10000) AS t
+           LEFT JOIN task_charges c ON c.customer_id = t.customer_id AND c.task_id = t.task_id
+                     AND c.number = (SELECT max(number) FROM task_charges l
+                                     WHERE l.customer_id = t.customer_id AND l.task_id = t.task_id)
+           LEFT JOIN period_prices p ON p.id = c.period_price_id
+           LEFT JOIN price_books b ON b.id = p.book_id
+           ORDER BY t.task_id"#,
+        customer.0,
+        booked_period,
+        after
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| row.finished(books)).collect()
 }
 
 /// Task lines that are not the sum of the ledger of charges.

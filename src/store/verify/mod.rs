@@ -16,7 +16,9 @@ use sqlx::PgConnection;
 
 use super::StoreError;
 
-pub use charges::{booked_usage, charge_differences, task_line_differences};
+pub use charges::{
+    ChargedPeriod, booked_tasks, booked_usage, charge_differences, charged_periods, task_line_differences,
+};
 pub use corrections::reversal_differences;
 pub use documents::{line_differences, period_differences};
 pub use journal::{

@@ -161,7 +161,7 @@ async fn sums_beyond_all_bounds_stop_nobody_and_are_named() {
 
     // The customer's period stays open, with the reason; the other's is closed.
     let clock = Clock::fixed(utc("2026-11-02T00:00:00Z"));
-    let turns = close_due(&ledger.database, &clock, DEFAULT_GRACE, "test").await.unwrap();
+    let turns = close_due(&ledger.database, &clock, DEFAULT_GRACE, "test", |_| ()).await.unwrap();
     for turn in &turns {
         match &turn.outcome {
             Ok(closed) => assert_eq!((turn.customer, closed.invoices.len()), (globex, 1)),
