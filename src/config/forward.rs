@@ -6,7 +6,10 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::{ConfigError, DEFAULT_SUBJECT_PREFIX, GATEWAY_NAME_MAX, scheme};
+use super::{ConfigError, DEFAULT_SUBJECT_PREFIX, GATEWAY_NAME_MAX, nats_servers, scheme};
+
+/// A body of the largest size fits twice, with what the journal adds to each of its events.
+const JOURNAL_BYTES_MIN: u64 = 2 << 20;
 
 /// A forwarder beside a gateway.
 #[derive(Debug, Clone, Args)]
@@ -17,12 +20,18 @@ pub struct ForwardArgs {
     /// Folder of the journal, made where it is missing; one forwarder per folder, on a disk of this machine
     #[arg(long, env = "WAYBILL_FORWARD_JOURNAL")]
     pub journal: PathBuf,
-    /// Bytes the journal may take before events are refused: about 630 for each event that waits
-    #[arg(long, env = "WAYBILL_FORWARD_JOURNAL_MAX_BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    /// Bytes the journal may take before events are refused, 2 MiB at least: about 630 for each event that waits
+    #[arg(long, env = "WAYBILL_FORWARD_JOURNAL_MAX_BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(JOURNAL_BYTES_MIN..))]
     pub journal_max_bytes: u64,
-    /// Where events are taken: an address of this machine, or `unix:` and the path of a socket
+    /// Hours for which settled events are kept, for a ledger that is restored to an older state; they go earlier where new events need their room
+    #[arg(long, env = "WAYBILL_FORWARD_JOURNAL_KEEP_HOURS", default_value_t = 72, value_parser = clap::value_parser!(u64).range(0..=8_760))]
+    pub journal_keep_hours: u64,
+    /// Where events are taken: an IP address of this machine and a port, or `unix:` and the path of a socket
     #[arg(long, env = "WAYBILL_FORWARD_LISTEN", default_value = "127.0.0.1:8090")]
     pub listen: Listen,
+    /// Who may send to a Unix socket, as an octal file mode: whoever may write to it can report usage
+    #[arg(long, env = "WAYBILL_FORWARD_SOCKET_MODE", default_value = "0660", value_parser = file_mode)]
+    pub socket_mode: u32,
     /// Take events from other machines too: whoever reaches the address can report usage
     #[arg(long, env = "WAYBILL_FORWARD_ALLOW_REMOTE", default_value_t = false)]
     pub allow_remote: bool,
@@ -44,7 +53,7 @@ pub struct ForwardArgs {
     /// Milliseconds between two looks at the watermark
     #[arg(long, env = "WAYBILL_FORWARD_POLL_MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub poll_ms: u64,
-    /// Seconds a hole in the watermark may last before its events are published again; longer than the consumer's ack wait
+    /// Seconds a hole in the watermark may last before its events are published again; longer than the consumer's ack wait. Above the highest number, where the watermark stands still, fifteen times as long, then daily; time in which the API does not answer never counts
     #[arg(long, env = "WAYBILL_FORWARD_RESEND_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub resend_seconds: u64,
 }
@@ -65,9 +74,18 @@ impl FromStr for Listen {
         match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
             Some(_) => Err("a path must follow `unix:`".to_owned()),
-            None => text.parse().map(Self::Tcp).map_err(|_| "give host:port, or unix:/path".to_owned()),
+            None => text
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| "give an IP address and a port, as 127.0.0.1:8090, or unix:/path".to_owned()),
         }
     }
+}
+
+/// Reads a file mode as `chmod` does.
+fn file_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "give three octal digits, as 0660".to_owned())
 }
 
 impl ForwardArgs {
@@ -89,6 +107,6 @@ impl ForwardArgs {
             }
         }
         scheme("WAYBILL_FORWARD_API_URL", &self.api_url, &["http", "https"], "http:// or https://")?;
-        scheme("WAYBILL_FORWARD_NATS_URL", &self.nats_url, &["nats", "tls"], "nats:// or tls://")
+        nats_servers("WAYBILL_FORWARD_NATS_URL", &self.nats_url)
     }
 }

@@ -137,7 +137,7 @@ pub struct SimulateArgs {
     /// How many events
     #[arg(long, default_value_t = 10_000)]
     pub events: usize,
-    /// The same seed gives the same events
+    /// What the traffic is drawn from; ids and times also hang on when it runs, so every run brings new events
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Most events per message, 1 to 100; with --rate fewer, so that none waits longer than 10 ms for its message

@@ -20,11 +20,11 @@ const SINGLES_IN_FLIGHT: usize = 4_096;
 pub struct Plan {
     /// How many events.
     pub events: usize,
-    /// The seed: the same seed gives the same events.
+    /// The seed: with the same times it gives the same events.
     pub seed: u64,
     /// Tasks start at or after this ...
     pub from: DateTime<Utc>,
-    /// ... and before this.
+    /// ... and before this; no event is later.
     pub to: DateTime<Utc>,
     /// Most events per message; at a rate, fewer where one would wait longer than 10 ms for its message.
     pub per_message: usize,

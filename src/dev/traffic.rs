@@ -1,6 +1,6 @@
 //! Seeded, real-looking traffic: agents working on tasks, step by step, over the models that fit each step.
 //!
-//! The same seed gives the same events. Payloads are what the providers return, so that the whole path from decomposing
+//! The same seed and times give the same events. Payloads are what the providers return, so that the whole path from decomposing
 //! to billing is exercised.
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -81,6 +81,7 @@ const WORKS: [Work; 3] = [
 #[derive(Debug)]
 pub struct Traffic {
     random: StdRng,
+    seed: u64,
     from: DateTime<Utc>,
     span: TimeDelta,
     task_number: u64,
@@ -88,11 +89,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Traffic whose tasks start in `[from, to)`.
+    /// Traffic whose tasks start in `[from, to)`, and of which nothing is later than `to`.
     pub fn new(seed: u64, from: DateTime<Utc>, to: DateTime<Utc>) -> Self {
         let span = (to - from).max(TimeDelta::seconds(1));
         Self {
             random: StdRng::seed_from_u64(seed),
+            seed,
             from,
             span,
             task_number: 0,
@@ -108,7 +110,10 @@ impl Traffic {
         let offset =
             TimeDelta::milliseconds(self.random.random_range(0..self.span.num_milliseconds().max(1)));
         let mut at = self.from + offset;
-        let task = json!({"id": format!("{}-{}", work.task_type, self.task_number), "type": work.task_type});
+        // Unique in every run, also with the same seed: tasks of two runs are no one task.
+        let (seed, from, number) = (self.seed, self.from.timestamp(), self.task_number);
+        let task =
+            json!({"id": format!("{}-{seed}-{from:x}-{number}", work.task_type), "type": work.task_type});
         let steps = self.random.random_range(work.steps.clone());
         // The conversation grows with each step; what was sent before is read from the cache.
         let mut context: i64 = self.random.random_range(900..4_000);
@@ -146,6 +151,8 @@ impl Traffic {
     }
 
     fn event(&mut self, customer: &str, at: DateTime<Utc>, kind: &str, data: &Value) -> Value {
+        // What a task would still do after that has not happened yet.
+        let at = at.min(self.from + self.span);
         let millis = u64::try_from(at.timestamp_millis()).unwrap_or_default();
         let id =
             uuid::Builder::from_unix_timestamp_millis(millis, &self.random.random::<[u8; 10]>()).into_uuid();
@@ -238,4 +245,33 @@ fn deepseek(prompt: i64, cached: i64, output: i64) -> Value {
         "prompt_tokens": prompt, "prompt_cache_hit_tokens": cached, "prompt_cache_miss_tokens": prompt - cached,
         "completion_tokens": output, "total_tokens": prompt + output,
     }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tasks take up to eleven minutes: in an hour many would end after it.
+    fn hour(seed: u64, from: i64) -> Vec<Value> {
+        let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        Traffic::new(seed, at(from), at(from + 3_600)).take(2_000).collect()
+    }
+
+    #[test]
+    fn nothing_comes_from_the_future_and_every_run_has_tasks_of_its_own() {
+        let tasks = |events: &[Value]| -> std::collections::BTreeSet<String> {
+            events.iter().map(|event| event["data"]["task"]["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let (first, later) = (hour(1, 1_764_000_000), hour(1, 1_764_000_060));
+        let end = DateTime::from_timestamp(1_764_003_600, 0).unwrap();
+        for event in &first {
+            let time: DateTime<Utc> = event["time"].as_str().unwrap().parse().unwrap();
+            assert!(time <= end, "{event}");
+        }
+        assert_eq!(first, hour(1, 1_764_000_000));
+        assert!(
+            tasks(&first).is_disjoint(&tasks(&later))
+                && tasks(&first).is_disjoint(&tasks(&hour(2, 1_764_000_000)))
+        );
+    }
 }

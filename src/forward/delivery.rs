@@ -1,10 +1,9 @@
 //! From the journal to the stream: packs what is new, waits for the stream's word, and for the ledger's.
 //!
-//! A message whose events the ledger does not have after a while is published again: soon where later events have
+//! A message whose events the ledger says it does not have after a while is published again: soon where later events have
 //! arrived (a hole, so it was lost on the way), later where nothing has (the ledger may just be behind).
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,30 +12,24 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::heard::Heard;
 use super::journal::{Journal, JournalError, Record};
 use super::settled::Settled;
-use super::stamp::{self, STAMP_BYTES_MAX};
+use super::stamp;
+use super::unsettled::{Due, Unsettled};
 use super::way::Way;
-use super::{MESSAGE_BYTES_MAX, meters};
+use super::{EVENTS_BYTES_MAX, EVENTS_PER_MESSAGE, meters};
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::ingest::Publisher;
 use crate::shutdown::Shutdown;
 
-/// Most events of a message.
-const EVENTS_PER_MESSAGE: usize = 100;
-/// Most bytes of a message's events, such that it fits with every stamp and without compression.
-const EVENTS_BYTES_MAX: usize = MESSAGE_BYTES_MAX - EVENTS_PER_MESSAGE * STAMP_BYTES_MAX;
 /// How long an event waits for others to share its message.
 const LINGER: Duration = Duration::from_millis(10);
 /// Messages on their way at a time.
 const IN_FLIGHT_MAX: usize = 32;
 /// How often is looked whether something must be published again.
 const TICK: Duration = Duration::from_secs(1);
-/// How much longer than a hole unsettled events above everything settled may stay so.
-const BEHIND_FACTOR: u32 = 15;
-/// The wait before events are published yet again doubles so often.
-const DOUBLINGS_MAX: u32 = 6;
 /// The part of the program that this speaks for.
 const COUNT: &str = "count";
 /// What is wrong with a journal whose numbers the ledger has seen before.
@@ -65,8 +58,10 @@ pub struct Delivery {
     pub opened_at: u64,
     /// How long a hole may last before its events are published again.
     pub resend_after: Duration,
-    /// What the ledger has.
-    pub settled: watch::Receiver<Settled>,
+    /// How long settled events are kept, where there is room.
+    pub keep: Duration,
+    /// What the ledger has; `None` until it says so for the first time.
+    pub settled: watch::Receiver<Option<Settled>>,
     /// The time.
     pub clock: Clock,
     /// Where it says what is wrong.
@@ -75,27 +70,18 @@ pub struct Delivery {
     pub shutdown: Shutdown,
 }
 
-/// A message that is not settled yet.
-#[derive(Debug)]
-struct Sent {
-    last: u64,
-    accepted_ms: i64,
-    /// When the stream said that it has it; `None` while it is on its way.
-    waits_since: Option<Instant>,
-    sends: u32,
-}
-
 /// The state of the loop.
 #[derive(Debug)]
 struct Loop {
     journal: Journal,
     way: Arc<Way>,
     resend_after: Duration,
+    keep: Duration,
     clock: Clock,
     /// The next number to read.
     cursor: u64,
-    /// By first number.
-    unsettled: BTreeMap<u64, Sent>,
+    unsettled: Unsettled,
+    /// What is published again, by first number.
     again: VecDeque<u64>,
     /// Each ends with the message's first number.
     in_flight: JoinSet<u64>,
@@ -103,40 +89,71 @@ struct Loop {
     waiting: Option<Instant>,
     /// Since when the journal cannot be read, in milliseconds since 1970.
     unreadable_ms: Option<i64>,
+    /// What the ledger said last, in this run or, where it has not yet, in an earlier one.
     settled: Settled,
+    /// Whether [`Self::settled`] is noted beside the journal.
+    noted: bool,
+    /// When the ledger spoke.
+    heard: Heard,
     /// Whether the ledger knows more of the journal than the journal itself.
     older_copy: bool,
+    /// Whether the journal's folder could not be tidied, which is said once.
+    untidy: bool,
 }
 
 impl Delivery {
     /// Publishes until a stop is asked for.
     pub async fn run(self) {
-        let Self { journal, publisher, gateway, opened_at, resend_after, settled, clock, health, shutdown } =
-            self;
+        let Self {
+            journal,
+            publisher,
+            gateway,
+            opened_at,
+            resend_after,
+            keep,
+            settled,
+            clock,
+            health,
+            shutdown,
+        } = self;
         let handed = AtomicU64::new(opened_at);
         let way = Way { publisher, gateway, shutdown, health, handed, failing: Mutex::default() };
-        let first = settled.borrow().clone();
+        let older_copy = journal.older_copy();
+        // What is settled already need not be published again after a start, and makes room where it is needed.
+        let believed = journal.noted_settled().filter(|noted| !older_copy && noted.highest() <= opened_at);
+        if believed.is_none() {
+            journal.unsettle();
+        }
+        let believed = believed.unwrap_or_default();
         let mut work = Loop {
             cursor: journal.oldest(),
-            older_copy: journal.older_copy(),
             journal,
             way: Arc::new(way),
             resend_after,
+            keep,
             clock,
-            unsettled: BTreeMap::new(),
+            unsettled: Unsettled::default(),
             again: VecDeque::new(),
             in_flight: JoinSet::new(),
             waiting: None,
             unreadable_ms: None,
-            settled: Settled::default(),
+            settled: believed.clone(),
+            noted: false,
+            heard: Heard::default(),
+            older_copy,
+            untidy: false,
         };
-        work.settle(first).await;
+        work.tidied(move |journal| journal.release(&believed, i64::MIN)).await;
         work.run(settled).await;
     }
 }
 
 impl Loop {
-    async fn run(mut self, mut told: watch::Receiver<Settled>) {
+    async fn run(mut self, mut told: watch::Receiver<Option<Settled>>) {
+        let first = told.borrow_and_update().clone();
+        if let Some(settled) = first {
+            self.settle(settled).await;
+        }
         let mut durable = self.journal.watch();
         let (shutdown, mut tick) = (self.way.shutdown.clone(), tokio::time::interval(TICK));
         let mut stop_at = None;
@@ -149,12 +166,16 @@ impl Loop {
                 }
             }
             let linger = self.waiting.map_or(TICK, |since| LINGER.saturating_sub(since.elapsed()));
-            let linger = if self.unreadable_ms.is_some() { TICK } else { linger };
+            // What could not be sent in any case need not be looked at before something has ended.
+            let stuck = self.unreadable_ms.is_some() || self.in_flight.len() >= IN_FLIGHT_MAX;
+            let linger = if stuck { TICK } else { linger };
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => self.ended(ended.ok()),
                 Ok(()) = told.changed() => {
                     let settled = told.borrow_and_update().clone();
-                    self.settle(settled).await;
+                    if let Some(settled) = settled {
+                        self.settle(settled).await;
+                    }
                 }
                 Ok(()) = durable.changed() => {}
                 () = tokio::time::sleep(linger) => {}
@@ -164,68 +185,81 @@ impl Loop {
         }
     }
 
-    /// Sends as much as may be on its way.
+    /// Sends as much as may be on its way: in turn what is sent again and what is new, so that neither waits for all of the other.
     async fn fill(&mut self, hurry: bool) {
         while self.in_flight.len() < IN_FLIGHT_MAX {
-            if let Some(first) = self.again.pop_front() {
-                let Some(last) = self.unsettled.get(&first).map(|sent| sent.last) else { continue };
-                let Some(mut records) = self.read(first).await else {
-                    self.again.push_front(first);
-                    return;
-                };
-                records.retain(|record| record.sequence <= last && !self.settled.contains(record.sequence));
-                if records.is_empty() {
-                    // The rest of it cannot be read any more, which was said.
-                    self.unsettled.remove(&first);
-                } else {
-                    meters::republished(records.len());
-                    self.send(first, records);
-                }
-                continue;
-            }
-            self.cursor = self.cursor.max(self.settled.through() + 1);
-            // After a step back: what is on its way, or waits to be settled, is not read anew.
-            if let Some((_, sent)) = self.unsettled.range(..=self.cursor).next_back() {
-                self.cursor = self.cursor.max(sent.last + 1);
-            }
-            let backlog = (self.journal.durable() + 1).saturating_sub(self.cursor);
-            if backlog == 0 {
-                self.waiting = None;
-                self.readable();
+            let again = self.send_again().await;
+            let new = self.in_flight.len() < IN_FLIGHT_MAX && self.send_new(hurry).await;
+            if !again && !new {
                 return;
             }
-            if backlog < EVENTS_PER_MESSAGE as u64 && !hurry {
-                let since = *self.waiting.get_or_insert_with(Instant::now);
-                if since.elapsed() < LINGER {
-                    return;
-                }
-            }
+        }
+    }
+
+    /// Sends a message again that must have been lost; `false` where there is none, or it cannot be read now.
+    async fn send_again(&mut self) -> bool {
+        let Some(first) = self.again.pop_front() else { return false };
+        let Some(last) = self.unsettled.last(first) else { return true };
+        let Some(mut records) = self.read(first).await else {
+            self.again.push_front(first);
+            return false;
+        };
+        records.retain(|record| record.sequence <= last && !self.settled.contains(record.sequence));
+        if records.is_empty() {
+            // The rest of it cannot be read any more, which was said.
+            self.unsettled.forget(first);
+        } else {
+            meters::republished(records.len());
+            self.send(first, records);
+        }
+        true
+    }
+
+    /// Sends the next new message; `false` where there is none yet, or it cannot be read now.
+    async fn send_new(&mut self, hurry: bool) -> bool {
+        self.cursor = self.cursor.max(self.settled.through() + 1);
+        // After a step back: what is on its way, or waits to be settled, is not read anew.
+        if let Some(last) = self.unsettled.last_from_below(self.cursor) {
+            self.cursor = self.cursor.max(last + 1);
+        }
+        let backlog = (self.journal.durable() + 1).saturating_sub(self.cursor);
+        if backlog == 0 {
             self.waiting = None;
-            let Some(mut records) = self.read(self.cursor).await else { return };
-            // What is damaged is never settled: a message ends before it.
-            let start = records.first().map_or(self.cursor, |record| record.sequence);
-            let end = self.unsettled.range(self.cursor..).next().map_or(u64::MAX, |(first, _)| *first);
-            if start >= end {
-                self.cursor = end;
-                continue;
-            }
-            let whole =
-                records.iter().zip(start..end).take_while(|(record, number)| record.sequence == *number);
-            let whole = whole.count();
-            records.truncate(whole);
-            let (Some(first), Some(last)) = (records.first(), records.last()) else {
-                // What is left of the journal cannot be read, which was said.
-                self.cursor = self.journal.durable() + 1;
-                continue;
-            };
-            let (first, last, accepted_ms) = (first.sequence, last.sequence, first.accepted_ms);
-            self.cursor = last + 1;
-            records.retain(|record| !self.settled.contains(record.sequence));
-            if !records.is_empty() {
-                self.unsettled.insert(first, Sent { last, accepted_ms, waits_since: None, sends: 1 });
-                self.send(first, records);
+            self.readable();
+            return false;
+        }
+        if backlog < EVENTS_PER_MESSAGE as u64 && !hurry {
+            let since = *self.waiting.get_or_insert_with(Instant::now);
+            if since.elapsed() < LINGER {
+                return false;
             }
         }
+        self.waiting = None;
+        let Some(mut records) = self.read(self.cursor).await else { return false };
+        // What is damaged is never settled: a message ends before it.
+        let start = records.first().map_or(self.cursor, |record| record.sequence);
+        let end = self.unsettled.next_from(self.cursor).unwrap_or(u64::MAX);
+        if start >= end {
+            self.cursor = end;
+            return true;
+        }
+        let whole = records.iter().zip(start..end).take_while(|(record, number)| record.sequence == *number);
+        let whole = whole.count();
+        records.truncate(whole);
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            // What is left of the journal cannot be read, which was said.
+            self.cursor = self.journal.durable() + 1;
+            return true;
+        };
+        let (first, last, accepted_ms) = (first.sequence, last.sequence, first.accepted_ms);
+        let bytes = records.iter().map(|record| record.event.len()).sum();
+        self.cursor = last + 1;
+        records.retain(|record| !self.settled.contains(record.sequence));
+        if !records.is_empty() {
+            self.unsettled.sent(first..=last, bytes, accepted_ms);
+            self.send(first, records);
+        }
+        true
     }
 
     /// Records from a number on; `None` where the journal cannot be read, which is said once.
@@ -277,12 +311,7 @@ impl Loop {
 
     /// From now on the ledger's word is waited for: for one message, or for all where it is not known whose task has failed.
     fn ended(&mut self, first: Option<u64>) {
-        let now = Instant::now();
-        for (_, sent) in
-            self.unsettled.iter_mut().filter(|(number, _)| first.is_none_or(|first| **number == first))
-        {
-            sent.waits_since.get_or_insert(now);
-        }
+        self.unsettled.acknowledged(first, self.heard.at(Instant::now()));
     }
 
     /// Forgets what the ledger has, unless it has numbers that were never handed to the stream: then the journal is an older copy of
@@ -292,62 +321,76 @@ impl Loop {
         if settled.highest() > handed && !self.older_copy {
             tracing::error!(highest = settled.highest(), handed, "{OLDER_COPY}");
             self.older_copy = true;
+            self.journal.unsettle();
         }
         if self.older_copy {
             self.way.health.down(COUNT, OLDER_COPY);
             // Numbers go on past what the ledger has: the next run could not tell by itself.
-            let journal = self.journal.clone();
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || journal.mark_older_copy()).await {
-                tracing::warn!(%error, "that it is an older copy could not be noted; trying again");
-            }
+            self.tidied(Journal::mark_older_copy).await;
             return;
         }
         if !settled.keeps(&self.settled) {
             tracing::warn!(before = ?self.settled, now = ?settled, "{FORGOTTEN}");
             self.cursor = self.journal.oldest();
+            self.journal.unsettle();
         }
-        self.unsettled.retain(|first, sent| !settled.covers(*first..=sent.last));
-        let (journal, released) = (self.journal.clone(), settled.clone());
+        self.heard.answer(Instant::now(), settled.highest());
+        self.unsettled.settle(&settled);
         meters::settled(settled.through());
+        self.noted &= settled == self.settled;
         self.settled = settled;
-        let released = tokio::task::spawn_blocking(move || journal.release(&released)).await;
-        if let Ok(Err(error)) = released {
-            tracing::warn!(%error, "a segment of the journal could not be removed; trying again");
-        }
+        let (settled, noted) = (self.settled.clone(), self.noted);
+        let keep_ms = i64::try_from(self.keep.as_millis()).unwrap_or(i64::MAX);
+        let accepted_before_ms = self.clock.now().timestamp_millis().saturating_sub(keep_ms);
+        self.noted = self
+            .tidied(move |journal| {
+                journal.release(&settled, accepted_before_ms)?;
+                if noted { Ok(()) } else { journal.note_settled(&settled) }
+            })
+            .await;
         self.gauge();
+    }
+
+    /// Changes something in the journal's folder that can wait; says once where that fails. `true` where it is done.
+    async fn tidied(
+        &mut self,
+        change: impl FnOnce(&Journal) -> Result<(), JournalError> + Send + 'static,
+    ) -> bool {
+        let journal = self.journal.clone();
+        let failed = blocking(move || change(&journal)).await.err();
+        if let Some(error) = failed.as_ref().filter(|_| !self.untidy) {
+            tracing::warn!(%error, "the journal's folder could not be tidied; trying again");
+        }
+        self.untidy = failed.is_some();
+        !self.untidy
     }
 
     /// Looks for messages that must have been lost on the way.
     fn look(&mut self) {
-        let (resend_after, highest) = (self.resend_after, self.settled.highest());
-        for (first, sent) in &mut self.unsettled {
-            let Some(waits_since) = sent.waits_since else { continue };
-            let hole = *first <= highest;
-            let wait = if hole { resend_after } else { resend_after * BEHIND_FACTOR };
-            if waits_since.elapsed() >= wait * 2_u32.pow((sent.sends - 1).min(DOUBLINGS_MAX)) {
-                let range: RangeInclusive<u64> = *first..=sent.last;
-                tracing::warn!(
-                    ?range,
-                    hole,
-                    sends = sent.sends,
-                    "events are not settled; publishing them again"
-                );
-                (sent.waits_since, sent.sends) = (None, sent.sends.saturating_add(1));
-                self.again.push_back(*first);
-            }
+        let Due { firsts, events, in_holes } =
+            self.unsettled.due(&self.heard, self.settled.highest(), self.resend_after);
+        if let (Some(first), Some(last)) = (firsts.first(), firsts.last()) {
+            tracing::warn!(
+                messages = firsts.len(),
+                events,
+                in_holes,
+                first,
+                last,
+                "the ledger says that it does not have these events; publishing them again"
+            );
+            self.again.extend(firsts);
         }
         self.gauge();
     }
 
     fn gauge(&self) {
         let journal = &self.journal;
-        let sent: u64 = self.unsettled.iter().map(|(first, sent)| sent.last - first + 1).sum();
+        let sent = self.unsettled.events_from(0);
         // After a step back some of what is on its way lies above the cursor.
-        let ahead: u64 = self.unsettled.range(self.cursor..).map(|(first, sent)| sent.last - first + 1).sum();
+        let ahead = self.unsettled.events_from(self.cursor);
         let unread = (journal.durable() + 1).saturating_sub(self.cursor + ahead);
-        let sent_ms = self.unsettled.first_key_value().map(|(_, sent)| sent.accepted_ms);
         // Of what cannot be read nobody knows when it was accepted.
-        let oldest_ms = sent_ms.into_iter().chain(self.unreadable_ms).min();
+        let oldest_ms = self.unsettled.oldest_ms().into_iter().chain(self.unreadable_ms).min();
         let age_ms = oldest_ms.map_or(0, |oldest| (self.clock.now().timestamp_millis() - oldest).max(0));
         meters::state(sent + unread, age_ms, journal);
     }

@@ -128,7 +128,7 @@ fn problem(refusal: &Refusal) -> Problem {
     let kind = match refusal {
         Refusal::Full { .. } => &JOURNAL_FULL,
         Refusal::NoSpace => &DISK_FULL,
-        Refusal::Failed(_) | Refusal::Busy | Refusal::Stopping => &UNAVAILABLE,
+        Refusal::Failed(_) | Refusal::Busy | Refusal::Hangs(_) | Refusal::Stopping => &UNAVAILABLE,
     };
     let certain = !matches!(refusal, Refusal::Failed(_));
     let detail =

@@ -42,10 +42,11 @@ pub fn republished(events: usize) {
     reason = "metrics, not quantities that are billed"
 )]
 pub fn state(unsettled: u64, oldest_ms: i64, journal: &Journal) {
-    let (bytes, bytes_max) = journal.bytes();
+    let ((bytes, bytes_max), kept) = (journal.bytes(), journal.kept_bytes());
     metrics::gauge!("waybill_forward_unsettled_events").set(unsettled as f64);
     metrics::gauge!("waybill_forward_oldest_unsettled_seconds").set(oldest_ms as f64 / 1000.0);
-    metrics::gauge!("waybill_forward_journal_bytes").set(bytes as f64);
+    metrics::gauge!("waybill_forward_journal_bytes").set(bytes.saturating_sub(kept) as f64);
+    metrics::gauge!("waybill_forward_journal_kept_bytes").set(kept as f64);
     metrics::gauge!("waybill_forward_journal_max_bytes").set(bytes_max as f64);
     metrics::gauge!("waybill_forward_damaged_events").set(journal.damaged() as f64);
 }

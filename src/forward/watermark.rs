@@ -115,7 +115,7 @@ impl WatermarkClient {
     pub async fn run(
         self,
         every: Duration,
-        told: watch::Sender<Settled>,
+        told: watch::Sender<Option<Settled>>,
         health: Health,
         shutdown: Shutdown,
     ) {
@@ -129,7 +129,7 @@ impl WatermarkClient {
                     }
                     (failing, pause) = (false, every);
                     health.up(WATERMARK);
-                    told.send_replace(settled);
+                    told.send_replace(Some(settled));
                 }
                 Err(error) => {
                     if !failing {

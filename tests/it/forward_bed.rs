@@ -190,6 +190,11 @@ pub fn event(id: &str) -> Value {
     event
 }
 
+/// Ids of events.
+pub fn ids(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{name}-{number}")).collect()
+}
+
 /// Events as one body.
 pub fn body(ids: &[String]) -> String {
     Value::from(ids.iter().map(|id| event(id)).collect::<Vec<_>>()).to_string()

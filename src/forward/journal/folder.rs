@@ -29,7 +29,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Events are nobody else's business.
 const FOLDER_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
+/// Nor is any file in it.
+pub const FILE_MODE: u32 = 0o600;
 
 /// What `journal.json` holds.
 #[derive(Debug, Serialize, Deserialize)]

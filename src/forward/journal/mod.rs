@@ -2,6 +2,7 @@
 //!
 //! Owns: the folder and its lock, segments of records, the durable count, what was damaged, the bound.
 //! Does not own: what an event may be, and when it is settled; the caller says both.
+//! Settled segments are kept for a while, for a ledger that is restored to an older state, and go first where room is needed.
 //! Invariants: an append is acknowledged after `fdatasync`, and after the folder's for a new segment; numbers count from 1
 //! without a gap and are never given twice in one epoch (where the end of the newest file is lost, as many are skipped as it
 //! can have held); a write that failed is cut off again before the next one; a file that
@@ -14,10 +15,12 @@
 //! 00000000000000000001.events   records from number 1 on (their form: record.rs)
 //! 00000000000000024011.events   the newest one is written to
 //! 00000000000000000001.damaged  settled, but for records that could not be read: for a person to look at
+//! settled.json                  what the ledger had when it was last asked
 //! older-copy                    there where the ledger had higher numbers: nothing is removed any more
 //! ```
 
 mod folder;
+mod noted;
 mod read;
 mod record;
 mod state;
@@ -101,15 +104,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a gateway, made where it does not exist, and reads all of it: what a crash left half-written is
-    /// cut off, what is damaged is reported.
+    /// Opens the journal of a gateway, made where it does not exist, and reads all of it that is not known to be settled: what a
+    /// crash left half-written is cut off, what is damaged is reported.
     ///
     /// # Errors
     /// [`JournalError`].
     pub fn open(path: &Path, gateway: &str, bytes_max: u64) -> Result<(Self, Writer), JournalError> {
         let (folder, files) = Folder::open(path, gateway)?;
-        let (state, next, sealed) = State::read(files, folder.epoch)?;
-        let mut state = state;
+        let settled = noted::read(folder.path(), folder.epoch).map_or(0, |settled| settled.through());
+        let (mut state, next, sealed) = State::read(files, folder.epoch, settled)?;
         let active = state.segments.back().filter(|_| !sealed).map(|segment| segment.path.clone());
         let file = if let Some(path) = active {
             let failed = JournalError::io("cannot open", &path);
@@ -167,6 +170,11 @@ impl Journal {
         (self.state().bytes(), self.bytes_max)
     }
 
+    /// How much of that is settled, and goes where its room is needed.
+    pub fn kept_bytes(&self) -> u64 {
+        self.state().kept_bytes()
+    }
+
     /// How many accepted events cannot be read any more, at most.
     pub fn damaged(&self) -> u64 {
         self.state().damaged.iter().map(|range| range.clone().count() as u64).sum()
@@ -186,7 +194,13 @@ impl Journal {
         let mut from = from;
         loop {
             let Some(piece) = self.piece(from, bytes_max) else { return Ok(Vec::new()) };
-            let records = self.read_piece(&piece, from, events_max, bytes_max)?;
+            let records = match self.read_piece(&piece, from, events_max, bytes_max) {
+                // Settled, and removed at this moment, because its room was needed.
+                Err(_) if self.state().segments.iter().all(|segment| segment.first != piece.first) => {
+                    continue;
+                }
+                records => records?,
+            };
             if !records.is_empty() {
                 return Ok(records);
             }
@@ -220,10 +234,14 @@ impl Journal {
         let failed = JournalError::io("cannot read", &piece.path);
         let bytes = File::open(&piece.path).and_then(|file| read::range(&file, piece.start..piece.end));
         let bytes = bytes.map_err(failed)?;
-        let (mut records, mut size) = (Vec::new(), 0);
+        let (mut records, mut size, mut next) = (Vec::new(), 0, piece.expected);
         for item in Walk::new(&bytes, self.epoch.as_bytes(), piece.expected) {
             match item {
-                Item::Whole { sequence, accepted_ms, event, .. } if sequence >= from => {
+                Item::Whole { sequence, accepted_ms, event, .. } => {
+                    next = sequence + 1;
+                    if sequence < from {
+                        continue;
+                    }
                     if records.len() == events_max || (size + event.len() > bytes_max && !records.is_empty())
                     {
                         break;
@@ -231,12 +249,11 @@ impl Journal {
                     size += event.len();
                     records.push(Record { sequence, accepted_ms, event: bytes[event].to_vec() });
                 }
-                Item::Whole { .. } => {}
-                Item::Damaged(range) => self.state().found_damaged(piece.first, range),
-                Item::Torn { .. } => {
-                    let from = records.last().map_or(piece.expected, |last: &Record| last.sequence + 1);
-                    self.state().found_damaged(piece.first, from..=piece.after - 1);
+                Item::Damaged(range) => {
+                    next = range.end() + 1;
+                    self.state().found_damaged(piece.first, range);
                 }
+                Item::Torn { .. } => self.state().found_damaged(piece.first, next..=piece.after - 1),
                 Item::DamagedTail { numbers, .. } => {
                     self.state().found_damaged(piece.first, *numbers.start()..=piece.after - 1);
                 }
@@ -245,26 +262,56 @@ impl Journal {
         Ok(records)
     }
 
-    /// Removes the oldest segments whose events are all settled.
+    /// Removes the oldest segments whose events are all settled, and were accepted before a time, in milliseconds since 1970. Of the
+    /// others it notes that they may go where their room is needed.
     ///
     /// # Errors
     /// [`JournalError::Io`]; what was removed before stays so.
-    pub fn release(&self, settled: &Settled) -> Result<(), JournalError> {
-        loop {
-            let (path, damaged) = {
-                let state = self.state();
-                let Some(segment) = state.segments.front().filter(|_| state.segments.len() > 1) else {
-                    return Ok(());
-                };
-                let done = |number| settled.contains(number) || state.is_damaged(number);
-                if !(settled.through() + 1 >= segment.next || (segment.first..segment.next).all(done)) {
-                    return Ok(());
-                }
-                (segment.path.clone(), segment.damaged)
-            };
-            Folder::remove_segment(&path, damaged)?;
-            self.state().segments.pop_front();
+    pub fn release(&self, settled: &Settled, accepted_before_ms: i64) -> Result<(), JournalError> {
+        let mut state = self.state();
+        state.settle(settled);
+        while state.oldest_kept().is_some_and(|oldest| oldest.newest_ms < accepted_before_ms) {
+            state.remove_oldest()?;
         }
+        Ok(())
+    }
+
+    /// Takes back that anything is settled: the ledger has forgotten some of it.
+    pub fn unsettle(&self) {
+        self.state().segments.iter_mut().for_each(|segment| segment.settled = false);
+    }
+
+    /// Removes the oldest settled segments until so many bytes are free; returns how many are. Nothing is removed where all of
+    /// them would not do.
+    fn give_room(&self, bytes: u64) -> u64 {
+        let mut state = self.state();
+        let mut free = 0;
+        if state.kept_bytes() < bytes {
+            return free;
+        }
+        while free < bytes && state.oldest_kept().is_some() {
+            match state.remove_oldest() {
+                Ok(removed) => free += removed,
+                Err(error) => {
+                    tracing::warn!(%error, "room cannot be made for events");
+                    break;
+                }
+            }
+        }
+        free
+    }
+
+    /// What [`Self::note_settled`] noted last.
+    pub fn noted_settled(&self) -> Option<Settled> {
+        noted::read(&self.folder, self.epoch)
+    }
+
+    /// Notes for the next start what the ledger has.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn note_settled(&self, settled: &Settled) -> Result<(), JournalError> {
+        noted::write(&self.folder, self.epoch, settled)
     }
 }
 

@@ -5,11 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
+use super::folder::Folder;
 use super::record::{Item, Walk};
-use super::{JournalError, read};
+use super::{JournalError, Settled, read};
 
 /// A place of the index for about so many bytes of a segment.
 pub const INDEX_EVERY_BYTES: u64 = 64 * 1024;
@@ -29,12 +31,35 @@ pub struct Segment {
     pub index: Vec<(u64, u64)>,
     /// Whether something in it cannot be read.
     pub damaged: bool,
+    /// When its newest record was accepted, in milliseconds since 1970.
+    pub newest_ms: i64,
+    /// Whether the ledger has everything in it that can be read, and in all before it.
+    pub settled: bool,
 }
 
 impl Segment {
     /// One that nothing was written to yet.
     pub const fn empty(path: PathBuf, first: u64) -> Self {
-        Self { path, first, next: first, bytes: 0, index: Vec::new(), damaged: false }
+        let newest_ms = i64::MIN;
+        Self {
+            path,
+            first,
+            next: first,
+            bytes: 0,
+            index: Vec::new(),
+            damaged: false,
+            newest_ms,
+            settled: false,
+        }
+    }
+
+    /// Takes for granted that it holds the numbers before the next one's, and that they are settled.
+    fn unread(&mut self, before: u64) -> io::Result<()> {
+        let data = self.path.metadata()?;
+        let written = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.newest_ms = i64::try_from(written.as_millis()).unwrap_or(i64::MAX);
+        (self.next, self.bytes, self.settled) = (before, data.len(), true);
+        Ok(())
     }
 
     /// Notes where a record stands, if it is far enough from the last one noted.
@@ -55,12 +80,16 @@ pub struct State {
 }
 
 impl State {
-    /// Reads the files of a folder, `(first number, path)` in order; returns with what they hold the next number to give, and
-    /// whether the newest file must not be written to any more.
+    /// Reads the files of a folder, `(first number, path)` in order, but for those with numbers up to `settled` only; returns with
+    /// what they hold the next number to give, and whether the newest file must not be written to any more.
     ///
     /// # Errors
     /// [`JournalError::Io`].
-    pub fn read(files: Vec<(u64, PathBuf)>, epoch: Uuid) -> Result<(Self, u64, bool), JournalError> {
+    pub fn read(
+        files: Vec<(u64, PathBuf)>,
+        epoch: Uuid,
+        settled: u64,
+    ) -> Result<(Self, u64, bool), JournalError> {
         let mut state = Self::default();
         let mut next = files.first().map_or(1, |(first, _)| *first);
         let filled = |(_, path): &(u64, PathBuf)| path.metadata().is_ok_and(|data| data.len() > 0);
@@ -81,7 +110,12 @@ impl State {
             // Where another follows that holds something, its first number says where this one ends.
             let before =
                 newest.filter(|newest| number < *newest).and_then(|_| firsts.get(number + 1).copied());
-            sealed = state.read_segment(&mut segment, epoch, before)?;
+            // Days of events are kept for a ledger that is restored: they are read if it is.
+            if let Some(before) = before.filter(|before| *before <= settled.saturating_add(1)) {
+                segment.unread(before).map_err(JournalError::io("cannot look at", &segment.path))?;
+            } else {
+                sealed = state.read_segment(&mut segment, epoch, before)?;
+            }
             next = next.max(segment.next);
             state.segments.push_back(segment);
         }
@@ -91,6 +125,45 @@ impl State {
     /// What the segments take on disk.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// What those of them take that are settled and kept all the same.
+    pub fn kept_bytes(&self) -> u64 {
+        self.segments.iter().take_while(|segment| segment.settled).map(|segment| segment.bytes).sum()
+    }
+
+    /// How many of them are not settled; the newest counts.
+    pub fn unsettled(&self) -> usize {
+        self.segments.iter().skip_while(|segment| segment.settled).count()
+    }
+
+    /// The oldest segment, where it is settled.
+    pub fn oldest_kept(&self) -> Option<&Segment> {
+        self.segments.front().filter(|segment| segment.settled)
+    }
+
+    /// Marks the oldest segments that are settled; the newest never is, because it carries the count on. What was settled once is
+    /// not looked at again.
+    pub fn settle(&mut self, settled: &Settled) {
+        let known = self.segments.iter().take_while(|segment| segment.settled).count();
+        for number in known..self.segments.len().saturating_sub(1) {
+            let segment = &self.segments[number];
+            let done = |number| settled.contains(number) || self.is_damaged(number);
+            if !(settled.through() + 1 >= segment.next || (segment.first..segment.next).all(done)) {
+                return;
+            }
+            self.segments[number].settled = true;
+        }
+    }
+
+    /// Removes the oldest segment, or sets it aside where it is damaged; returns how many bytes that makes free.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it is there as before then.
+    pub fn remove_oldest(&mut self) -> Result<u64, JournalError> {
+        let Some(oldest) = self.segments.front() else { return Ok(0) };
+        Folder::remove_segment(&oldest.path, oldest.damaged)?;
+        Ok(self.segments.pop_front().map_or(0, |oldest| oldest.bytes))
     }
 
     /// Whether a number was accepted and cannot be read.
@@ -113,9 +186,9 @@ impl State {
         let mut sealed = false;
         for item in Walk::new(&bytes, epoch.as_bytes(), segment.first) {
             match item {
-                Item::Whole { at, sequence, .. } => {
+                Item::Whole { at, sequence, accepted_ms, .. } => {
                     segment.note(sequence, at as u64);
-                    segment.next = sequence + 1;
+                    (segment.next, segment.newest_ms) = (sequence + 1, accepted_ms);
                 }
                 Item::Damaged(range) => {
                     segment.damaged = true;
@@ -155,10 +228,19 @@ impl State {
             file = %file.display(), first = range.start(), last = range.end(),
             "the journal is damaged: {what}; events of these numbers were accepted and are not forwarded, the file is kept"
         );
-        if !range.is_empty() {
-            self.damaged.push(range);
-            self.damaged.sort_unstable_by_key(|range| *range.start());
+        if range.is_empty() {
+            return;
         }
+        self.damaged.push(range);
+        self.damaged.sort_unstable_by_key(|range| *range.start());
+        // A number that is in two of them counts once.
+        self.damaged.dedup_by(|later, earlier| {
+            let joined = later.start() <= earlier.end();
+            if joined {
+                *earlier = *earlier.start()..=*earlier.end().max(later.end());
+            }
+            joined
+        });
     }
 
     /// Damage that came up after the start, in the segment that begins with `first`.

@@ -48,8 +48,11 @@ fn event(number: u64, length: usize) -> Vec<u8> {
 
 fn append(writer: &Writer, events: Vec<Vec<u8>>) -> Result<u64, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(writer.append(events, 1)).map(|appended| appended.first)
+    runtime.block_on(writer.append(events, ACCEPTED_MS)).map(|appended| appended.first)
 }
+
+/// When [`append`] says that events were accepted.
+const ACCEPTED_MS: i64 = 1;
 
 /// Everything that can be read, by number.
 fn all(journal: &Journal) -> Vec<(u64, Vec<u8>)> {
@@ -170,7 +173,7 @@ proptest! {
         prop_assert_eq!(append(&writer, vec![event(next, 5)]), Ok(next));
         // Released once everything that can be read is settled, and set aside instead of removed.
         if place.segments().len() > 1 {
-            journal.release(&settled(next - 2, next - 2, "")).unwrap();
+            journal.release(&settled(next - 2, next - 2, ""), i64::MAX).unwrap();
             prop_assert!(path.with_extension("damaged").exists());
         }
     }
@@ -208,7 +211,10 @@ fn numbers_of_a_lost_end_are_never_given_again() {
     }
     let (journal, _writer) = place.open();
     journal
-        .release(&settled(whole, skipped + 3, &format!(r#"{{"first":{},"last":{skipped}}}"#, whole + 1)))
+        .release(
+            &settled(whole, skipped + 3, &format!(r#"{{"first":{},"last":{skipped}}}"#, whole + 1)),
+            i64::MAX,
+        )
         .unwrap();
     assert_eq!((journal.oldest(), path.with_extension("damaged").exists()), (skipped + 1, true));
 }
@@ -243,14 +249,14 @@ fn segments_are_released_when_all_of_them_is_settled() {
     let second =
         |place: &Place| place.segments()[1].file_stem().unwrap().to_str().unwrap().parse::<u64>().unwrap();
     let last = second(&place) - 1;
-    journal.release(&settled(last - 1, last - 1, "")).unwrap();
+    journal.release(&settled(last - 1, last - 1, ""), i64::MAX).unwrap();
     assert_eq!(place.segments().len(), segments, "one is missing");
-    journal.release(&settled(0, 60, &format!(r#"{{"first":{last},"last":{last}}}"#))).unwrap();
+    journal.release(&settled(0, 60, &format!(r#"{{"first":{last},"last":{last}}}"#)), i64::MAX).unwrap();
     assert_eq!(place.segments().len(), segments, "a hole");
-    journal.release(&settled(last, last, "")).unwrap();
+    journal.release(&settled(last, last, ""), i64::MAX).unwrap();
     assert_eq!((place.segments().len(), journal.oldest()), (segments - 1, last + 1));
     assert_eq!(all(&journal).len() as u64, 60 - last);
-    journal.release(&settled(60, 60, "")).unwrap();
+    journal.release(&settled(60, 60, ""), i64::MAX).unwrap();
     assert_eq!(place.segments().len(), 1, "the newest stays: it carries the count on");
     drop((journal, writer));
     let (journal, writer) = place.open();
@@ -271,7 +277,7 @@ fn the_bound_refuses_until_something_is_settled() {
     assert_eq!(writer.refusal(), Some(full));
     let durable = journal.durable();
     assert_eq!(all(&journal).len() as u64, durable, "a body is taken as a whole or not at all");
-    journal.release(&settled(durable, durable, "")).unwrap();
+    journal.release(&settled(durable, durable, ""), i64::MAX).unwrap();
     assert_eq!(append(&writer, vec![event(1, 30_000)]), Ok(durable + 1));
     assert_eq!(writer.refusal(), None);
 }
@@ -329,7 +335,7 @@ fn what_is_settled_makes_room_even_where_it_is_all_there_is() {
     assert!(matches!(full, Refusal::Full { .. }), "{full}");
     // The writer begins a new segment after it has answered.
     while journal.oldest() == 1 {
-        journal.release(&settled(1, 1, "")).unwrap();
+        journal.release(&settled(1, 1, ""), i64::MAX).unwrap();
         std::thread::yield_now();
     }
     assert_eq!(append(&writer, vec![event(2, 600_000)]), Ok(2));
@@ -362,4 +368,84 @@ fn that_it_is_an_older_copy_is_known_after_a_start() {
     assert!(journal.older_copy());
     drop((journal, writer));
     assert!(place.open().0.older_copy());
+}
+
+/// A journal of 1 MiB with 60 events of 10 kB, in segments of an eighth of it.
+fn sixty(place: &Place) -> (Journal, Writer) {
+    let (journal, writer) = place.open_bounded(1 << 20);
+    for number in 1..=60 {
+        append(&writer, vec![event(number, 10_000)]).unwrap();
+    }
+    (journal, writer)
+}
+
+#[test]
+fn what_is_settled_is_kept_until_its_room_is_needed() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    let segments = place.segments().len();
+    journal.release(&settled(60, 60, ""), ACCEPTED_MS).unwrap();
+    assert_eq!((place.segments().len(), all(&journal).len()), (segments, 60), "not old enough");
+    let kept = journal.kept_bytes();
+    assert!(kept > 400_000, "all but the newest segment: {kept}");
+    // A ledger that has forgotten them: they are not given away.
+    journal.unsettle();
+    let full = (61..1_000).find(|number| append(&writer, vec![event(*number, 10_000)]).is_err()).unwrap();
+    assert_eq!((journal.kept_bytes(), all(&journal).len() as u64), (0, full - 1));
+    journal.release(&settled(60, 60, ""), ACCEPTED_MS).unwrap();
+    assert_eq!(journal.kept_bytes(), kept);
+    let taken = (full..1_000).find(|number| append(&writer, vec![event(*number, 10_000)]).is_err()).unwrap();
+    assert!(taken > 60 + 90, "all the room that the bound gives is for what is not settled: {taken}");
+    assert_eq!(journal.kept_bytes(), 0);
+    assert!(journal.bytes().0 <= 1 << 20 && journal.oldest() <= 61);
+}
+
+#[test]
+fn what_the_ledger_had_is_known_after_a_start() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    assert_eq!(journal.noted_settled(), None);
+    let some = settled(50, 60, r#"{"first":51,"last":52}"#);
+    journal.note_settled(&some).unwrap();
+    drop((journal, writer));
+    // What is settled is not read at a start, and when it is its damage shows.
+    let path = place.segments().remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert_eq!((journal.noted_settled(), journal.damaged(), journal.durable()), (Some(some.clone()), 0, 60));
+    assert!(journal.kept_bytes() > 300_000, "{}", journal.kept_bytes());
+    assert_eq!((all(&journal).len(), journal.damaged()), (59, 1));
+    journal.release(&some, i64::MAX).unwrap();
+    assert!(path.with_extension("damaged").exists() && journal.oldest() == 40);
+    drop((journal, writer));
+    let noted = place.0.join("settled.json");
+    let text = std::fs::read_to_string(&noted).unwrap();
+    std::fs::write(&noted, text.replace("50", "59")).unwrap();
+    assert_eq!(place.open().0.noted_settled(), None, "its sum is wrong");
+}
+
+#[test]
+fn what_stands_before_lost_zeros_is_not_damaged() {
+    let place = Place::new();
+    let (journal, _writer) = sixty(&place);
+    let path = place.segments().remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let from: usize = (1..=10).map(|number| HEADER_BYTES + event(number, 10_000).len()).sum();
+    bytes[from..].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    let next = journal.read(12, 7, 2_000).unwrap()[0].sequence;
+    assert_eq!(journal.damaged(), next - 11);
+    assert_eq!(all(&journal).len() as u64, 60 - (next - 11));
+    assert_eq!(journal.damaged(), next - 11, "each counts once");
+}
+
+#[test]
+fn that_the_writer_has_ended_is_told() {
+    let place = Place::new();
+    let (_journal, writer) = place.open();
+    let ended = writer.ended();
+    drop(writer);
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ended);
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
@@ -22,6 +23,8 @@ const COMMIT_BYTES: u64 = 4 << 20;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// What must fit on it then.
 const PROBE_BYTES: usize = 64 * 1024;
+/// A disk that has not answered for so long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(10);
 
 /// Events that are on disk for certain: consecutive numbers from `first` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,9 @@ pub enum Refusal {
     /// More asks at once than can be written.
     #[error("The journal cannot keep up; send the events again in a moment.")]
     Busy,
+    /// The file system neither writes nor fails.
+    #[error("The disk of the journal has not answered for {0} s; it takes events again when it does.")]
+    Hangs(u64),
     /// The forwarder ends.
     #[error("The forwarder is stopping; send the events again when it runs.")]
     Stopping,
@@ -75,6 +81,8 @@ pub struct Writer {
     queue: SyncSender<Append>,
     /// The last refusal, while it lasts.
     refusal: watch::Receiver<Option<Refusal>>,
+    /// Since when the disk is waited for, while it is.
+    working: Arc<Mutex<Option<Instant>>>,
     _thread: JoinHandle<()>,
 }
 
@@ -92,6 +100,7 @@ impl Writer {
         let next = journal.durable() + 1;
         meters::newest(next - 1);
         let failed = JournalError::io("cannot start the writer of", folder.path());
+        let working = Arc::new(Mutex::new(None));
         let mut commits = Commits {
             folder,
             journal,
@@ -100,12 +109,13 @@ impl Writer {
             segment_bytes,
             durable,
             refusing,
+            working: Arc::clone(&working),
             unclean: false,
             unsynced: false,
         };
         let thread = std::thread::Builder::new().name("journal".to_owned());
         let thread = thread.spawn(move || commits.run(&appends)).map_err(failed)?;
-        Ok(Self { queue, refusal, _thread: thread })
+        Ok(Self { queue, refusal, working, _thread: thread })
     }
 
     /// Appends events, all or none, and returns once they are on disk for certain.
@@ -122,9 +132,18 @@ impl Writer {
         answered.await.unwrap_or(Err(Refusal::Stopping))
     }
 
-    /// Why events are refused at the moment; `None` where they are not.
+    /// Why events are refused at the moment, or nobody is answered; `None` where they are accepted.
     pub fn refusal(&self) -> Option<Refusal> {
-        self.refusal.borrow().clone()
+        let working = *self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let hangs = working.map(|since| since.elapsed()).filter(|hangs| *hangs >= HANGS_AFTER);
+        hangs.map(|hangs| Refusal::Hangs(hangs.as_secs())).or_else(|| self.refusal.borrow().clone())
+    }
+
+    /// Resolves when the thread has ended, whatever ended it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        // The thread holds the other end.
+        let mut refusal = self.refusal.clone();
+        async move { while refusal.changed().await.is_ok() {} }
     }
 }
 
@@ -141,6 +160,7 @@ struct Commits {
     segment_bytes: u64,
     durable: watch::Sender<u64>,
     refusing: watch::Sender<Option<Refusal>>,
+    working: Arc<Mutex<Option<Instant>>>,
     /// Whether something of a failed write may stand behind the end of the newest segment.
     unclean: bool,
     /// Whether the newest segment could not be synced.
@@ -153,7 +173,9 @@ impl Commits {
             let first = match appends.recv_timeout(PROBE_EVERY) {
                 Ok(append) => append,
                 Err(RecvTimeoutError::Timeout) => {
+                    self.working(true);
                     self.probe();
+                    self.working(false);
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -165,24 +187,36 @@ impl Commits {
                 bytes += append.bytes();
                 together.push(append);
             }
+            self.working(true);
             self.commit(together);
+            self.working(false);
         }
     }
 
-    /// Writes what fits under the bound, and answers everybody.
+    /// Notes whether the disk is waited for.
+    fn working(&self, is: bool) {
+        *self.working.lock().unwrap_or_else(PoisonError::into_inner) = is.then(Instant::now);
+    }
+
+    /// Writes what fits under the bound, and answers everybody. What is settled is kept in the room that is left over.
     fn commit(&mut self, together: Vec<Append>) {
         let (mut taken, bytes_max) = self.journal.bytes();
         let (mut out, mut answers, mut next) = (Vec::new(), Vec::new(), self.next);
-        let mut full = false;
+        let (mut full, mut newest_ms) = (false, i64::MIN);
         for append in together {
             let Append { ref events, accepted_ms, .. } = append;
+            let missing = (taken + append.bytes()).saturating_sub(bytes_max);
+            if missing > 0 {
+                taken -= self.journal.give_room(missing);
+            }
             if taken + append.bytes() > bytes_max {
-                let refusal = Refusal::Full { bytes: taken, bytes_max };
+                let refusal = Refusal::Full { bytes: taken - self.journal.kept_bytes(), bytes_max };
                 self.refuse(&refusal, append.answer);
                 full = true;
                 continue;
             }
             taken += append.bytes();
+            newest_ms = newest_ms.max(accepted_ms);
             let first = next;
             let from = out.len();
             for event in events {
@@ -192,20 +226,24 @@ impl Commits {
             answers.push((first, from, append.answer));
         }
         if !answers.is_empty() {
-            self.write_and_answer(&out, next, answers);
+            self.write_and_answer(&out, (next, newest_ms), answers);
         }
-        // The newest segment is never removed: where it is all there is, the bound would stay reached for ever.
-        if full && self.journal.state().segments.len() == 1 {
+        // The newest segment is never removed: where it is all there is to settle, the bound would stay reached for ever.
+        if full && self.journal.state().unsettled() <= 1 {
             self.end_segment();
         }
     }
 
-    fn write_and_answer(&mut self, out: &[u8], next: u64, answers: Vec<Waiting>) {
-        match self.write(out) {
+    fn write_and_answer(&mut self, out: &[u8], (next, newest_ms): (u64, i64), answers: Vec<Waiting>) {
+        let mut written = self.write(out);
+        while written.as_ref().is_err_and(is_full) && self.journal.give_room(1) > 0 {
+            written = self.write(out);
+        }
+        match written {
             Ok(()) => {
                 let noted: Vec<(u64, u64)> =
                     answers.iter().map(|(first, from, _)| (*first, *from as u64)).collect();
-                self.written(out.len() as u64, next, &noted);
+                self.written(out.len() as u64, (next, newest_ms), &noted);
                 self.refusing.send_if_modified(|refusal| refusal.take().is_some());
                 for (first, _, answer) in answers {
                     // Whoever asked may have gone; the events are kept all the same.
@@ -287,14 +325,14 @@ impl Commits {
     }
 
     /// Makes what is on disk now known.
-    fn written(&mut self, bytes: u64, next: u64, noted: &[(u64, u64)]) {
+    fn written(&mut self, bytes: u64, (next, newest_ms): (u64, i64), noted: &[(u64, u64)]) {
         self.next = next;
         if let Some(segment) = self.journal.state().segments.back_mut() {
             for (sequence, from) in noted {
                 segment.note(*sequence, segment.bytes + from);
             }
             segment.bytes += bytes;
-            segment.next = next;
+            (segment.next, segment.newest_ms) = (next, newest_ms);
         }
         meters::newest(next - 1);
         self.durable.send_replace(next - 1);
@@ -310,7 +348,7 @@ impl Commits {
         let works = match gone {
             None => {
                 let (bytes, bytes_max) = self.journal.bytes();
-                bytes + (PROBE_BYTES as u64) < bytes_max
+                bytes - self.journal.kept_bytes() + (PROBE_BYTES as u64) < bytes_max
             }
             Some(()) => match self.fits() {
                 Ok(()) => true,
@@ -326,10 +364,11 @@ impl Commits {
         }
     }
 
-    /// On a full disk ends the newest segment, so that it can be removed once it is settled: else the disk would stay as full as
-    /// the journal has made it.
+    /// On a full disk removes what is settled, and ends the newest segment, so that it can be removed once it is: else the disk
+    /// would stay as full as the journal has made it.
     fn make_room(&mut self, error: &io::Error) {
-        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        if is_full(error) {
+            self.journal.give_room(1);
             self.end_segment();
         }
     }
@@ -356,6 +395,11 @@ impl Commits {
         self.unclean = false;
         Ok(())
     }
+}
+
+/// Whether room on the disk would help.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 /// What a failed write means for whoever asked.
