@@ -40,7 +40,7 @@ test-faults: tools ## Kill, freeze, cut and fill everything, and let the auditor
 	program=$$(python3 tests/faults/sabotage/build.py . $${CARGO_TARGET_DIR:-target}) && \
 	    WAYBILL_FAULTS=all WAYBILL_FAULTS_SABOTAGED=$$program \
 	    .ci/exec cargo test --locked --test faults -- --include-ignored --nocapture --skip soak
-	WAYBILL_FAULTS=all .ci/exec cargo test --locked --test it -- nats_billing --nocapture
+	WAYBILL_FAULTS=all .ci/exec cargo test --locked --test it -- nats_billing a_disk_that_the_journal_itself --nocapture
 
 soak: tools ## Half an hour at half speed with faults, with a report (WAYBILL_SOAK_MINUTES=3: shorter; docs/soak.md)
 	cargo build --release --locked
@@ -69,6 +69,7 @@ sqlx: tools ## Store the queries of the code for builds without a database (.sql
 	.ci/exec bash -euo pipefail -c 'sqlx database reset -y -f && cargo sqlx prepare -- --all-targets'
 
 openapi: ## Write the published API description
+	cargo build --quiet
 	cargo run --quiet -- openapi > openapi/openapi.json
 
 tools: ## Install the tools of the tests where they are absent

@@ -84,6 +84,11 @@ fn describe() {
         Unit::Count,
         "Events by outcome: recorded, duplicate, rejected"
     );
+    describe_counter!(
+        "waybill_stated_cost_parts_total",
+        Unit::Count,
+        "Recorded usage parts whose provider states its cost, by provider and verdict: agrees (within 1 %), above, below ours"
+    );
     describe_counter!("waybill_messages_total", Unit::Count, "Messages recorded and acknowledged");
     describe_counter!("waybill_ingest_retries_total", Unit::Count, "Recording transactions tried again");
     describe_counter!("waybill_posted_rows_total", Unit::Count, "Journal rows folded into rollups and tasks");
@@ -104,6 +109,11 @@ fn describe() {
         "waybill_stream_unacked_messages",
         Unit::Count,
         "Messages delivered and not yet acknowledged"
+    );
+    describe_gauge!(
+        "waybill_stream_oldest_waiting_seconds",
+        Unit::Seconds,
+        "Age of the oldest message that is not acknowledged; 0 where there is none"
     );
     describe_gauge!("waybill_unposted_batches", Unit::Count, "Recorded batches not yet folded into the sums");
     describe_gauge!(
@@ -138,7 +148,7 @@ fn describe() {
     describe_gauge!(
         "waybill_gauges_read_timestamp_seconds",
         Unit::Seconds,
-        "When the gauges of the ledger and of the stream were last read, as a Unix time"
+        "When the gauges of the ledger, of the stream and of completeness were last read, as a Unix time; until then, when the process began to try"
     );
     describe_forwarder();
 }
@@ -203,7 +213,16 @@ fn describe_forwarder() {
         "Events of the journal that the ledger lacks"
     );
     describe_gauge!("waybill_forward_oldest_unsettled_seconds", Unit::Seconds, "Age of the oldest of them");
-    describe_gauge!("waybill_forward_journal_bytes", Unit::Bytes, "What the journal takes on disk");
+    describe_gauge!(
+        "waybill_forward_journal_bytes",
+        Unit::Bytes,
+        "What the journal takes on disk, less what is settled"
+    );
+    describe_gauge!(
+        "waybill_forward_journal_kept_bytes",
+        Unit::Bytes,
+        "What settled events take that are kept where there is room"
+    );
     describe_gauge!("waybill_forward_journal_max_bytes", Unit::Bytes, "What it may take");
     describe_gauge!(
         "waybill_forward_damaged_events",

@@ -55,6 +55,9 @@ const NO_ROLE: &str = "PostgreSQL refuses the roles of Waybill; run `waybill mig
 /// How long the settings of the servers may take to be right at the start of `waybill dev`.
 const SETTLED_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long connections to PostgreSQL may take to close at the end: with the grace time, less than a container is given.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The pool whose connections are lost for good.
 #[derive(Debug)]
 struct DeadPool(&'static str);
@@ -99,9 +102,9 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     }
     let database = ledger(&database.database_url, Rights::Service).await?;
     let check = "check WAYBILL_NATS_URL";
-    let context = ingest::jetstream(&nats.nats_url, "waybill").await.context(check)?;
+    let context = ingest::jetstream_in_time(&nats.nats_url, "waybill").await.context(check)?;
     // A connection of its own: what is published never waits for what is consumed, nor the reverse.
-    let consuming = ingest::jetstream(&nats.nats_url, "waybill-consumer").await.context(check)?;
+    let consuming = ingest::jetstream_in_time(&nats.nats_url, "waybill-consumer").await.context(check)?;
     let names = names(nats);
     let publisher = Publisher::new(context, &names.prefix);
     let shutdown = Shutdown::new();
@@ -116,7 +119,10 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     };
     let (failed, failures) = mpsc::channel(8);
     let parts = Parts { database, clock: Clock::System, shutdown, publisher, failed };
-    let mut expected = vec![SETTINGS, probes::DATABASE];
+    let mut expected = vec![SETTINGS, watch::DATABASE];
+    if roles.api {
+        expected.push(watch::PUBLISHER);
+    }
     if roles.consumer {
         expected.extend(["ingest", "stream"]);
     }
@@ -143,10 +149,16 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
 
 /// Connects to the ledger.
 async fn ledger(url: &str, rights: Rights) -> anyhow::Result<Database> {
-    Database::connect_as(url, rights).await.map_err(|error| {
+    let database = Database::connect_as(url, rights).await.map_err(|error| {
         let refused = error.sqlstate().is_some_and(|state| ROLE_REFUSED.contains(&state.as_str()));
         anyhow::Error::new(error).context(if refused { NO_ROLE } else { UNREACHABLE })
-    })
+    })?;
+    let current = store::settings::schema_is_current(&database).await.context(UNREACHABLE)?;
+    ensure!(
+        current,
+        "the schema of the ledger is older than this program, or not there; run `waybill migrate` as the owner (docs/postgresql.md)"
+    );
+    Ok(database)
 }
 
 /// Brings the schema up to date.
@@ -216,7 +228,9 @@ impl Parts {
             let tidying = tidy::run(database.clone(), self.clock.clone(), shutdown.clone());
             shutdown.spawn_part("removal of old answers", tidying);
         }
-        shutdown.spawn_part("probes", watch::parts(database.clone(), health, shutdown.clone()));
+        let publisher = roles.api.then(|| self.publisher.clone());
+        let watching = watch::parts(database.clone(), publisher, health, shutdown.clone());
+        shutdown.spawn_part("probes", watching);
         shutdown.spawn_part("gauges", watch::sample(database.clone(), current.clone(), shutdown.clone()));
         let watching = watch::pools(database.clone(), shutdown.clone(), self.failed.clone());
         shutdown.spawn_part("watchdog of the pools", watching);
@@ -317,7 +331,14 @@ impl App {
     /// Where work had to be left behind, or a part had ended by itself.
     pub async fn stop(self) -> anyhow::Result<()> {
         finish(&self.shutdown).await?;
-        self.database.close().await;
+        // A connection whose server went silent is never given back, and only the pool waits for it by now.
+        tokio::select! {
+            () = self.database.close() => {}
+            () = tokio::time::sleep(CLOSE_PATIENCE) => {
+                tracing::warn!("PostgreSQL does not answer on some connections; ending without them");
+            }
+            signal = signalled() => signal?,
+        }
         Ok(())
     }
 }

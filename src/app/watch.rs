@@ -10,15 +10,20 @@ use tokio::task::JoinHandle;
 use super::DeadPool;
 use crate::clock::Clock;
 use crate::health::Health;
-use crate::http::probes;
 use crate::ingest::repair::Repairer;
 use crate::ingest::supervisor::Current;
-use crate::ingest::{IngestError, Recorder, StreamLimits, UsageStream};
+use crate::ingest::{IngestError, Publisher, Recorder, StreamLimits, UsageStream};
 use crate::shutdown::Shutdown;
 use crate::store::{Database, PoolWatch, Scope, StoreError, gateways, gauges};
 
 /// How often it is looked whether the database answers, and shown which parts work.
-const PARTS_EVERY: Duration = Duration::from_secs(5);
+const PARTS_EVERY: Duration = Duration::from_secs(2);
+/// How long the database may take to answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The part of the program's health that says whether it does.
+pub const DATABASE: &str = "database";
+/// The part that says whether the API can hand events to the stream.
+pub const PUBLISHER: &str = "publisher";
 /// How often gauges of lag and backlog are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether every acknowledged sequence is in a batch.
@@ -32,8 +37,9 @@ const POOLS_EVERY: Duration = Duration::from_secs(10);
 /// How long a pool may neither give nor take back a connection before the process ends.
 const POOL_PATIENCE: Duration = Duration::from_mins(1);
 
-/// Asks whether the database answers, and shows which parts work, until a stop is asked for.
-pub async fn parts(database: Database, health: Health, shutdown: Shutdown) {
+/// Asks whether the database answers, and whether what publishes for the API is connected, and shows which parts work, until
+/// a stop is asked for. Probes answer from what is noted here: anybody may send them, and none of them takes a connection.
+pub async fn parts(database: Database, publisher: Option<Publisher>, health: Health, shutdown: Shutdown) {
     let mut waiting: Option<JoinHandle<bool>> = None;
     loop {
         // One that waits is left to wait, never cancelled in the middle of a statement, and no second one waits beside it.
@@ -43,12 +49,17 @@ pub async fn parts(database: Database, health: Health, shutdown: Shutdown) {
         });
         let answered = tokio::select! {
             () = shutdown.stopped() => return,
-            answered = tokio::time::timeout(probes::PING_TIMEOUT, &mut ping) => answered,
+            answered = tokio::time::timeout(PING_TIMEOUT, &mut ping) => answered,
         };
         if matches!(answered, Ok(Ok(true))) {
-            health.up(probes::DATABASE);
+            health.up(DATABASE);
         } else {
-            health.down(probes::DATABASE, probes::UNANSWERED);
+            health.down(DATABASE, "does not answer");
+        }
+        match &publisher {
+            Some(publisher) if publisher.connected() => health.up(PUBLISHER),
+            Some(publisher) => health.down(PUBLISHER, publisher.not_connected()),
+            None => {}
         }
         if answered.is_err() {
             waiting = Some(ping);
@@ -95,20 +106,27 @@ struct Reading {
 }
 
 impl Reading {
-    const fn of(of: &'static str) -> Self {
-        Self { of, fails: false }
+    /// Their age begins now: where none of them is ever read, that is seen.
+    fn of(of: &'static str) -> Self {
+        let reading = Self { of, fails: false };
+        reading.fresh();
+        reading
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a metric, not a quantity that is billed")]
+    fn fresh(&self) {
+        metrics::gauge!("waybill_gauges_read_timestamp_seconds", "of" => self.of)
+            .set(Clock::System.now().timestamp() as f64);
     }
 
     /// Takes note of how a reading ended; whether it succeeded.
-    #[expect(clippy::cast_precision_loss, reason = "a metric, not a quantity that is billed")]
-    fn ended<E: Display>(&mut self, result: &Result<(), E>) -> bool {
+    fn ended<T, E: Display>(&mut self, result: &Result<T, E>) -> bool {
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 if self.fails {
                     tracing::info!(of = self.of, "gauges can be read again");
                 }
-                metrics::gauge!("waybill_gauges_read_timestamp_seconds", "of" => self.of)
-                    .set(Clock::System.now().timestamp() as f64);
+                self.fresh();
             }
             Err(error) if self.fails => tracing::debug!(of = self.of, %error, "gauges still cannot be read"),
             Err(error) => {
@@ -122,13 +140,16 @@ impl Reading {
 
 #[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
 async fn sample_stream(stream: &UsageStream) -> Result<(), IngestError> {
-    let (bytes, most) = stream.filling().await?;
-    metrics::gauge!("waybill_stream_bytes").set(bytes as f64);
-    metrics::gauge!("waybill_stream_bytes_max").set(most as f64);
-    let info = stream.progress().await?;
-    metrics::gauge!("waybill_stream_lag_messages").set(info.num_pending as f64);
-    metrics::gauge!("waybill_stream_unacked_messages").set(info.num_ack_pending as f64);
-    metrics::gauge!("waybill_stream_unacked_messages_max").set(info.config.max_ack_pending as f64);
+    let standing = stream.standing().await?;
+    metrics::gauge!("waybill_stream_bytes").set(standing.bytes as f64);
+    metrics::gauge!("waybill_stream_bytes_max").set(standing.bytes_max as f64);
+    metrics::gauge!("waybill_stream_lag_messages").set(standing.undelivered as f64);
+    metrics::gauge!("waybill_stream_unacked_messages").set(standing.unacknowledged as f64);
+    metrics::gauge!("waybill_stream_oldest_waiting_seconds").set(standing.oldest.as_secs_f64());
+    if let Some(most) = standing.unacknowledged_max {
+        let most = if most < 0 { f64::INFINITY } else { most as f64 };
+        metrics::gauge!("waybill_stream_unacked_messages_max").set(most);
+    }
     Ok(())
 }
 
@@ -196,27 +217,22 @@ async fn sample_gateways(database: &Database, shown: &mut Shown) -> Result<(), S
 /// Reads sequences again that are in no batch although they were acknowledged, or delivered long ago, until a stop is asked
 /// for: after a restore of the database, the promotion of a standby that trailed, acknowledgements that nobody earned, or
 /// where the consumer keeps messages back.
-#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
 pub async fn completeness(recorder: Recorder, limits: StreamLimits, mut current: Current) {
     let shutdown = recorder.shutdown().clone();
+    let mut reading = Reading::of("completeness");
     let mut repairer = Repairer::default();
     loop {
         let mut pause = COMPLETENESS_EVERY;
         let stream = current.borrow_and_update().clone();
         if let Some(stream) = stream {
-            match repairer.round(&stream, limits, &recorder).await {
-                Ok(round) => {
-                    metrics::gauge!("waybill_unaccounted_sequences").set(round.left as f64);
-                    metrics::gauge!("waybill_gone_sequences").set(round.gone as f64);
-                    if round.repaired > 0 && round.left > 0 {
-                        pause = Duration::ZERO;
-                    }
-                }
+            let round = match repairer.round(&stream, limits, &recorder).await {
                 Err(IngestError::Stopping) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "whether every sequence is accounted for could not be looked at");
-                }
+                round => round,
+            };
+            if round.as_ref().is_ok_and(|round| round.repaired > 0 && round.left > 0) {
+                pause = Duration::ZERO;
             }
+            reading.ended(&round);
         }
         tokio::select! {
             () = shutdown.stopped() => return,

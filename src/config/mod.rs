@@ -97,6 +97,11 @@ pub enum ConfigError {
         "WAYBILL_FORWARD_LISTEN is {0}, which other machines reach, and a forwarder asks for no key; listen on 127.0.0.1 or a Unix socket, or set WAYBILL_FORWARD_ALLOW_REMOTE=true"
     )]
     Remote(SocketAddr),
+    /// A list of addresses of which only some ask for TLS.
+    #[error(
+        "{0} has addresses with tls:// and others without; write tls:// before each of them, or before none"
+    )]
+    PartlyEncrypted(&'static str),
     /// A connection URL of another kind.
     #[error("{variable} starts with `{scheme}`; it must start with {expected}")]
     Scheme {
@@ -107,6 +112,16 @@ pub enum ConfigError {
         /// What it must start with.
         expected: &'static str,
     },
+}
+
+/// Checks addresses of NATS, with commas between them.
+fn nats_servers(variable: &'static str, urls: &str) -> Result<(), ConfigError> {
+    scheme(variable, urls, &["nats", "tls"], "nats:// or tls://")?;
+    let encrypted = |url: &str| url.trim().starts_with("tls://");
+    if urls.split(',').any(encrypted) && !urls.split(',').all(encrypted) {
+        return Err(ConfigError::PartlyEncrypted(variable));
+    }
+    Ok(())
 }
 
 fn scheme(
@@ -120,5 +135,22 @@ fn scheme(
         Ok(())
     } else {
         Err(ConfigError::Scheme { variable, scheme: scheme.chars().take(16).collect(), expected })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ConfigError, nats_servers};
+
+    #[test]
+    fn all_addresses_of_nats_ask_for_tls_or_none_does() {
+        let checked = |urls| nats_servers("WAYBILL_NATS_URL", urls);
+        for good in ["nats://a:4222", "nats://a:4222,b:4222", "tls://u:p@a:4222, tls://b:4222"] {
+            assert_eq!(checked(good), Ok(()), "{good}");
+        }
+        for mixed in ["tls://a:4222,b:4222", "nats://a:4222,tls://b:4222"] {
+            assert_eq!(checked(mixed), Err(ConfigError::PartlyEncrypted("WAYBILL_NATS_URL")), "{mixed}");
+        }
+        assert!(matches!(checked("wss://a"), Err(ConfigError::Scheme { .. })));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ConfigError, DatabaseArgs, NatsArgs, scheme};
+use super::{ConfigError, DatabaseArgs, NatsArgs, nats_servers, scheme};
 
 /// What must be on stable storage before it counts as stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -142,7 +142,7 @@ impl ServeArgs {
             &["postgres", "postgresql"],
             "postgres://",
         )?;
-        scheme("WAYBILL_NATS_URL", &self.nats.nats_url, &["nats", "tls"], "nats:// or tls://")?;
+        nats_servers("WAYBILL_NATS_URL", &self.nats.nats_url)?;
         for url in self.demands.nats_monitor_urls() {
             scheme("WAYBILL_NATS_MONITOR_URL", url, &["http", "https"], "http:// or https://")?;
         }

@@ -1,7 +1,18 @@
 //! Connecting to NATS with the user and password of the address: the client itself overlooks them there.
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr};
+use std::time::Duration;
+
+use async_nats::jetstream::{Context, ContextBuilder};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
+
+use super::IngestError;
+
+/// Time for one request to the server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is said of a list of which only some addresses ask for TLS.
+const MIXED: &str = "some of the addresses start with tls:// and some do not; with tls:// before each of them all connections are encrypted";
 
 /// Who connects.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,10 +35,11 @@ impl Login {
 }
 
 /// Connects to `url`, one address or several with commas between them, such as `nats://user:password@127.0.0.1:4222`, or with
-/// a token in their place. They are those of the first address that has them; other options are as given.
+/// a token in their place. They are those of the first address that has them; other options are as given. With `tls://` no
+/// connection is made without, to the servers that these tell of as well: else a password could be had by who stands between.
 ///
 /// # Errors
-/// [`ConnectError`] where an address is malformed or no server answers and accepts us.
+/// [`ConnectError`] where an address is malformed, only some ask for TLS, or no server answers and accepts us.
 pub async fn connect(url: &str, mut options: ConnectOptions) -> Result<Client, ConnectError> {
     let mut servers = Vec::new();
     for address in url.split(',') {
@@ -37,12 +49,88 @@ pub async fn connect(url: &str, mut options: ConnectOptions) -> Result<Client, C
             .map_err(|error| ConnectError::with_source(ConnectErrorKind::ServerParse, error))?;
         servers.push(server);
     }
+    let encrypted = servers.iter().filter(|server| server.tls_required()).count();
+    if encrypted > 0 && encrypted < servers.len() {
+        return Err(ConnectError::with_source(ConnectErrorKind::ServerParse, MIXED));
+    }
+    options = options.require_tls(encrypted > 0);
     options = match servers.iter().find_map(Login::of) {
         Some(Login::User { name, password }) => options.user_and_password(name, password),
         Some(Login::Token(token)) => options.token(token),
         None => options,
     };
     options.connect(servers).await
+}
+
+/// Connects to NATS with the settings that notice a dead server in seconds, not minutes. What the server reports is logged.
+///
+/// # Errors
+/// [`IngestError::Stream`] where the URL is malformed, no server answers, or it refuses.
+pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
+    connect(url, options(name)).await.map(context).map_err(not_connected)
+}
+
+/// The same, but where no server answers it is connected to as soon as one does: what else the program does goes on meanwhile.
+///
+/// # Errors
+/// [`IngestError::Stream`] where the URL is malformed or the server refuses: with the configuration as it is, waiting would
+/// not help.
+pub async fn jetstream_in_time(url: &str, name: &str) -> Result<Context, IngestError> {
+    match connect(url, options(name)).await {
+        Ok(client) => Ok(context(client)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ConnectErrorKind::Dns | ConnectErrorKind::Io | ConnectErrorKind::TimedOut
+            ) =>
+        {
+            tracing::error!(client = name, %error, "NATS does not answer; connecting as soon as it does");
+            let later = options(name).retry_on_initial_connect();
+            connect(url, later).await.map(context).map_err(not_connected)
+        }
+        Err(error) => Err(not_connected(error)),
+    }
+}
+
+fn not_connected(error: ConnectError) -> IngestError {
+    IngestError::stream("cannot connect to NATS")(error.into())
+}
+
+fn context(client: Client) -> Context {
+    ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client)
+}
+
+fn options(name: &str) -> ConnectOptions {
+    ConnectOptions::new()
+        .name(name)
+        .ping_interval(Duration::from_secs(5))
+        .connection_timeout(Duration::from_secs(5))
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .event_callback({
+            let client = name.to_owned();
+            move |event| {
+                reported(&client, &event);
+                std::future::ready(())
+            }
+        })
+}
+
+/// Logs what a server reports beside its answers: where a permission is missing, which one is told here only.
+fn reported(client: &str, event: &Event) {
+    match event {
+        Event::ServerError(error) => tracing::error!(
+            client,
+            %error,
+            "NATS reports an error; where a permission is violated, give it to the user of WAYBILL_NATS_URL"
+        ),
+        Event::LameDuckMode => {
+            tracing::info!(
+                client,
+                "the NATS server is about to stop; going to another one, or waiting for it"
+            );
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +152,20 @@ mod tests {
             ("nats://to%2Fken@127.0.0.1", Some(Login::Token("to/ken".to_owned()))),
         ] {
             assert_eq!(Login::of(&address.parse().unwrap()), login, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_with_and_without_tls_are_refused_together() {
+        for url in ["tls://127.0.0.1:1,nats://127.0.0.1:1", "127.0.0.1:1,tls://127.0.0.1:1"] {
+            let error = connect(url, ConnectOptions::new()).await.unwrap_err();
+            assert_eq!(error.kind(), ConnectErrorKind::ServerParse, "{error}");
+            assert!(error.to_string().contains(MIXED), "{error}");
+        }
+        // No server listens there.
+        for url in ["tls://127.0.0.1:1, tls://127.0.0.1:1", "nats://127.0.0.1:1,127.0.0.1:1"] {
+            let error = connect(url, ConnectOptions::new()).await.unwrap_err();
+            assert_eq!(error.kind(), ConnectErrorKind::Io, "{error}");
         }
     }
 }

@@ -292,7 +292,7 @@ impl Fetching {
         let info = stream::within("cannot look at the consumer", self.consumer.get_info()).await;
         let waiting = info.is_ok_and(|info| {
             let out = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX);
-            info.num_pending > 0 && !info.paused && out < info.config.max_ack_pending
+            info.num_pending > 0 && !info.paused && may_be_out(out, info.config.max_ack_pending)
         });
         self.starved_looks = if waiting { self.starved_looks + 1 } else { 0 };
         self.starved_looks >= STARVED_LOOKS
@@ -332,5 +332,21 @@ impl Fetching {
                 self.health.down(INGEST, "the database does not answer");
             }
         }
+    }
+}
+
+/// Whether another message may be out beside so many; a negative bound is none.
+const fn may_be_out(out: i64, most: i64) -> bool {
+    most < 0 || out < most
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_be_out;
+
+    #[test]
+    fn messages_are_held_back_where_a_bound_is_reached_alone() {
+        assert!(may_be_out(0, 1) && !may_be_out(1, 1));
+        assert!(may_be_out(0, -1) && may_be_out(100_000, -1), "there is none");
     }
 }

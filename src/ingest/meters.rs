@@ -1,9 +1,10 @@
 //! The metrics of recording and posting.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::settings::WrongSetting;
-use crate::store::journal::Recorded;
+use crate::store::journal::{JournalPart, Recorded};
 
 /// Counts a recorded batch.
 pub fn recorded(outcome: Recorded, messages: usize, events: usize, elapsed: Duration) {
@@ -17,6 +18,20 @@ pub fn recorded(outcome: Recorded, messages: usize, events: usize, elapsed: Dura
     #[expect(clippy::cast_precision_loss, reason = "a metric, not a quantity that is billed")]
     metrics::histogram!("waybill_batch_events").record(events as f64);
     metrics::histogram!("waybill_record_seconds").record(elapsed);
+}
+
+/// Counts those of newly recorded usage parts whose provider states what it charged.
+pub fn stated<'a>(parts: impl Iterator<Item = &'a JournalPart>) {
+    let mut counts = BTreeMap::new();
+    for part in parts {
+        if let Some(verdict) = part.stated_verdict {
+            *counts.entry((part.provider.as_str(), verdict)).or_insert(0) += 1;
+        }
+    }
+    for ((provider, verdict), parts) in counts {
+        let labels = [("provider", provider.to_owned()), ("verdict", verdict.name().to_owned())];
+        metrics::counter!("waybill_stated_cost_parts_total", &labels).increment(parts);
+    }
 }
 
 /// Counts hours that were summed into days.
@@ -54,6 +69,13 @@ pub fn setting(setting: &WrongSetting, wrong: bool) {
 /// Shows how many NATS servers never told their settings.
 pub fn unverified_servers(servers: usize) {
     metrics::gauge!("waybill_nats_unverified_servers").set(u32::try_from(servers).unwrap_or(u32::MAX));
+}
+
+/// Shows how many sequences no batch accounts for, and how many of all rounds are no longer in the stream.
+#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
+pub fn completeness(left: i64, gone: i64) {
+    metrics::gauge!("waybill_unaccounted_sequences").set(left as f64);
+    metrics::gauge!("waybill_gone_sequences").set(gone as f64);
 }
 
 /// Counts sequences that were read again.

@@ -21,7 +21,7 @@ const CLIENT_CAPACITY: usize = 64;
 pub struct Publisher {
     context: Context,
     prefix: Arc<str>,
-    /// What the last attempt to connect failed with, as the client says it.
+    /// What the server or the client complained of since the stream last took something, as the client says it.
     trouble: Arc<Mutex<Option<String>>>,
 }
 
@@ -35,12 +35,17 @@ pub struct Published {
 /// Why a message is not known to be stored; publishing the same message again is always safe.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The stream did not answer in time: it may or may not have the message.
-    #[error("the stream did not confirm the message within {} s; send it again", ACK_TIMEOUT.as_secs())]
-    Unconfirmed,
+    /// The stream did not answer in time: it may or may not have the message. With what the server said meanwhile, where it
+    /// said something: a permission that is missing is told nowhere else.
+    #[error("the stream did not confirm the message within {} s{}; send it again", ACK_TIMEOUT.as_secs(), said(.0.as_deref()))]
+    Unconfirmed(Option<String>),
     /// The stream refused the message, for example because it is full.
     #[error("the stream refused the message; send it again later: {0}")]
     Refused(jetstream::context::PublishError),
+}
+
+fn said(trouble: Option<&str>) -> String {
+    trouble.map_or_else(String::new, |trouble| format!(" ({trouble})"))
 }
 
 impl Publisher {
@@ -76,8 +81,11 @@ impl Publisher {
 
     /// That there is no connection, with why, where that is known.
     pub fn not_connected(&self) -> String {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.as_ref().map_or_else(|| "not connected".to_owned(), |why| format!("not connected: {why}"))
+        self.trouble().map_or_else(|| "not connected".to_owned(), |why| format!("not connected: {why}"))
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A publisher on a JetStream context; `prefix` is what the stream's subjects start with.
@@ -116,15 +124,19 @@ impl Publisher {
             }
         };
         match tokio::time::timeout(ACK_TIMEOUT, stored).await {
-            Ok(Ok(ack)) => Ok(Published { sequence: ack.sequence }),
-            Ok(Err(error)) if error.kind() == PublishErrorKind::TimedOut => Err(PublishError::Unconfirmed),
-            Ok(Err(error)) => Err(PublishError::Refused(error)),
-            Err(_) => Err(PublishError::Unconfirmed),
+            Ok(Ok(ack)) => {
+                // What it complained of before is no reason of what goes wrong later.
+                self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Ok(Published { sequence: ack.sequence })
+            }
+            Ok(Err(error)) if error.kind() != PublishErrorKind::TimedOut => Err(PublishError::Refused(error)),
+            Ok(Err(_)) | Err(_) => Err(PublishError::Unconfirmed(self.trouble())),
         }
     }
 }
 
-/// Keeps what the client says about connecting: with a wrong address or password it tries for ever, and else only its log knows.
+/// Keeps what the client says: with a wrong address or password it tries for ever, without a right it waits for answers in
+/// vain, and else only its log knows.
 fn note_in(
     trouble: &Arc<Mutex<Option<String>>>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + use<> {

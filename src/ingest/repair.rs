@@ -120,6 +120,8 @@ impl Repairer {
         let due = self.due(on_its_way, consumer, limits.ack_wait);
         let missing = self.missing(stream, recorder.database(), due).await?;
         let mut round = Round { left: missing.count, ..Round::default() };
+        // Shown before it is read: it may be that it cannot be.
+        meters::completeness(missing.count, self.gone_count());
         if missing.count > 0 {
             tracing::warn!(
                 sequences = missing.count,
@@ -134,9 +136,17 @@ impl Repairer {
                 while messages.len() > 0 {
                     let batch = recorder.decide_next(&mut messages, usize::MAX);
                     let read = i64::try_from(batch.decided.len()).unwrap_or(i64::MAX);
-                    recorder.record(origin, batch).await?;
-                    round.repaired += read;
-                    meters::repaired(read);
+                    match recorder.record(origin, batch).await {
+                        Ok(_) => {
+                            round.repaired += read;
+                            meters::repaired(read);
+                        }
+                        // They are left for the next round, and keep none of the others from being read.
+                        Err(error) if !error.retryable() && !matches!(error, IngestError::Stopping) => {
+                            tracing::error!(%error, "missing sequences cannot be recorded");
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             round.left = self.missing(stream, recorder.database(), due).await?.count;
@@ -148,6 +158,7 @@ impl Repairer {
             );
         }
         round.gone = self.gone_count();
+        meters::completeness(round.left, round.gone);
         Ok(round)
     }
 

@@ -5,6 +5,7 @@
 //! again; `discard new` makes a full stream refuse instead of forget; unlimited deliveries, because a finite number loses
 //! the message that reaches it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -260,6 +261,10 @@ pub(super) fn consumer(info: &Value, limits: StreamLimits) -> Vec<WrongSetting> 
 /// What the monitoring of a server tells about what it keeps.
 #[derive(Debug, Default)]
 pub(super) struct ServerSettings {
+    /// Which server it is, as its clients are told too.
+    pub id: String,
+    /// How many servers keep JetStream together, itself included.
+    pub cluster: usize,
     /// Which release it is.
     pub version: String,
     /// What is wrong.
@@ -278,9 +283,17 @@ pub(super) fn server(varz: &Value, synced: bool) -> ServerSettings {
     if numbers < SERVER_LEAST {
         compare.differs("version", format!("is {version:?}, must be {} or newer", dotted(SERVER_LEAST)));
     }
+    let cluster = varz["jetstream"]["meta"]["cluster_size"].as_u64().unwrap_or_default();
+    let mut told = ServerSettings {
+        id: varz["server_id"].as_str().unwrap_or_default().to_owned(),
+        cluster: usize::try_from(cluster).unwrap_or(usize::MAX).max(1),
+        version: version.to_owned(),
+        wrong: Vec::new(),
+        doubt: None,
+    };
     if jetstream.is_null() {
         compare.differs("jetstream", "is not enabled, must be".to_owned());
-        return ServerSettings { version: version.to_owned(), wrong: compare.wrong, doubt: None };
+        return ServerSettings { wrong: compare.wrong, ..told };
     }
     if synced {
         let must = "must be always: a power failure would take confirmed events (WAYBILL_NATS_DURABILITY=any accepts that)";
@@ -292,13 +305,26 @@ pub(super) fn server(varz: &Value, synced: bool) -> ServerSettings {
     if numbers >= SERVER_STRICT {
         compare.must_be("strict", &json!(true));
     }
-    let doubt = (synced && numbers >= SERVER_LEAST && numbers < SERVER_SYNCED).then(|| {
+    told.doubt = (synced && numbers >= SERVER_LEAST && numbers < SERVER_SYNCED).then(|| {
         format!(
             "NATS {version} does not force everything to disk when it compacts its files, whatever sync_interval says; use {} or newer",
             dotted(SERVER_SYNCED)
         )
     });
-    ServerSettings { version: version.to_owned(), wrong: compare.wrong, doubt }
+    told.wrong = compare.wrong;
+    told
+}
+
+/// How many servers have not told their settings, of those that tell of each other; `connected` is the one that serves us.
+pub(super) fn untold<'a>(told: impl IntoIterator<Item = &'a ServerSettings>, connected: &str) -> usize {
+    let (mut ids, mut cluster) = (BTreeSet::new(), 1);
+    for server in told {
+        ids.insert(server.id.as_str());
+        cluster = server.cluster.max(cluster);
+    }
+    // Those that told may be of another cluster altogether.
+    let other = !connected.is_empty() && !ids.contains(connected);
+    cluster.saturating_sub(ids.len()).max(usize::from(other))
 }
 
 /// The three numbers of a version such as `2.15.1` or `2.12.0-RC.1`.
@@ -439,5 +465,23 @@ mod tests {
         assert!(server(&varz("2.14.5", true), true).doubt.is_some(), "its compaction does not sync");
         assert!(server(&varz("2.15.1", true), true).doubt.is_none());
         assert!(server(&varz("2.14.5", true), false).doubt.is_none(), "nobody asked");
+    }
+
+    #[test]
+    fn servers_that_nobody_heard_of_are_counted() {
+        let told = |id: &str, cluster: u64| {
+            server(
+                &json!({"version": "2.15.1", "server_id": id, "jetstream": {"config": {},
+                    "meta": {"cluster_size": cluster}}}),
+                true,
+            )
+        };
+        assert_eq!(untold(&[told("A", 0)], "A"), 0, "a server by itself");
+        assert_eq!(untold(&[told("A", 3), told("B", 3), told("C", 3)], "B"), 0);
+        assert_eq!(untold(&[told("A", 3)], "A"), 2, "one address for three");
+        assert_eq!(untold(&[told("A", 3), told("A", 3), told("A", 3)], "A"), 2, "one server by three names");
+        assert_eq!(untold(&[told("X", 0)], "A"), 1, "another server than ours");
+        assert_eq!(untold(&[told("A", 0)], ""), 0, "not connected");
+        assert_eq!(untold(&[], "A"), 1);
     }
 }

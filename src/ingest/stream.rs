@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::Event;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
@@ -36,8 +35,6 @@ const WAITING_MAX: i64 = 64;
 pub(super) const INCARNATION: &str = "waybill_incarnation";
 /// The durable consumer.
 pub const CONSUMER: &str = "biller";
-/// Time for one request to the server.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for any step of the client: while it is not connected, its own queue may be full, and nothing else ends the wait.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(8);
 /// What fails where a message cannot be read by its sequence.
@@ -74,6 +71,23 @@ pub(super) struct Delivery {
     pub delivered: i64,
 }
 
+/// How full the stream is, and what of it waits to be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Bytes that it holds.
+    pub bytes: i64,
+    /// Bytes that it may hold.
+    pub bytes_max: i64,
+    /// Messages not yet delivered.
+    pub undelivered: i64,
+    /// Messages delivered and not yet acknowledged.
+    pub unacknowledged: i64,
+    /// Messages that may be; `None` where there is no consumer yet, negative where it has no bound.
+    pub unacknowledged_max: Option<i64>,
+    /// For how long the oldest of all these waits.
+    pub oldest: Duration,
+}
+
 /// The stream in its present life.
 #[derive(Debug, Clone)]
 pub struct UsageStream {
@@ -85,47 +99,6 @@ pub struct UsageStream {
     pub names: StreamNames,
     /// Which life of it: sequences count within one.
     pub incarnation: Uuid,
-}
-
-/// Connects to NATS with the settings that notice a dead server in seconds, not minutes. What the server reports is logged.
-///
-/// # Errors
-/// [`IngestError::Stream`] where the URL is malformed or the server refuses.
-pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
-    let options = async_nats::ConnectOptions::new()
-        .name(name)
-        .ping_interval(Duration::from_secs(5))
-        .connection_timeout(Duration::from_secs(5))
-        .request_timeout(Some(REQUEST_TIMEOUT))
-        .event_callback({
-            let client = name.to_owned();
-            move |event| {
-                reported(&client, &event);
-                std::future::ready(())
-            }
-        });
-    let client = super::connect(url, options)
-        .await
-        .map_err(|error| IngestError::stream("cannot connect to NATS")(error.into()))?;
-    Ok(jetstream::ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client))
-}
-
-/// Logs what a server reports beside its answers: where a permission is missing, which one is told here only.
-fn reported(client: &str, event: &Event) {
-    match event {
-        Event::ServerError(error) => tracing::error!(
-            client,
-            %error,
-            "NATS reports an error; where a permission is violated, give it to the user of WAYBILL_NATS_URL"
-        ),
-        Event::LameDuckMode => {
-            tracing::info!(
-                client,
-                "the NATS server is about to stop; going to another one, or waiting for it"
-            );
-        }
-        _ => {}
-    }
 }
 
 /// Waits for a step of the client, but not for ever.
@@ -270,7 +243,23 @@ pub async fn open(
     limits: StreamLimits,
 ) -> Result<UsageStream, IngestError> {
     create(context, names, limits).await?;
-    let info = info(context, names).await?.unwrap_or_default();
+    existing(context, names, limits).await
+}
+
+/// The stream that there is; refuses one that could lose or change usage.
+///
+/// # Errors
+/// [`IngestError::Drift`] names every wrong setting; [`IngestError::Stream`], also where there is none.
+pub async fn existing(
+    context: &Context,
+    names: &StreamNames,
+    limits: StreamLimits,
+) -> Result<UsageStream, IngestError> {
+    let Some(info) = info(context, names).await? else {
+        let missing =
+            format!("there is no stream {}; check the address of NATS, or restore it", names.stream);
+        return Err(IngestError::stream("cannot open the stream")(missing.into()));
+    };
     let wrong = settings::stream(&info["config"], names, limits);
     match settings::incarnation(&info["config"]) {
         Some(incarnation) if wrong.is_empty() => handle(context, names, incarnation).await,
@@ -330,13 +319,37 @@ impl UsageStream {
         Ok(Delivery { acknowledged: sequence("ack_floor"), delivered: sequence("delivered") })
     }
 
-    /// What the stream holds and what it may hold, in bytes.
+    /// How full the stream is, and what of it waits: all of it, where it has no consumer yet.
     ///
     /// # Errors
     /// [`IngestError::Stream`].
-    pub async fn filling(&self) -> Result<(u64, i64), IngestError> {
-        let info = within("cannot look at the stream", self.stream.get_info()).await?;
-        Ok((info.state.bytes, info.config.max_bytes))
+    pub async fn standing(&self) -> Result<Standing, IngestError> {
+        let info = info(&self.context, &self.names).await?.unwrap_or_default();
+        let consumer = existing_consumer(&self.context, &self.names).await?;
+        let state = |field: &str| info["state"][field].as_i64().unwrap_or_default();
+        let mut standing = Standing {
+            bytes: state("bytes"),
+            bytes_max: info["config"]["max_bytes"].as_i64().unwrap_or_default(),
+            undelivered: state("messages"),
+            unacknowledged: 0,
+            unacknowledged_max: None,
+            oldest: Duration::ZERO,
+        };
+        let mut first = state("first_seq");
+        if let Some(consumer) = &consumer {
+            standing.undelivered = consumer["num_pending"].as_i64().unwrap_or_default();
+            standing.unacknowledged = consumer["num_ack_pending"].as_i64().unwrap_or_default();
+            standing.unacknowledged_max = consumer["config"]["max_ack_pending"].as_i64();
+            first = first.max(consumer["ack_floor"]["stream_seq"].as_i64().unwrap_or_default() + 1);
+        }
+        if standing.undelivered > 0 || standing.unacknowledged > 0 {
+            // By the server's own clock, which the time of the message is by too.
+            let now = info["ts"].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok());
+            let since = published_at(self, first).await?;
+            let age = now.zip(since).and_then(|(now, since)| (now - since).to_std().ok());
+            standing.oldest = age.unwrap_or_default();
+        }
+        Ok(standing)
     }
 
     /// How far the consumer is.

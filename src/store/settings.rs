@@ -3,13 +3,16 @@
 
 use sqlx::PgConnection;
 
-use super::StoreError;
 use super::roles::Side;
+use super::{Database, MIGRATOR, Scope, StoreError};
 
 /// The oldest server that the schema works with.
 const VERSION_LEAST: i32 = 150_000;
 /// Connections that one process needs: its pools, and one for its watchdog.
 const CONNECTIONS_LEAST: i64 = Side::Ingest.connections() as i64 + Side::Api.connections() as i64 + 1;
+
+/// SQLSTATE of a table that does not exist, and of one that the role may not read: before the schema had roles.
+const NO_MIGRATIONS: [&str; 2] = ["42P01", "42501"];
 
 /// A setting of the server that must not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,7 @@ struct Settings {
     standby: bool,
     read_only: bool,
     row_security: bool,
+    replication_role: String,
     /// Roles of the service that row-level security does not hold for.
     unbound_roles: Option<String>,
     connections: i64,
@@ -71,6 +75,7 @@ pub async fn look(connection: &mut PgConnection, durable: bool) -> Result<Server
                   pg_is_in_recovery() AS "standby!",
                   current_setting('default_transaction_read_only')::boolean AS "read_only!",
                   current_setting('row_security')::boolean AS "row_security!",
+                  current_setting('session_replication_role') AS "replication_role!",
                   (SELECT string_agg(rolname::text, ', ' ORDER BY rolname) FROM pg_roles
                    WHERE rolname IN ('waybill_customer', 'waybill_ingest', 'waybill_finance')
                      AND (rolsuper OR rolbypassrls)) AS unbound_roles,
@@ -86,6 +91,25 @@ pub async fn look(connection: &mut PgConnection, durable: bool) -> Result<Server
     .fetch_one(connection)
     .await?;
     Ok(settings.judged(durable))
+}
+
+/// Whether the schema has every migration that this program knows; one that has more is of a newer release, and is fine.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn schema_is_current(database: &Database) -> Result<bool, StoreError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let newest = sqlx::query_scalar!("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(StoreError::from);
+    match newest {
+        Ok(newest) => Ok(newest >= MIGRATOR.iter().map(|migration| migration.version).max()),
+        Err(error) if error.sqlstate().is_some_and(|state| NO_MIGRATIONS.contains(&state.as_str())) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl Settings {
@@ -123,6 +147,14 @@ impl Settings {
         let row_security = "is off, must be on for the role and the database of Waybill";
         refuse("row_security", !self.row_security, row_security.to_owned());
         refuse(
+            "session_replication_role",
+            self.replication_role != "origin",
+            format!(
+                "is {}, must be origin for the role and the database of Waybill: triggers guard what is final",
+                self.replication_role
+            ),
+        );
+        refuse(
             "roles",
             self.unbound_roles.is_some(),
             format!(
@@ -134,7 +166,7 @@ impl Settings {
             "max_connections",
             self.connections < CONNECTIONS_LEAST,
             format!(
-                "leaves {} connections, must leave {CONNECTIONS_LEAST} for each process of Waybill",
+                "leaves {} connections, must leave {CONNECTIONS_LEAST}, and as many for each further process of Waybill",
                 self.connections
             ),
         );
@@ -168,6 +200,7 @@ mod tests {
             standby: false,
             read_only: false,
             row_security: true,
+            replication_role: "origin".to_owned(),
             unbound_roles: None,
             connections: 97,
             unknown_zones: None,
@@ -201,6 +234,7 @@ mod tests {
             standby: true,
             read_only: true,
             row_security: false,
+            replication_role: "replica".to_owned(),
             unbound_roles: Some("waybill_customer".to_owned()),
             connections: 10,
             ..good()
@@ -215,6 +249,7 @@ mod tests {
                 "in_recovery",
                 "default_transaction_read_only",
                 "row_security",
+                "session_replication_role",
                 "roles",
                 "max_connections"
             ]

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use sqlx::AssertSqlSafe;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use waybill::ingest::Publisher;
 use waybill::store::{PoolWatch, Scope, gauges};
 
 use crate::harness::{TestBed, free_addresses, get, wait_until};
@@ -58,9 +60,19 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
     let mut refused = usage_event("e-2");
     refused["data"]["model"] = "gpt-99".into();
     world.publish("gw-1", &refused).await;
+    // Ours is 0.00125 USD.
+    for (id, stated) in [("e-3", "0.00125"), ("e-4", "0.0025"), ("e-3", "0.00125")] {
+        let mut event = usage_event(id);
+        event["data"].as_object_mut().unwrap().remove("usage");
+        event["data"]["provider_usage"] = json!({"format": "openai.chat",
+            "body": {"usage": {"prompt_tokens": 1000, "completion_tokens": 0, "cost": stated}}});
+        world.publish("gw-1", &event).await;
+    }
     for counted in [
-        "waybill_events_total{outcome=\"recorded\"} 1",
-        "waybill_events_total{outcome=\"duplicate\"} 1",
+        "waybill_events_total{outcome=\"recorded\"} 3",
+        "waybill_events_total{outcome=\"duplicate\"} 2",
+        "waybill_stated_cost_parts_total{provider=\"openai\",verdict=\"agrees\"} 1",
+        "waybill_stated_cost_parts_total{provider=\"openai\",verdict=\"above\"} 1",
         "waybill_events_total{outcome=\"rejected\"} 1",
         "waybill_rejections_open{reason=\"unpriced\"} 1",
         "waybill_stream_lag_messages 0",
@@ -197,6 +209,28 @@ async fn a_permission_that_nats_denies_is_named_in_the_log() {
         false
     };
     assert!(tokio::time::timeout(Duration::from_secs(30), named).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_nats_denies_a_gateway_is_told_by_what_could_not_be_published() {
+    let nats = PrivateNats::start().await;
+    let publisher = Publisher::of_gateway(&nats.gateway_url(), "usage.v1", "gw-other").await.unwrap();
+    wait_until("it is connected", async || publisher.connected().then_some(())).await;
+    let said = publisher.publish("gw-other", "{}".into()).await.unwrap_err().to_string();
+    assert!(said.contains("did not confirm") && said.contains("ermissions Violation for "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_older_than_the_program_is_refused_with_what_to_do() {
+    let world = World::idle().await;
+    world
+        .bed
+        .run("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)")
+        .await;
+    let output = serve(&world, free_address(), free_address()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("run `waybill migrate` as the owner"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

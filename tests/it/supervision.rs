@@ -1,6 +1,8 @@
 //! What the service does when a setting that decides whether usage can be lost is wrong, changes, or when the stream is
 //! another than before.
 
+#[path = "supervision_outages.rs"]
+mod outages;
 #[path = "supervision_servers.rs"]
 mod servers;
 

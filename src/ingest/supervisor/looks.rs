@@ -6,15 +6,22 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{DATABASE_PATIENCE, Demands, LOOK_EVERY, SETTINGS, Supervisor};
 use crate::ingest::settings::{self, WrongSetting};
 use crate::ingest::stream::{self, UsageStream};
 use crate::ingest::{IngestError, meters, monitor};
-use crate::store::{self, Database, Scope};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Database, completeness};
 
 /// How long a stream that was there may be missing before it is made anew: time to restore it from a backup.
 const MISSING_PATIENCE: Duration = Duration::from_secs(20);
+/// How old the last answer of a NATS server about itself may be before it counts as one that tells nothing: longer than it
+/// takes to start again.
+const MONITOR_STALE: Duration = Duration::from_mins(5);
+/// How old the last answer of the database about itself may be: what changed since is not seen.
+const LOOK_STALE: Duration = Duration::from_mins(1);
 
 /// What a look at the stream found.
 #[derive(Default)]
@@ -33,34 +40,72 @@ impl Found {
 }
 
 /// What a look at the database found.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct PostgresLook {
     pub wrong: Vec<WrongSetting>,
     /// What keeps posting from going on, and not recording.
     pub unposted: Option<WrongSetting>,
     doubt: Option<&'static str>,
+    /// Whether the ledger has something of a stream, whichever.
+    recorded: bool,
+    at: Instant,
 }
 
-/// Looks at the database until nobody listens.
-pub(super) async fn watch_postgres(
-    database: Database,
-    durable: bool,
-    told: watch::Sender<Option<PostgresLook>>,
-) {
-    while !told.is_closed() {
-        match look_at_postgres(&database, durable).await {
-            Ok(look) => drop(told.send(Some(look))),
-            Err(error) => tracing::warn!(%error, "the settings of PostgreSQL could not be looked at"),
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
+impl PostgresLook {
+    /// What to say where it is too long ago.
+    pub fn stale(&self) -> Option<String> {
+        let age = self.at.elapsed();
+        (age >= LOOK_STALE).then(|| {
+            format!(
+                "the settings of PostgreSQL could not be looked at for {} s; the log says why",
+                age.as_secs()
+            )
+        })
     }
 }
 
+/// Looks at the database until a stop is asked for.
+pub(super) async fn watch_postgres(
+    database: Database,
+    durable: bool,
+    shutdown: Shutdown,
+    told: watch::Sender<Option<PostgresLook>>,
+) {
+    loop {
+        let database = database.clone();
+        // A task of its own: what waits for the database is left to wait, never cancelled in the middle of a statement.
+        let look = tokio::spawn(async move { look_at_postgres(&database, durable).await });
+        let looked = tokio::select! {
+            () = shutdown.stopped() => return,
+            looked = look => looked,
+        };
+        match looked {
+            Ok(Ok(look)) => drop(told.send(Some(look))),
+            Ok(Err(error)) => tracing::warn!(%error, "the settings of PostgreSQL could not be looked at"),
+            Err(error) => tracing::error!(%error, "a look at the settings of PostgreSQL ended unexpectedly"),
+        }
+        tokio::select! {
+            () = shutdown.stopped() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// By a connection of the recording side: those of the API may all be taken, and nothing is recorded before the first look.
 async fn look_at_postgres(database: &Database, durable: bool) -> Result<PostgresLook, IngestError> {
-    let mut tx = database.read(Scope::Everything).await?;
+    let at = Instant::now();
+    let mut tx = database.read_ingest().await?;
     let look = store::settings::look(&mut tx, durable).await?;
     let wrong = look.wrong.into_iter().map(WrongSetting::from).collect();
-    Ok(PostgresLook { wrong, unposted: look.unposted.map(WrongSetting::from), doubt: look.doubt })
+    // No life of a stream has this name.
+    let recorded = completeness::other_lives(&mut tx, Uuid::nil()).await?;
+    Ok(PostgresLook {
+        wrong,
+        unposted: look.unposted.map(WrongSetting::from),
+        doubt: look.doubt,
+        recorded,
+        at,
+    })
 }
 
 impl Supervisor {
@@ -70,7 +115,7 @@ impl Supervisor {
         let info = match stream::info(&self.context, &names).await {
             Ok(Some(info)) => info,
             Ok(None) => {
-                if let Some(missing) = self.missing() {
+                if let Some(missing) = self.missing().await {
                     return Ok(Found::wrong(missing));
                 }
                 match stream::create(&self.context, &names, limits).await {
@@ -112,22 +157,31 @@ impl Supervisor {
         Ok(Found { stream: Some(stream), wrong, config })
     }
 
-    /// What to say of a stream that is gone; `None` where it is to be made.
-    fn missing(&mut self) -> Option<WrongSetting> {
+    /// What to say of a stream that is missing; `None` where it is to be made.
+    async fn missing(&mut self) -> Option<WrongSetting> {
+        let name = self.plan.names.stream.clone();
+        let missing = |detail: &str| {
+            let detail = format!("{name} does not exist{detail}");
+            Some(WrongSetting { object: "stream", setting: "name".to_owned(), detail })
+        };
+        if !self.plan.consume {
+            return missing("; a process that records makes it (`serve`, or `serve --consumer`)");
+        }
+        // Where this process never saw one, the ledger says whether there was one.
         if !self.seen {
-            return None;
+            let Some(look) = self.look_at_postgres().await else {
+                return missing(", and the database does not say whether it ever did");
+            };
+            if !look.recorded {
+                return None;
+            }
         }
-        let name = &self.plan.names.stream;
         let since = self.missing_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= MISSING_PATIENCE {
-            tracing::error!(stream = name, "the stream was deleted; making it anew");
-            return None;
+        if since.elapsed() < MISSING_PATIENCE {
+            return missing(" any more; restore it now, or it is made anew");
         }
-        Some(WrongSetting {
-            object: "stream",
-            setting: "name".to_owned(),
-            detail: format!("{name} does not exist any more; restore it now, or it is made anew"),
-        })
+        tracing::error!(stream = name, "the stream was deleted; making it anew");
+        None
     }
 
     /// What the NATS servers tell about themselves; one that does not answer is taken as it was. One that never answered is
@@ -147,7 +201,7 @@ impl Supervisor {
                     if let Some(doubt) = look.doubt.take() {
                         self.doubt(doubt);
                     }
-                    self.monitors.insert(url, look);
+                    self.monitors.insert(url, (Instant::now(), look));
                 }
                 Err(error) if self.monitors.contains_key(&url) => {
                     tracing::debug!(at, %error, "the monitoring of NATS does not answer");
@@ -155,9 +209,8 @@ impl Supervisor {
                 Err(error) => silent.push((at, error)),
             }
         }
-        let unlisted = self.monitors.is_empty() && silent.is_empty() && nats_synced;
-        meters::unverified_servers(silent.len() + usize::from(unlisted));
-        let mut wrong: Vec<_> = self.monitors.values().flat_map(|look| look.wrong.clone()).collect();
+        self.count_untold(silent.len(), nats_synced);
+        let mut wrong: Vec<_> = self.monitors.values().flat_map(|(_, look)| look.wrong.clone()).collect();
         for (at, error) in silent {
             if self.monitors.is_empty() {
                 wrong.push(WrongSetting {
@@ -174,10 +227,27 @@ impl Supervisor {
         wrong
     }
 
+    /// Shows how many servers have not told their settings; `silent` of those whose addresses we have never did.
+    fn count_untold(&mut self, silent: usize, synced: bool) {
+        if self.monitors.is_empty() {
+            let unlisted = silent == 0 && synced;
+            return meters::unverified_servers(silent + usize::from(unlisted));
+        }
+        let connected = self.context.client().server_info().server_id;
+        let told = self.monitors.values().filter(|(at, _)| at.elapsed() < MONITOR_STALE);
+        let untold = settings::untold(told.map(|(_, look)| look), &connected);
+        if untold > silent && synced {
+            self.doubt(format!(
+                "the addresses in WAYBILL_NATS_MONITOR_URL do not tell of all servers of NATS ({untold} are missing), or of others: whether a power failure of these takes confirmed events was not looked at"
+            ));
+        }
+        meters::unverified_servers(untold.max(silent));
+    }
+
     /// Whether the stream is compressed by a server that may damage it.
     pub(super) fn look_at_compression(&self, config: &Value) -> Option<WrongSetting> {
         let connected = self.context.client().server_info().version;
-        let told = self.monitors.values().map(|look| look.version.as_str());
+        let told = self.monitors.values().map(|(_, look)| look.version.as_str());
         settings::compression(config, told.chain([connected.as_str()]))
     }
 
@@ -198,9 +268,10 @@ impl Supervisor {
         }
     }
 
-    /// Says in log, metrics and health what is wrong, and what is so no more; `unposted` is what only keeps posting from going
-    /// on.
-    pub(super) fn tell(&mut self, wrong: &[WrongSetting], unposted: Option<&WrongSetting>) {
+    /// Says in log, metrics and health what is wrong, and what is so no more. What the last look at the database found may
+    /// only keep posting from going on, or be too old.
+    pub(super) fn tell(&mut self, wrong: &[WrongSetting], postgres: Option<&PostgresLook>) {
+        let unposted = postgres.and_then(|look| look.unposted.as_ref());
         let wrong: BTreeSet<WrongSetting> = wrong.iter().chain(unposted).cloned().collect();
         let of = |setting: &WrongSetting| (setting.object, setting.setting.clone());
         let named: BTreeSet<_> = wrong.iter().map(of).collect();
@@ -216,10 +287,14 @@ impl Supervisor {
         for wrong in &wrong {
             meters::setting(wrong, true);
         }
-        if wrong.is_empty() {
+        let mut sentences: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        sentences.extend(match postgres {
+            Some(look) => look.stale(),
+            None => Some("the settings of PostgreSQL could not be looked at yet".to_owned()),
+        });
+        if sentences.is_empty() {
             self.health.up(SETTINGS);
         } else {
-            let sentences: Vec<String> = wrong.iter().map(ToString::to_string).collect();
             self.health.down(SETTINGS, sentences.join("; "));
         }
         self.told = wrong;

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::connection;
 use super::consumer::{self, Ended, SILENT, STREAM};
 use super::life::{self, Life};
 use super::pace::Nudge;
@@ -35,6 +36,8 @@ const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
 const RECORDING_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause after recording ended with an error.
 const SESSION_RETRY: Duration = Duration::from_secs(1);
+/// What the health of the stream says where a session could not begin or go on; one that hears of the stream takes it back.
+const NOT_STARTED: &str = "recording could not be started; the log says why";
 /// The part of the program's health that names wrong settings.
 pub const SETTINGS: &str = "settings";
 
@@ -83,9 +86,10 @@ pub async fn run(
     }
     meters::expect_lives();
     let (told, postgres) = watch::channel(None);
-    // Not waited for at the end: it only reads.
-    tokio::spawn(watch_postgres(recorder.database().clone(), plan.demands.postgres_durable, told));
     let shutdown = recorder.shutdown().clone();
+    let durable = plan.demands.postgres_durable;
+    let looking = watch_postgres(recorder.database().clone(), durable, shutdown.clone(), told);
+    shutdown.spawn_part("look at PostgreSQL", looking);
     let mut supervisor = Supervisor {
         plan,
         context,
@@ -140,8 +144,8 @@ struct Supervisor {
     current: watch::Sender<Option<UsageStream>>,
     /// The last answer of the database about itself.
     postgres: watch::Receiver<Option<PostgresLook>>,
-    /// The last answer of each NATS server about itself.
-    monitors: BTreeMap<String, ServerSettings>,
+    /// The last answer of each NATS server about itself, by its address, and when it came.
+    monitors: BTreeMap<String, (Instant, ServerSettings)>,
     /// What is known to be wrong.
     told: BTreeSet<WrongSetting>,
     /// What was said once.
@@ -176,10 +180,7 @@ impl Supervisor {
         wrong.extend(self.look_at_compression(&config));
         let postgres = self.look_at_postgres().await;
         wrong.extend(postgres.iter().flat_map(|look| look.wrong.clone()));
-        self.tell(&wrong, postgres.as_ref().and_then(|look| look.unposted.as_ref()));
-        if wrong.is_empty() && postgres.is_none() {
-            self.health.down(SETTINGS, "the settings of PostgreSQL could not be looked at yet");
-        }
+        self.tell(&wrong, postgres.as_ref());
         let Some(stream) = stream.filter(|_| wrong.is_empty() && postgres.is_some()) else {
             self.pause();
             return LOOK_EVERY;
@@ -318,18 +319,22 @@ impl Supervisor {
                 tracing::error!("messages wait, but none is delivered; subscribing anew");
             }
             Ok(Ok(Ended::Stopped | Ended::Paused | Ended::OtherLife)) => self.starved = 0,
-            Ok(Err(error)) => tracing::warn!(%error, "recording could not go on; trying again"),
-            Err(error) => tracing::error!(%error, "recording ended unexpectedly; starting it again"),
+            Ok(Err(error)) => {
+                self.health.down(STREAM, NOT_STARTED);
+                tracing::warn!(%error, "recording could not go on; trying again");
+            }
+            Err(error) => {
+                self.health.down(STREAM, NOT_STARTED);
+                tracing::error!(%error, "recording ended unexpectedly; starting it again");
+            }
         }
     }
 
     /// The server does not answer: its settings stay as they were known.
     async fn unreachable(&mut self, error: &IngestError) -> Duration {
         tracing::warn!(%error, "the stream could not be looked at");
-        // A session that runs says so itself once it hears of the stream again.
-        if self.plan.consume {
-            self.health.down(STREAM, SILENT);
-        }
+        // A session that runs says so itself once it hears of the stream again. Without one, the next look does.
+        self.health.down(if self.plan.consume { STREAM } else { SETTINGS }, SILENT);
         let since = self.unreachable_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= CONNECTION_PATIENCE {
             self.unreachable_since = None;
@@ -341,7 +346,7 @@ impl Supervisor {
     /// Tries another connection; the old one is kept where there is none.
     async fn connect_anew(&mut self) {
         self.starved = 0;
-        match stream::jetstream(&self.plan.nats_url, "waybill-consumer").await {
+        match connection::jetstream(&self.plan.nats_url, "waybill-consumer").await {
             Ok(context) => {
                 tracing::warn!("using another connection to NATS");
                 meters::rebuilt("connection");
