@@ -127,6 +127,45 @@ pub struct StatedCost {
     pub currency: Currency,
 }
 
+/// By which part of our cost a stated one may differ and still agree: gateways compute with floats.
+const TOLERATED_PART: i128 = 100;
+
+/// How a stated cost compares with ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StatedVerdict {
+    /// It differs by at most one part in a hundred.
+    Agrees,
+    /// It is more.
+    Above,
+    /// It is less.
+    Below,
+}
+
+impl StatedVerdict {
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agrees => "agrees",
+            Self::Above => "above",
+            Self::Below => "below",
+        }
+    }
+}
+
+impl StatedCost {
+    /// How it compares with our cost; `None` where that is in another currency.
+    pub fn against(self, cost: Amount, currency: Currency) -> Option<StatedVerdict> {
+        let difference = self.amount.checked_sub(cost).filter(|_| self.currency == currency)?.femtos();
+        Some(if difference.unsigned_abs() <= (cost.femtos() / TOLERATED_PART).unsigned_abs() {
+            StatedVerdict::Agrees
+        } else if difference > 0 {
+            StatedVerdict::Above
+        } else {
+            StatedVerdict::Below
+        })
+    }
+}
+
 /// Conditions of a call that a price can ask for; `None` is the standard one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct CallConditions {
@@ -225,5 +264,31 @@ text_enum! {
         Provider = "provider",
         /// The gateway, because the provider's count is missing; a later event may correct it.
         Estimated = "estimated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stated_cost_agrees_within_a_hundredth() {
+        let verdict = |stated: &str, cost: &str| {
+            let stated = StatedCost { amount: stated.parse().unwrap(), currency: Currency::USD };
+            stated.against(cost.parse().unwrap(), Currency::USD)
+        };
+        for (stated, cost, expected) in [
+            ("0", "0", StatedVerdict::Agrees),
+            ("0.000001", "0", StatedVerdict::Above),
+            ("0", "0.000001", StatedVerdict::Below),
+            ("1.01", "1", StatedVerdict::Agrees),
+            ("1.010000000000001", "1", StatedVerdict::Above),
+            ("0.99", "1", StatedVerdict::Agrees),
+            ("0.989999999999999", "1", StatedVerdict::Below),
+        ] {
+            assert_eq!(verdict(stated, cost), Some(expected), "{stated} {cost}");
+        }
+        let one = StatedCost { amount: "1".parse().unwrap(), currency: Currency::USD };
+        assert_eq!(one.against(one.amount, "EUR".parse().unwrap()), None);
     }
 }

@@ -22,15 +22,20 @@ pub mod v1;
 pub mod write;
 
 use axum::Router;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderName, Method, Uri, header};
+use axum::routing::get;
+use bytes::Bytes;
 use utoipa::openapi::OpenApi;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::ingest::Publisher;
 use crate::store::Database;
 use problem::{METHOD_NOT_ALLOWED, NO_ROUTE, Problem};
+
+/// Where the document is served.
+const DOCUMENT_PATH: &str = "/openapi.json";
 
 /// What handlers work with; cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,11 +62,19 @@ pub fn router(state: AppState) -> (Router, OpenApi) {
     let (router, document) = openapi::documented().split_for_parts();
     let document = openapi::complete(document);
     let router = router
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document.clone()))
+        .route(DOCUMENT_PATH, get(served(&document)))
+        .merge(SwaggerUi::new("/docs").config(Config::from(DOCUMENT_PATH)))
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(state);
     (edge::surround(router), document)
+}
+
+/// The document, written once: answers that wait to be read share its bytes.
+fn served(document: &OpenApi) -> ([(HeaderName, &'static str); 1], Bytes) {
+    // Plain data, which is always written.
+    let json = Bytes::from(document.to_json().unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], json)
 }
 
 async fn no_route() -> Problem {

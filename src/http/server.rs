@@ -1,4 +1,6 @@
-//! Serving connections: how many at a time, and how long one may stay silent.
+//! Serving connections: how many at a time, and how long one may stay silent or leave its answer unread.
+//!
+//! HTTP/1.1 only: an HTTP/2 client may hold back any number of answers by flow control and still not be silent.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,8 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::serve::Listener;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
@@ -22,20 +24,27 @@ pub struct Limits {
     head: Duration,
     /// How long a client may send nothing at all, while it waits for its answer too.
     silence: Duration,
+    /// How long a client may take nothing of its answer. The reader cannot tell: it does not look while a request that the
+    /// client sent ahead waits.
+    unread: Duration,
 }
 
 /// For whoever uses the program. With [`MONITORS`], connections stay below the usual limit of 1,024 open files, of which the program
-/// needs some itself; silence is longer than any request may take (`edge`).
-pub const CLIENTS: Limits =
-    Limits { connections: 800, head: Duration::from_secs(30), silence: Duration::from_secs(75) };
+/// needs some itself; silence is longer than any request may take (`edge`), and an unread answer ends before the grace of a
+/// stop does.
+pub const CLIENTS: Limits = Limits {
+    connections: 800,
+    head: Duration::from_secs(30),
+    silence: Duration::from_secs(75),
+    unread: Duration::from_secs(15),
+};
 /// For whoever watches it: places of their own, which clients cannot take.
 pub const MONITORS: Limits = Limits { connections: 50, ..CLIENTS };
-/// Requests of one HTTP/2 connection at a time; more wait.
-const STREAMS: u32 = 32;
 
 /// Serves a router until `stopped` resolves, then finishes the requests that have begun.
 ///
-/// A client that connects and says nothing, or sends half a request, holds its connection for a bounded time only.
+/// A client that connects and says nothing, sends half a request, or does not read its answer, holds its connection for a
+/// bounded time only.
 pub async fn serve<L: Listener>(
     limits: Limits,
     mut listener: L,
@@ -44,9 +53,8 @@ pub async fn serve<L: Listener>(
 ) {
     let mut stopped = pin!(stopped);
     let (room, open) = (Arc::new(Semaphore::new(limits.connections)), GracefulShutdown::new());
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.head).max_concurrent_streams(STREAMS);
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head);
     loop {
         let next = async {
             let place = Arc::clone(&room).acquire_owned().await;
@@ -58,9 +66,9 @@ pub async fn serve<L: Listener>(
         };
         let mut io = TimeoutStream::new(io);
         io.set_read_timeout(Some(limits.silence));
+        io.set_write_timeout(Some(limits.unread));
         let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(Box::pin(io)), service).into_owned();
-        let connection = open.watch(connection);
+        let connection = open.watch(builder.serve_connection(TokioIo::new(Box::pin(io)), service));
         tokio::spawn(async move {
             // What a client does to its connection is its own business.
             if let Err(error) = connection.await {
@@ -83,12 +91,17 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(200);
     const LONG: Duration = Duration::from_mins(1);
+    const PATIENT: Limits = Limits { connections: 9, head: LONG, silence: LONG, unread: LONG };
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
+    /// More than the buffers of both ends of a connection hold.
+    const LARGE_BYTES: usize = 32 << 20;
 
     async fn start(limits: Limits) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(async || "here"));
+        let router = Router::new()
+            .route("/", get(async || "here"))
+            .route("/large", get(async || " ".repeat(LARGE_BYTES)));
         tokio::spawn(serve(limits, listener, router, std::future::pending()));
         address
     }
@@ -104,8 +117,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_stays_silent_or_half_said_is_ended() {
-        let silence = start(Limits { connections: 9, head: LONG, silence: SHORT }).await;
-        let head = start(Limits { connections: 9, head: SHORT, silence: LONG }).await;
+        let silence = start(Limits { silence: SHORT, ..PATIENT }).await;
+        let head = start(Limits { head: SHORT, ..PATIENT }).await;
         for (at, said) in [(silence, &REQUEST[..0]), (silence, &REQUEST[..20]), (head, &REQUEST[..20])] {
             let ended = tokio::time::timeout(LONG / 2, answer(said, at)).await;
             assert!(!ended.unwrap().contains("200 OK"));
@@ -114,26 +127,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_http2_connection_is_told_how_many_requests_it_may_have() {
-        const HEAD_BYTES: usize = 9;
-        const SETTINGS: u8 = 4;
-        const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
-        let at = start(Limits { connections: 1, head: LONG, silence: LONG }).await;
+    async fn a_connection_whose_answer_is_not_read_is_ended() {
+        let at = start(Limits { connections: 1, unread: SHORT, ..PATIENT }).await;
         let mut client = TcpStream::connect(at).await.unwrap();
-        // The preface, and settings that change nothing.
-        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        let mut head = [0; HEAD_BYTES];
-        client.read_exact(&mut head).await.unwrap();
-        assert_eq!(head[3], SETTINGS);
-        let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-        client.read_exact(&mut settings).await.unwrap();
-        let told = settings.chunks(6).find(|setting| setting[..2] == MAX_CONCURRENT_STREAMS).unwrap();
-        assert_eq!(u32::from_be_bytes(told[2..].try_into().unwrap()), STREAMS);
+        // Another request's first byte: the server stops listening until it has answered the one before.
+        client.write_all(b"GET /large HTTP/1.1\r\nhost: here\r\n\r\nG").await.unwrap();
+        let next = tokio::time::timeout(LONG / 2, answer(REQUEST, at)).await;
+        assert!(next.expect("its place is free again").ends_with("here"));
+        let mut answered = Vec::new();
+        client.read_to_end(&mut answered).await.ok();
+        assert!(answered.len() < LARGE_BYTES, "{}", answered.len());
+    }
+
+    #[tokio::test]
+    async fn http2_is_refused_at_once() {
+        let at = start(PATIENT).await;
+        // The preface, and settings that let no byte of an answer pass.
+        let said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
+        tokio::time::timeout(LONG / 2, answer(said, at)).await.expect("the connection is ended");
+        assert!(answer(REQUEST, at).await.ends_with("here"));
     }
 
     #[tokio::test]
     async fn more_connections_than_there_is_room_for_wait() {
-        let at = start(Limits { connections: 1, head: LONG, silence: LONG }).await;
+        let at = start(Limits { connections: 1, ..PATIENT }).await;
         let first = TcpStream::connect(at).await.unwrap();
         assert!(tokio::time::timeout(SHORT, answer(REQUEST, at)).await.is_err(), "there is no room");
         drop(first);

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -14,6 +14,9 @@ use super::problem::{NOT_ACCEPTABLE, Problem};
 
 /// A first character that makes a spreadsheet take a text for a formula (OWASP: CSV injection).
 const FORMULA_STARTS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+
+/// Says how old the figures of a report are.
+pub const AS_OF: HeaderName = HeaderName::from_static("x-as-of");
 
 /// A row of a CSV file.
 pub trait CsvRow {
@@ -55,7 +58,7 @@ impl Cells {
 
     /// A time, RFC 3339 in UTC.
     pub fn time(&mut self, at: DateTime<Utc>) -> &mut Self {
-        self.0.push(at.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+        self.0.push(rfc3339(at));
         self
     }
 
@@ -66,6 +69,10 @@ impl Cells {
             None => self.text(""),
         }
     }
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
 /// The form the client asked for.
@@ -111,6 +118,23 @@ impl Format {
         }
         best.map(|(_, format)| format)
             .ok_or_else(|| Problem::new(&NOT_ACCEPTABLE, "Accept `application/json` or `text/csv`."))
+    }
+
+    /// A report whose figures are as of a time, which a file has no place for: it is in the header `X-As-Of`.
+    ///
+    /// # Errors
+    /// As [`Self::respond`].
+    pub fn respond_as_of<V: CsvRow>(
+        self,
+        as_of: DateTime<Utc>,
+        name: &str,
+        body: &impl Serialize,
+        rows: &[V],
+    ) -> Result<Response, Problem> {
+        let mut response = self.respond(name, body, rows)?;
+        let as_of = HeaderValue::try_from(rfc3339(as_of)).map_err(Problem::internal)?;
+        response.headers_mut().insert(AS_OF, as_of);
+        Ok(response)
     }
 
     /// A report in the asked form: `body` as JSON or `rows` as `<name>.csv`.

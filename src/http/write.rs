@@ -6,6 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -66,7 +68,7 @@ impl<R: Access, T: DeserializeOwned + Send> FromRequest<AppState> for Write<R, T
         let caller =
             Auth::<R>::from_request_parts(&mut parts, state).await.map_err(Problem::into_response)?.caller;
         let key = idempotency_key(&parts.headers).map_err(Problem::into_response)?;
-        let target = format!("{} {}", parts.method, parts.uri);
+        let target = target(&parts);
         let request = Request::from_parts(parts, body);
         let (bytes, body) = read_json::<T>(request).await.map_err(Problem::into_response)?;
         let claim = key.map(|key| (key, request_hash(&target, &bytes)));
@@ -255,6 +257,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     }
 }
 
+/// Method, path and query. Not the host, which a URI may hold as well: it may be another one where a request is repeated.
+fn target(parts: &Parts) -> String {
+    format!("{} {}", parts.method, parts.uri.path_and_query().map_or("/", PathAndQuery::as_str))
+}
+
 /// What makes two requests the same: method, path, query and the bytes of the body.
 fn request_hash(target: &str, body: &[u8]) -> Vec<u8> {
     let mut hasher = Sha256::new();
@@ -290,6 +297,14 @@ mod tests {
         assert_eq!(base, request_hash("POST /v1/customers", b"{}"));
         assert_ne!(base, request_hash("POST /v1/gateways", b"{}"));
         assert_ne!(base, request_hash("POST /v1/customers", b"{ }"));
+    }
+
+    #[test]
+    fn another_host_is_the_same_request() {
+        let to = |uri: &str| target(&Request::post(uri).body(Body::empty()).unwrap().into_parts().0);
+        for uri in ["/v1/rerates?dry_run=true", "http://a:8080/v1/rerates?dry_run=true"] {
+            assert_eq!(to(uri), "POST /v1/rerates?dry_run=true");
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use sqlx::types::Json;
 
 use super::StoreError;
 use super::journal::payload;
-use super::quantities::{Rare, quantities_of};
+use super::quantities::{Rare, conditions_of, quantities_of};
 use super::rates::currency;
-use crate::domain::event::{CallConditions, StatedCost, UsagePart};
+use crate::domain::event::{StatedCost, UsagePart};
 use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::domain::money::{Amount, Currency};
@@ -130,13 +130,7 @@ impl TryFrom<RawRow> for EventRow {
     fn try_from(row: RawRow) -> Result<Self, StoreError> {
         let currency_of = |code: Option<String>| code.as_deref().map(currency).transpose();
         let stated = row.stated_cost.zip(currency_of(row.stated_currency)?);
-        let conditions = CallConditions {
-            platform: row.platform.map(Into::into),
-            region: row.region.map(Into::into),
-            service_tier: row.service_tier.map(Into::into),
-            processing: row.processing.map(Into::into),
-            speed: row.speed.map(Into::into),
-        };
+        let conditions = conditions_of!(row);
         let quantities = quantities_of!(row);
         let usage = row.provider.zip(row.model).map(|(provider, model)| UsagePart {
             provider: provider.into(),

@@ -50,6 +50,7 @@ use chrono::NaiveDate;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
+use crate::domain::identity::EventKey;
 use crate::domain::ids::CustomerId;
 
 use pools::Returned;
@@ -92,6 +93,10 @@ pub enum StoreError {
         /// Rows it did change.
         actual: u64,
     },
+    /// What stands for an estimate is not what it was when it was looked up, or cannot be taken back: the event that corrects
+    /// it must not be recorded so.
+    #[error("what stands for the estimate with the key {} is not what was looked up, or cannot be taken back", .0.0)]
+    StandsOtherwise(EventKey),
     /// The journal has no partition for what is booked on a day: not made yet, detached, or gone.
     #[error(
         "the journal has no partition for {0}: attach it again where it was detached; until it is there, nothing booked then is recorded or posted"
@@ -145,6 +150,7 @@ impl StoreError {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed,
             )
+            | Self::StandsOtherwise(_)
             | Self::NoPartition(_)
             | Self::ShareTaken => true,
             Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {

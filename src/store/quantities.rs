@@ -1,4 +1,4 @@
-//! Quantities as the sums hold them: six columns and a document of the rare classes.
+//! Quantities as rows hold them: six columns and a document of the rare classes. And the conditions of a call: five columns.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -48,6 +48,20 @@ macro_rules! quantities_of {
     };
 }
 pub(super) use quantities_of;
+
+/// The conditions of the call of a row that has the five columns under their names, whatever else it has.
+macro_rules! conditions_of {
+    ($row:expr) => {
+        $crate::domain::event::CallConditions {
+            platform: $row.platform.map(Into::into),
+            region: $row.region.map(Into::into),
+            service_tier: $row.service_tier.map(Into::into),
+            processing: $row.processing.map(Into::into),
+            speed: $row.speed.map(Into::into),
+        }
+    };
+}
+pub(super) use conditions_of;
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::journal::JOURNAL_LOCK;
-use super::quantities::{Rare, quantities_of};
+use super::quantities::{Rare, conditions_of, quantities_of};
 use super::{StoreError, ensure_affected, rates};
-use crate::domain::event::{CallConditions, UsagePart};
+use crate::domain::event::UsagePart;
 use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{BatchId, CustomerId, PriceId};
 use crate::domain::money::Amount;
@@ -202,13 +202,6 @@ impl TryFrom<RawPart> for StandingPart {
             cost: stamp(row.cost_price, row.cost, &row.cost_currency)?,
             charge: stamp(row.sell_price, row.charge, &row.charge_currency)?,
         };
-        let conditions = CallConditions {
-            platform: row.platform.map(Into::into),
-            region: row.region.map(Into::into),
-            service_tier: row.service_tier.map(Into::into),
-            processing: row.processing.map(Into::into),
-            speed: row.speed.map(Into::into),
-        };
         Ok(Self {
             key: row.key,
             part: row.part,
@@ -218,7 +211,7 @@ impl TryFrom<RawPart> for StandingPart {
             usage: UsagePart {
                 provider: row.reported_provider.into(),
                 model: row.reported_model.into(),
-                conditions,
+                conditions: conditions_of!(row),
                 quantities: quantities_of!(row),
                 tier_input: row.tier_input,
                 stated_cost: None,

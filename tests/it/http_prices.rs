@@ -159,6 +159,9 @@ async fn what_cannot_be_quoted_says_why() {
         assert_eq!(answer.json()["errors"][0]["field"], field, "{}", answer.text);
     }
     expect(&quote(&api, &api.keys.gateway, "list", call("gpt-5")).await, 403, "forbidden");
+    let late = json!({"book": "list", "at": "+12026-11-23T10:00:00Z", "data": call("gpt-5")});
+    let late = api.post(finance, "/v1/prices/quote", &late).await;
+    assert_eq!(late.status, StatusCode::OK, "a time is no fault of the data: {}", late.text);
 }
 
 #[tokio::test]

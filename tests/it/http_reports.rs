@@ -74,7 +74,10 @@ async fn usage_and_margin() {
     let customers: Vec<&Value> =
         margin["data"].as_array().unwrap().iter().map(|row| &row["customer"]).collect();
     assert_eq!(customers, ["acme", "globex"]);
-    let file = csv(&api, finance, &format!("/v1/usage?{OCTOBER}&group_by=project")).await;
+    let path = format!("/v1/usage?{OCTOBER}&group_by=project");
+    let answer = api.send(Method::GET, finance, &path, "", &[("accept", "text/csv")]).await;
+    assert_eq!(answer.headers["x-as-of"], "2026-11-23T12:00:00Z");
+    let file = csv(&api, finance, &path).await;
     assert!(file.contains("\r\n,,,,'=cmd(),,,1,"), "{file}");
     assert_eq!(api.get(&api.keys.acme, "/v1/reports/margin").await.problem(), (403, "forbidden".to_owned()));
     for query in ["group_by=colour", "from=2026-11-01T00:00:00Z&to=2026-11-01T00:00:00Z"] {
@@ -386,4 +389,70 @@ async fn an_invoice_is_previewed_finalized_once_and_read() {
     let proof =
         waybill::reports::verify::verify(&ledger.database, utc("2026-12-01T00:00:00Z")).await.unwrap();
     assert_eq!(proof.findings, []);
+}
+
+#[tokio::test]
+async fn the_invoices_of_a_month_are_those_of_every_zone() {
+    let api = Api::start().await;
+    let mut ledger = Ledger::beside(&api.bed).await;
+    for (customer, zone) in
+        [("acme", "UTC"), ("berlin", "Europe/Berlin"), ("new-york", "America/New_York"), ("late", "UTC")]
+    {
+        let id = ledger.customer(customer, zone).await;
+        let at = if customer == "late" { "2026-09-15T00:00:00Z" } else { "2026-10-15T00:00:00Z" };
+        ledger.record(&[call(id, at, customer, 1, 0)]).await;
+    }
+    ledger.post().await;
+    let finance = &api.keys.finance;
+    for (customer, period) in
+        [("acme", "2026-10"), ("berlin", "2026-10"), ("new-york", "2026-10"), ("late", "2026-09")]
+    {
+        let body = json!({"customer": customer, "period": period});
+        let closed = api.post(finance, "/v1/invoices/finalize", &body).await;
+        assert_eq!(closed.status, StatusCode::OK, "{}", closed.text);
+    }
+    let listed = async |query: &str| {
+        let invoices = json(&api, finance, &format!("/v1/invoices?{query}")).await;
+        let customers =
+            invoices["data"].as_array().unwrap().iter().map(|invoice| invoice["customer"].to_string());
+        customers.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(listed("period=2026-10").await, r#""new-york" "berlin" "acme""#);
+    assert_eq!(listed("period=2026-09").await, r#""late""#);
+    assert_eq!(listed("period=2026-10&customer=berlin").await, r#""berlin""#);
+    assert_eq!(listed("period=2026-10&from=2026-10-01T00:00:00Z").await, r#""new-york" "acme""#);
+    for period in ["2026", "2026-13", "October", "2026-10-01T00:00:00Z"] {
+        let refused = api.get(finance, &format!("/v1/invoices?period={period}")).await;
+        assert_eq!(refused.problem(), (422, "invalid_value".to_owned()), "{period}");
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_an_invoice_from_being_made_is_told_to_finance() {
+    let (api, ledger) = filled().await;
+    ledger.run("UPDATE usage_rollups SET charge = charge + 1").await;
+    let body = json!({"customer": "acme", "period": "2026-10"});
+    let path = "/v1/invoices/preview?period=2026-10";
+    let finance = &api.keys.finance;
+    for refused in [
+        api.post(finance, "/v1/invoices/finalize", &body).await,
+        api.get(finance, &format!("{path}&customer=acme")).await,
+    ] {
+        assert_eq!(refused.problem(), (409, "conflict".to_owned()));
+        assert!(refused.text.contains("run `waybill verify`"), "{}", refused.text);
+    }
+    let billed = api.get(&api.keys.acme, path).await;
+    assert_eq!(billed.problem(), (500, "internal".to_owned()));
+    assert!(!billed.text.contains("verify"), "{}", billed.text);
+}
+
+#[tokio::test]
+async fn no_year_is_too_far_for_an_answer() {
+    let api = Api::start().await;
+    let ledger = Ledger::beside(&api.bed).await;
+    ledger.customer("acme", "Asia/Kathmandu").await;
+    for period in ["%2B262142-12-31T23:59:59Z", "%2B262142-12", "-262143-01-01T00:00:00Z", "%2B10001-01"] {
+        let refused = api.get(&api.keys.acme, &format!("/v1/invoices/preview?period={period}")).await;
+        assert_eq!(refused.problem(), (422, "invalid_value".to_owned()), "{period}");
+    }
 }

@@ -378,7 +378,7 @@ async fn rejections_are_replayed_and_discarded() {
     let finance = &api.keys.finance;
     let all =
         api.post(finance, "/v1/rejections/replay", &json!({"reason": "unpriced", "customer": "acme"})).await;
-    assert_eq!((all.status, all.json()), (StatusCode::ACCEPTED, json!({"requested": 1})));
+    assert_eq!((all.status, all.json()), (StatusCode::ACCEPTED, json!({"requested": 1, "left": 0})));
     let id =
         api.get(finance, "/v1/rejections?reason=too_old").await.json()["data"][0]["id"].as_i64().unwrap();
     let replay = format!("/v1/rejections/{id}/replay");
@@ -399,4 +399,17 @@ async fn rejections_are_replayed_and_discarded() {
         1
     );
     assert_eq!(api.number("SELECT count(*) FROM audit_log WHERE action LIKE 'rejection.%'").await, 4);
+
+    let many =
+        json!({"reason": "unpriced", "gateway": "gw-1", "from": "2020-01-01T00:00:00Z", "note": "a test"});
+    let mut nameless = many.clone();
+    nameless["note"] = json!("");
+    expect(&api.post(finance, "/v1/rejections/discard", &nameless).await, INVALID);
+    let done = api.post(finance, "/v1/rejections/discard", &many).await;
+    assert_eq!((done.status, done.json()), (StatusCode::OK, json!({"discarded": 2, "left": 0})));
+    assert_eq!(api.post(finance, "/v1/rejections/discard", &many).await.json()["discarded"], 0);
+    let open = api.get(finance, "/v1/rejections?open=true&from=2020-01-01T00:00:00Z").await.json();
+    assert_eq!(open["data"].as_array().unwrap().len(), 1);
+    let open = api.get(finance, "/v1/rejections?open=true&to=2020-01-01T00:00:00Z").await.json();
+    assert_eq!(open["data"].as_array().unwrap().len(), 0);
 }

@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL that die silently, and those that are only slow.
+//! Connections to PostgreSQL that die silently, those that are only slow, and transactions that cannot be committed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use waybill::store::{Database, PoolWatch};
+use waybill::store::{Database, PoolWatch, commit};
 
 use crate::harness::{TestBed, wait_until};
 
@@ -81,4 +81,13 @@ async fn a_transaction_that_the_server_knows_nothing_of_is_found_and_a_slow_one_
     .await;
     assert!(!waiting.is_finished(), "the client itself would wait for ever");
     waiting.abort();
+}
+
+/// PostgreSQL answers such a COMMIT with a rollback, and the client takes that for done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_failed_statement_nobody_has_looked_at_is_not_committed() {
+    let bed = TestBed::new().await;
+    let mut tx = bed.database.begin().await.unwrap();
+    assert!(sqlx::raw_sql("SELECT 1 / 0").execute(&mut *tx).await.is_err());
+    assert!(commit(tx).await.is_err());
 }

@@ -15,7 +15,7 @@ use waybill::ingest::{self, Publisher};
 use waybill::store::{catalog, commit, gateways};
 
 use crate::forward_bed::{self, recorded, recorded_exactly};
-use crate::harness::{get, wait_until};
+use crate::harness::{everything, get, wait_until};
 use crate::nats_raw::Raw;
 use crate::private_nats::{PrivateNats, SHIPPED_GATEWAY};
 use crate::world::{Outcome, World, gpt5_prices, usage_event};
@@ -29,6 +29,8 @@ const REVOCATION_MAX: Duration = Duration::from_mins(1);
 /// Connections that a flood makes, where everything is to be run and else, and how many it holds open at a time.
 const FLOOD_CONNECTIONS: (usize, usize) = (10_000, 2_000);
 const FLOOD_HELD: usize = 600;
+/// How long a flood may take.
+const FLOOD_MAX: Duration = Duration::from_mins(5);
 /// Bytes of a junk message, and the pause that makes 10 MB of them a second; and most messages of them.
 const JUNK_BYTES: usize = 60_000;
 const JUNK_PAUSE: Duration = Duration::from_millis(6);
@@ -199,58 +201,79 @@ async fn captured_messages_count_once_and_a_revoked_gateway_is_out_at_once() {
 
 /// What an attacker does who wants to be in the way.
 struct Flood {
-    attempts: Arc<AtomicUsize>,
+    met: Arc<Met>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
 
+/// How often a flood has connected, and met the limits that are to hold it up.
+#[derive(Default)]
+struct Met {
+    attempts: AtomicUsize,
+    connections_refused: AtomicUsize,
+    subscriptions_refused: AtomicUsize,
+}
+
 impl Flood {
     fn start(nats: &PrivateNats) -> Self {
-        let mut flood = Self { attempts: Arc::default(), stop: Arc::default(), tasks: JoinSet::new() };
+        let mut flood = Self { met: Arc::default(), stop: Arc::default(), tasks: JoinSet::new() };
         let url = nats.gateway_url_of(ATTACKER);
         let address = url.rsplit_once('@').unwrap().1.to_owned();
         for _ in 0..8 {
-            flood.tasks.spawn(connections(address.clone(), Arc::clone(&flood.attempts)));
+            flood.tasks.spawn(connections(address.clone(), Arc::clone(&flood.met)));
         }
-        flood.tasks.spawn(subscriptions(url.clone(), Arc::clone(&flood.stop)));
+        flood.tasks.spawn(subscriptions(url.clone(), Arc::clone(&flood.met), Arc::clone(&flood.stop)));
         flood.tasks.spawn(junk(url, Arc::clone(&flood.stop)));
         flood
     }
 
+    /// Whether it has connected as often as it is to. With none of its connections left it gets as far as to subscribe.
     fn done(&self) -> bool {
-        self.attempts.load(Ordering::Relaxed) >= flood_connections()
+        self.met.attempts.load(Ordering::Relaxed) >= flood_connections()
+            && self.met.subscriptions_refused.load(Ordering::Relaxed) > 0
     }
 }
 
 /// As many as `make test-faults` asks for, or few enough for the tests beside it.
 fn flood_connections() -> usize {
-    let all = std::env::var_os("WAYBILL_FAULTS").is_some_and(|value| value == "all");
-    if all { FLOOD_CONNECTIONS.0 } else { FLOOD_CONNECTIONS.1 }
+    if everything() { FLOOD_CONNECTIONS.0 } else { FLOOD_CONNECTIONS.1 }
 }
 
 /// Connects again and again, says half a sentence, and waits.
-async fn connections(address: String, attempts: Arc<AtomicUsize>) {
+async fn connections(address: String, met: Arc<Met>) {
     let mut held = VecDeque::new();
-    while attempts.fetch_add(1, Ordering::Relaxed) < flood_connections() {
+    while met.attempts.fetch_add(1, Ordering::Relaxed) < flood_connections() {
         if let Ok(mut stream) = TcpStream::connect(&address).await {
             stream.write_all(b"CONNECT {\"verbose\":fal").await.ok();
             held.push_back(stream);
         }
-        if held.len() > FLOOD_HELD / 8 {
-            held.pop_front();
+        if held.len() > FLOOD_HELD / 8
+            && let Some(stream) = held.pop_front()
+        {
+            met.connections_refused.fetch_add(usize::from(refused(&stream)), Ordering::Relaxed);
         }
     }
 }
 
+/// Whether the server has told a connection that there are too many.
+fn refused(stream: &TcpStream) -> bool {
+    let mut said = vec![0; 1 << 16];
+    let read = stream.try_read(&mut said).unwrap_or_default();
+    String::from_utf8_lossy(&said[..read]).contains("maximum connections exceeded")
+}
+
 /// Asks for 1,000 subscriptions per connection, with subjects of 4 KiB in between.
-async fn subscriptions(url: String, stop: Arc<AtomicBool>) {
+async fn subscriptions(url: String, met: Arc<Met>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         let Some(mut raw) = Raw::try_connect(&url).await else { continue };
         for number in 0..1_000 {
             raw.send(&format!("SUB _INBOX_{ATTACKER}.{number} {number}")).await;
         }
         raw.send(&format!("SUB _INBOX_{ATTACKER}.{} 1", "x".repeat(4_096))).await;
-        while raw.line().await.is_some() {}
+        while let Some(line) = raw.line().await {
+            let refused = line.contains("maximum subscriptions exceeded");
+            met.subscriptions_refused.fetch_add(usize::from(refused), Ordering::Relaxed);
+        }
     }
 }
 
@@ -275,7 +298,9 @@ async fn floods_do_not_hold_up_the_billing_of_others() {
     wait_until("the victim is connected", async || publisher.connected().then_some(())).await;
     let flood = Flood::start(&billed.nats);
     let (mut expected, mut slowest) = (BTreeSet::new(), Duration::ZERO);
+    let started = Instant::now();
     while !flood.done() {
+        assert!(started.elapsed() < FLOOD_MAX, "the flood does not meet the limit of its subscriptions");
         let id = format!("e-{}", expected.len());
         let sent = Instant::now();
         let body = event(SHIPPED_GATEWAY, &id).to_string();
@@ -291,6 +316,10 @@ async fn floods_do_not_hold_up_the_billing_of_others() {
         }
     }
     flood.stop.store(true, Ordering::Relaxed);
+    let [connections, subscriptions] = [&flood.met.connections_refused, &flood.met.subscriptions_refused]
+        .map(|refused| refused.load(Ordering::Relaxed));
+    println!("{connections} connections and {subscriptions} subscriptions of the flood were refused");
+    assert!(connections > 0, "the flood did not meet the limit of connections");
     drop(flood);
     println!(
         "{} events of the victim during the flood, the slowest recorded after {slowest:?}",

@@ -240,14 +240,15 @@ impl<V: MoneyRow> CsvRow for ForCustomer<V> {
 pub(super) fn respond<V: MoneyRow>(
     format: Format,
     caller: &Caller,
+    as_of: DateTime<Utc>,
     name: &str,
     body: &impl Serialize,
     rows: &[V],
 ) -> Result<Response, Problem> {
     if caller.sees_cost() {
-        format.respond(name, body, &rows.iter().map(ForFinance).collect::<Vec<_>>())
+        format.respond_as_of(as_of, name, body, &rows.iter().map(ForFinance).collect::<Vec<_>>())
     } else {
-        format.respond(name, body, &rows.iter().map(ForCustomer).collect::<Vec<_>>())
+        format.respond_as_of(as_of, name, body, &rows.iter().map(ForCustomer).collect::<Vec<_>>())
     }
 }
 

@@ -18,6 +18,7 @@ use crate::domain::price::PriceConditions;
 use crate::http::AppState;
 use crate::http::auth::Finance;
 use crate::http::listing::{Listing, NoFilter, Page, PageParams};
+use crate::http::openapi::DecimalText;
 use crate::http::problem::{Problem, ProblemBody};
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow};
@@ -37,10 +38,10 @@ pub fn routes() -> OpenApiRouter<AppState> {
 #[schema(as = Markup)]
 struct MarkupView {
     /// The factor on every rate of the base, where `markups_by_model` has no other.
-    #[schema(value_type = String, example = "1.2")]
+    #[schema(value_type = DecimalText)]
     markup: Decimal,
     /// Other factors for some models, by name or by the beginning of a name and `*`; the longest that matches decides.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, DecimalText>)]
     markups_by_model: BTreeMap<String, Decimal>,
     /// First instant; null for those that the book was made with.
     valid_from: Option<DateTime<Utc>>,
@@ -117,10 +118,10 @@ struct MarkupChangeView {
     /// Whether nothing was stored.
     dry_run: bool,
     /// The factor on every rate of the base, where `markups_by_model` has no other.
-    #[schema(value_type = String, example = "1.25")]
+    #[schema(value_type = DecimalText)]
     markup: Decimal,
     /// Other factors for some models.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, DecimalText>)]
     markups_by_model: BTreeMap<String, Decimal>,
     /// First instant.
     valid_from: DateTime<Utc>,

@@ -18,6 +18,7 @@ use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
 use crate::http::auth::{Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
+use crate::http::openapi::DecimalText;
 use crate::http::problem::{CONFLICT, INVALID_VALUE, NOT_FOUND, Problem};
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow};
@@ -67,7 +68,7 @@ struct PeriodPriceView {
     #[schema(value_type = Option<String>)]
     size: Option<String>,
     /// Packages, tasks: money for one.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<DecimalText>)]
     amount: Option<Amount>,
     /// Tasks: of this type.
     task_type: Option<String>,
@@ -99,10 +100,10 @@ struct TierView {
     #[schema(example = "10000000")]
     up_to: Option<String>,
     /// Money per `per` units in place of the list rate.
-    #[schema(value_type = Option<String>, example = "2.5")]
+    #[schema(value_type = Option<DecimalText>)]
     rate: Option<Amount>,
     /// Or what the list rate is multiplied with.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<DecimalText>)]
     factor: Option<Decimal>,
     /// Of the rate.
     #[schema(value_type = String, example = "USD")]

@@ -21,6 +21,7 @@ use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
 use crate::http::auth::{Finance, Read};
 use crate::http::listing::{Listing, NoFilter, Page, PageParams};
+use crate::http::openapi::DecimalText;
 use crate::http::problem::{ALREADY_EXISTS, CONFLICT, INVALID_VALUE, Problem};
 use crate::http::request::{Path, Query};
 use crate::http::table::{Cells, CsvRow};
@@ -55,10 +56,10 @@ struct BookView {
     /// The cost book whose prices it marks up.
     base: Option<String>,
     /// The factor on every rate of the base now, where `markups` has no other.
-    #[schema(value_type = Option<String>, example = "1.2")]
+    #[schema(value_type = Option<DecimalText>)]
     markup: Option<Decimal>,
     /// Other factors for some models now, by name or by the beginning of a name and `*`; the longest that matches decides.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, DecimalText>)]
     markups: BTreeMap<String, Decimal>,
     /// When it was made.
     created_at: DateTime<Utc>,

@@ -13,7 +13,6 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::domain::event::{Report, UsagePart};
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency, Rate};
 use crate::domain::names::to_cell;
@@ -23,11 +22,12 @@ use crate::domain::tokens::TokenClass;
 use crate::http::AppState;
 use crate::http::auth::{Auth, Finance, Read, Reader};
 use crate::http::listing::{Listing, Page, PageParams};
+use crate::http::openapi::DecimalText;
 use crate::http::problem::Problem;
 use crate::http::request::{Path, read_json};
 use crate::http::table::{Cells, CsvRow, Format, csv};
 use crate::http::write::Write;
-use crate::metering::parse_event;
+use crate::metering::parse_usage;
 use crate::reports::{self, Quote, QuoteBy, QuoteError, QuotedLine, QuotedPart};
 use crate::store::prices::{self, PriceCursor, PriceFilter, StoredPrice};
 
@@ -62,13 +62,13 @@ pub(super) struct PriceView {
     /// Units that the rates are money for.
     per: i64,
     /// Its own rates as quoted: money per `per` tokens, before the multiplier.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, DecimalText>)]
     rates: BTreeMap<TokenClass, Amount>,
     /// Its own fees: money per one unit.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, DecimalText>)]
     fees: BTreeMap<TokenClass, Amount>,
     /// What the quoted rates are multiplied with.
-    #[schema(value_type = String, example = "1")]
+    #[schema(value_type = DecimalText)]
     multiplier: Decimal,
     /// What applies to each class, the multiplier in it, with the rates that classes take from their parents.
     effective_rates: Vec<RateView>,
@@ -102,8 +102,8 @@ pub(super) struct RateView {
     /// The class.
     #[schema(value_type = String, example = "cache_read")]
     class: TokenClass,
-    /// Money per `per` units.
-    #[schema(value_type = String, example = "0.125")]
+    /// Money per `per` units; null where it is too large to be written.
+    #[schema(value_type = Option<DecimalText>)]
     rate: Option<Amount>,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
@@ -389,7 +389,7 @@ struct QuoteRequest {
 #[schema(as = Quote)]
 struct QuoteView {
     /// The exact amount.
-    #[schema(value_type = String, example = "0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
@@ -412,14 +412,14 @@ struct PartView {
     /// The whole prompt, which a context tier is compared with.
     tier_input: i64,
     /// Tokens by class.
-    classes: Vec<LineView>,
+    classes: Vec<QuotedLineView>,
     /// Fees by class.
-    fees: Vec<LineView>,
+    fees: Vec<QuotedLineView>,
     /// What the quoted rates were multiplied with; it is in the rates here already.
-    #[schema(value_type = String, example = "1")]
+    #[schema(value_type = DecimalText)]
     multiplier: Decimal,
     /// The sum of the classes and fees.
-    #[schema(value_type = String, example = "0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
@@ -429,19 +429,19 @@ struct PartView {
 /// What one class costs.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = QuoteLine)]
-pub(super) struct LineView {
+pub(super) struct QuotedLineView {
     /// The class.
     #[schema(value_type = String, example = "input")]
     class: TokenClass,
     /// How much was used.
     quantity: i64,
     /// Money per `per` units.
-    #[schema(value_type = String, example = "4")]
+    #[schema(value_type = DecimalText)]
     rate: Amount,
     /// Units that the rate is money for.
     per: i64,
     /// Rate times quantity, exact.
-    #[schema(value_type = String, example = "0.0008")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// The currency of both.
     #[schema(value_type = String, example = "USD")]
@@ -459,7 +459,7 @@ impl QuoteView {
     }
 }
 
-impl LineView {
+impl QuotedLineView {
     pub(super) fn new(line: QuotedLine, currency: Currency) -> Self {
         let QuotedLine { class, inherited_from, quantity, rate, per, amount } = line;
         Self { class, quantity, rate, per, amount, currency, inherited_from }
@@ -473,8 +473,8 @@ impl LineView {
 impl PartView {
     fn new(part: QuotedPart, currency: Currency) -> Self {
         let QuotedPart { model, price, book, tier_input, lines, multiplier, amount } = part;
-        let views = lines.into_iter().map(|line| LineView::new(line, currency));
-        let (fees, classes) = views.partition(LineView::is_fee);
+        let views = lines.into_iter().map(|line| QuotedLineView::new(line, currency));
+        let (fees, classes) = views.partition(QuotedLineView::is_fee);
         Self { model, price_id: price, book, tier_input, classes, fees, multiplier, amount, currency }
     }
 }
@@ -499,24 +499,11 @@ async fn preview_quote(
         _ => return Err(Problem::invalid("book", "give a book or a customer, and not both")),
     };
     let at = at.unwrap_or_else(|| state.clock.now());
-    let parts = usage_parts(&data, at)?;
+    let usage = parse_usage(data.get().as_bytes());
+    let usage = usage.map_err(|rejected| Problem::invalid("data", rejected.detail))?;
     let mut tx = state.db.read(caller.scope()).await?;
-    let quote = reports::quote(&mut tx, by, at, &parts).await.map_err(quote_problem)?;
+    let quote = reports::quote(&mut tx, by, at, &usage.parts).await.map_err(quote_problem)?;
     Ok(Json(QuoteView::new(quote)))
-}
-
-/// The usage in the data of an event, read exactly as the data of a recorded one.
-fn usage_parts(data: &RawValue, at: DateTime<Utc>) -> Result<Vec<UsagePart>, Problem> {
-    let time = at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-    let event = format!(
-        r#"{{"specversion":"1.0","type":"llm.usage.v1","id":"quote","source":"quote","subject":"quote","time":"{time}","data":{data}}}"#
-    );
-    let event =
-        parse_event(event.as_bytes()).map_err(|rejected| Problem::invalid("data", rejected.detail))?;
-    match event.report {
-        Report::Usage(usage) => Ok(usage.parts),
-        Report::Outcome(_) => Err(Problem::invalid("data", "holds no usage")),
-    }
 }
 
 fn quote_problem(error: QuoteError) -> Problem {

@@ -18,6 +18,9 @@ use crate::http::table::{Cells, CsvRow, Format};
 use crate::reports::{CostPerTask, Distribution, Ratio, TaskGroup, TypeSummary, Unattributed, cost_per_task};
 use crate::store::reports::TaskScope;
 
+/// Name of the file where it is asked for as one, without its ending.
+const FILE_NAME: &str = "cost-per-task";
+
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(get_cost_per_task))
@@ -47,7 +50,7 @@ struct Params {
 #[schema(as = CostPerTask)]
 struct ReportView {
     /// By type and outcome.
-    data: Vec<GroupView>,
+    data: Vec<TaskGroupView>,
     /// By type.
     types: Vec<TypeView>,
     /// Usage in the interval's hours whose calls name no task type, a row per currency: calls of no task, and those of tasks that
@@ -65,7 +68,7 @@ struct ReportView {
 /// Tasks of one type that ended in one way.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TaskGroup)]
-struct GroupView {
+struct TaskGroupView {
     /// The type; null for tasks that name none.
     task_type: Option<String>,
     /// How they ended: `success`, `failure`, `escalated`, `abandoned`, or `open`.
@@ -196,7 +199,7 @@ impl DistributionView {
     }
 }
 
-impl GroupView {
+impl TaskGroupView {
     fn new(group: TaskGroup, caller: &Caller) -> Self {
         let charge = DistributionView::new(group.charge, group.currency);
         let money = if caller.sees_cost() {
@@ -243,10 +246,10 @@ impl TypeView {
 }
 
 /// A group as finance gets it as CSV.
-struct FinanceRow<'a>(&'a GroupView);
+struct FinanceRow<'a>(&'a TaskGroupView);
 
 /// A group as a customer gets it as CSV.
-struct CustomerRow<'a>(&'a GroupView);
+struct CustomerRow<'a>(&'a TaskGroupView);
 
 impl CsvRow for FinanceRow<'_> {
     const HEADER: &'static [&'static str] = &[
@@ -336,7 +339,7 @@ async fn get_cost_per_task(
         money: MoneyView::new(&figures, &caller),
     });
     let view = ReportView {
-        data: groups.into_iter().map(|group| GroupView::new(group, &caller)).collect(),
+        data: groups.into_iter().map(|group| TaskGroupView::new(group, &caller)).collect(),
         types: types.into_iter().map(|summary| TypeView::new(summary, &caller)).collect(),
         unattributed: unattributed.collect(),
         from,
@@ -344,8 +347,10 @@ async fn get_cost_per_task(
         as_of,
     };
     if caller.sees_cost() {
-        format.respond("cost-per-task", &view, &view.data.iter().map(FinanceRow).collect::<Vec<_>>())
+        let rows: Vec<_> = view.data.iter().map(FinanceRow).collect();
+        format.respond_as_of(as_of, FILE_NAME, &view, &rows)
     } else {
-        format.respond("cost-per-task", &view, &view.data.iter().map(CustomerRow).collect::<Vec<_>>())
+        let rows: Vec<_> = view.data.iter().map(CustomerRow).collect();
+        format.respond_as_of(as_of, FILE_NAME, &view, &rows)
     }
 }

@@ -213,7 +213,7 @@ async fn sums(
         to: query.filter.to,
         as_of: report.as_of,
     };
-    respond(format, caller, name, &view, &view.data)
+    respond(format, caller, view.as_of, name, &view, &view.data)
 }
 
 fn posting_behind() -> Problem {

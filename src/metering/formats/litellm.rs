@@ -7,10 +7,13 @@
 //!
 //! Searches of most providers are counted in the prompt's details, which repeat xAI's searches of the web (not those of
 //! X), the sources of its older live search, and Perplexity's queries; those of OpenAI's responses are in the output
-//! alone. Perplexity's citations are input for the one
-//! model that is billed for them: for every model LiteLLM may put an estimate there, from the length of the links.
+//! alone. Perplexity's citations are input for the one model that is billed for them: for every model LiteLLM may put an estimate there, from the length of the links.
+//!
+//! Where a finished batch is retrieved, the usage is the sum of all its calls, each time it is retrieved: `ambiguous`.
+//! Each call has a model and a prompt of its own, which price it.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::chat::{Caches, Reasoning, Usage};
@@ -20,10 +23,12 @@ use super::{
 };
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
-use crate::metering::reason::Rejected;
+use crate::metering::reason::{Reason, Rejected};
 
 /// The model whose citations Perplexity bills.
 const BILLED_CITATIONS: &str = "sonar-deep-research";
+/// Ends of the names of calls that retrieve a batch.
+const BATCH_CALL: &str = "retrieve_batch";
 
 #[derive(Deserialize)]
 struct Payload<'a> {
@@ -33,6 +38,8 @@ struct Payload<'a> {
     custom_llm_provider: Option<Text<'a>>,
     #[serde(borrow)]
     status: Option<Text<'a>>,
+    #[serde(borrow)]
+    call_type: Option<Text<'a>>,
     cache_hit: Option<bool>,
     prompt_tokens: Option<Count>,
     completion_tokens: Option<Count>,
@@ -44,6 +51,12 @@ struct Payload<'a> {
     cost_breakdown: Option<Object<CostBreakdown<'a>>>,
     #[serde(borrow)]
     response_cost: Option<&'a RawValue>,
+    hidden_params: Option<Object<HiddenParams>>,
+}
+
+#[derive(Deserialize)]
+struct HiddenParams {
+    batch_models: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -52,10 +65,12 @@ struct Metadata<'a> {
     usage_object: Option<Object<Usage<'a>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct CostBreakdown<'a> {
     #[serde(borrow)]
     service_tier: Option<Text<'a>>,
+    #[serde(borrow)]
+    data_residency: Option<Text<'a>>,
 }
 
 /// What the response itself says; it is a text or empty for some calls.
@@ -79,6 +94,8 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         payload.metadata.and_then(|Object(metadata)| metadata.usage_object).map(|Object(usage)| usage);
     let no_tokens = or_zero(payload.prompt_tokens) == 0 && or_zero(payload.completion_tokens) == 0;
     let failed = payload.status.as_deref() == Some("failure") && no_tokens;
+    let is_batch = payload.call_type.as_deref().is_some_and(sums_a_batch)
+        || payload.hidden_params.is_some_and(|Object(hidden)| hidden.batch_models.is_some());
     let provider = payload.custom_llm_provider.filter(|provider| !provider.is_empty());
     let model = response
         .model
@@ -87,17 +104,21 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
     let mut readings = match &mut usage {
         _ if payload.cache_hit == Some(true) => vec![Reading::default()],
         Some(usage) if usage.prompt_tokens.is_some() || usage.completion_tokens.is_some() => {
+            if is_batch {
+                return Err(sum_of_a_batch());
+            }
             parts(usage, model.as_deref(), openai_responses::listed_searches(response.output)?)?
         }
         _ if failed => vec![Reading::default()],
         _ => return Err(unmetered(Format::LiteLlm)),
     };
-    let breakdown = payload.cost_breakdown.and_then(|Object(breakdown)| breakdown.service_tier);
+    let breakdown = payload.cost_breakdown.map(|Object(breakdown)| breakdown).unwrap_or_default();
     let tier = response
         .service_tier
         .or_else(|| usage.as_ref().and_then(|usage| usage.service_tier.clone()))
-        .or(breakdown);
+        .or(breakdown.service_tier);
     let served = served(usage.as_ref(), tier);
+    let served = Served { region: served.region.or(breakdown.data_residency), ..served };
     for reading in &mut readings {
         reading.model = reading.model.take().or_else(|| model.clone());
         reading.provider = provider.clone().map(super::known_provider);
@@ -107,6 +128,18 @@ pub(super) fn decompose(body: &str) -> Result<Vec<Reading<'_>>, Rejected> {
         only.stated_cost = stated::cost(payload.response_cost);
     }
     Ok(readings)
+}
+
+/// Whether a call of that name retrieves a batch.
+pub(super) fn sums_a_batch(call_type: &str) -> bool {
+    call_type.ends_with(BATCH_CALL)
+}
+
+fn sum_of_a_batch() -> Rejected {
+    Rejected::new(
+        Reason::Ambiguous,
+        "the usage sums the calls of a batch; send each of them, with `processing` batch",
+    )
 }
 
 /// What the usage object says of how the call was served, at a tier.

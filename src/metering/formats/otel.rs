@@ -112,6 +112,8 @@ struct Span<'a> {
     service_tier: Option<Text<'a>>,
     /// LiteLLM's name of the model with its provider, which stands where the provider's attribute is empty.
     provider_model: Option<Text<'a>>,
+    /// LiteLLM's name of the call.
+    litellm_call: Option<Text<'a>>,
     /// LiteLLM's usage object.
     usage_object: Option<Text<'a>>,
     cost: Option<&'a RawValue>,
@@ -148,6 +150,7 @@ impl Span<'_> {
         let is_call = |name: &str| SDK_CALLS.iter().any(|call| name.ends_with(call));
         self.operation.as_deref().is_some_and(|operation| !CALLS.contains(&operation))
             || self.operations_of_sdk().any(|name| !is_call(name))
+            || self.litellm_call.as_deref().is_some_and(litellm::sums_a_batch)
     }
 
     /// Whether the call has no output by its nature.
@@ -191,6 +194,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Span<'a> {
                         "gen_ai.response.model" | "ai.response.model" => &mut span.response_model,
                         "gen_ai.request.model" | "ai.model.id" => &mut span.request_model,
                         "litellm.provider.model" => &mut span.provider_model,
+                        "litellm.call_type" => &mut span.litellm_call,
                         "metadata.usage_object" => &mut span.usage_object,
                         "gen_ai.openai.response.service_tier" | "openai.response.service_tier" => {
                             &mut span.service_tier

@@ -19,6 +19,7 @@ use crate::domain::identity::EventIdentity;
 use crate::domain::money::{Amount, Currency};
 use crate::http::AppState;
 use crate::http::auth::{Read, Reader};
+use crate::http::openapi::DecimalText;
 use crate::http::problem::{NOT_FOUND, Problem};
 use crate::http::request::Path;
 use crate::metering;
@@ -72,7 +73,7 @@ struct EventView {
     /// What re-rates changed, the first one first: in each, a part as it stood is taken back and restated.
     restated: Vec<RestatedView>,
     /// What it adds to the customer's bill: the amounts of `parts`, `taken_back` and `restated` together.
-    #[schema(value_type = String, example = "0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Currency of the amount, that of the prices that stand; null for the outcome of a task.
     #[schema(value_type = Option<String>, example = "USD")]
@@ -82,7 +83,7 @@ struct EventView {
     other_amounts: Vec<OtherAmountView>,
     /// What it adds to our cost; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<DecimalText>)]
     cost: Option<Amount>,
     /// Currency of the cost; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,13 +198,13 @@ impl From<CallConditions> for CallConditionsView {
 #[schema(as = StatedCost)]
 struct StatedCostView {
     /// As stated.
-    #[schema(value_type = String)]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
     currency: Currency,
     /// Our cost minus it; null across currencies.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<DecimalText>)]
     difference: Option<Amount>,
 }
 
@@ -225,14 +226,14 @@ struct TakenBackView {
     /// Negative.
     quantities: QuantitiesView,
     /// Negative.
-    #[schema(value_type = String)]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Of the amount: that of the estimate's price.
     #[schema(value_type = Option<String>, example = "USD")]
     currency: Option<Currency>,
     /// Negative; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<DecimalText>)]
     cost: Option<Amount>,
     /// Of the cost; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,7 +246,7 @@ struct TakenBackView {
 #[schema(as = OtherAmount)]
 struct OtherAmountView {
     /// Exact.
-    #[schema(value_type = String, example = "-0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "EUR")]

@@ -5,10 +5,11 @@ use rust_decimal::Decimal;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::prices::LineView;
+use super::super::prices::QuotedLineView;
 use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency};
 use crate::domain::price::PriceConditions;
+use crate::http::openapi::DecimalText;
 use crate::reports::{Considered, Override, OverrideOutcome, Priced, Restated, Side};
 use crate::store::prices::StoredPrice;
 
@@ -17,7 +18,7 @@ use crate::store::prices::StoredPrice;
 #[schema(as = EventSide)]
 pub(super) struct SideView {
     /// The exact amount, as recorded: the sum of the classes and fees.
-    #[schema(value_type = String, example = "0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
@@ -25,9 +26,9 @@ pub(super) struct SideView {
     /// The price that was taken.
     price: TakenPriceView,
     /// Tokens by class.
-    classes: Vec<LineView>,
+    classes: Vec<QuotedLineView>,
     /// Fees by class.
-    fees: Vec<LineView>,
+    fees: Vec<QuotedLineView>,
     /// The customer's override book; null on the side of the cost, and where the customer has none.
     override_book: Option<OverrideView>,
     /// The other prices of the model, as they stood when the event was recorded.
@@ -54,7 +55,7 @@ struct TakenPriceView {
     /// When it was published.
     recorded_at: DateTime<Utc>,
     /// What the quoted rates were multiplied with; it is in the rates here already.
-    #[schema(value_type = String, example = "1")]
+    #[schema(value_type = DecimalText)]
     multiplier: Decimal,
     /// The cost price that a markup made it from; finance only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +145,7 @@ pub(super) struct RestatedView {
 #[schema(as = RestatedSide)]
 struct RestatedSideView {
     /// The exact amount; that of a retraction has the other sign.
-    #[schema(value_type = String, example = "0.0136")]
+    #[schema(value_type = DecimalText)]
     amount: Amount,
     /// Its currency.
     #[schema(value_type = String, example = "USD")]
@@ -152,9 +153,9 @@ struct RestatedSideView {
     /// The price.
     price: TakenPriceView,
     /// Tokens by class.
-    classes: Vec<LineView>,
+    classes: Vec<QuotedLineView>,
     /// Fees by class.
-    fees: Vec<LineView>,
+    fees: Vec<QuotedLineView>,
 }
 
 impl SideView {
@@ -192,8 +193,8 @@ impl RestatedSideView {
     fn new(priced: Priced, sees_cost: bool) -> Self {
         let Priced { price, lines, amount } = priced;
         let currency = price.book.currency;
-        let views = lines.into_iter().map(|line| LineView::new(line, currency));
-        let (fees, classes) = views.partition(LineView::is_fee);
+        let views = lines.into_iter().map(|line| QuotedLineView::new(line, currency));
+        let (fees, classes) = views.partition(QuotedLineView::is_fee);
         Self { amount, currency, price: TakenPriceView::new(price, sees_cost), classes, fees }
     }
 }

@@ -121,6 +121,7 @@ fn otel_inclusive_exclusive_and_what_is_no_call() {
         (json!({"gen_ai.usage.prompt_tokens": 41}), Reason::Ambiguous),
         (json!({"gen_ai.operation.name": "invoke_agent"}), Reason::Ambiguous),
         (json!({"gen_ai.operation.name": "execute_tool"}), Reason::Ambiguous),
+        (json!({"gen_ai.operation.name": "chat", "litellm.call_type": "aretrieve_batch"}), Reason::Ambiguous),
         (json!({"gen_ai.usage.output_tokens": 5.0}), Reason::Type),
         (json!({"gen_ai.usage.output_tokens": -5}), Reason::Negative),
     ] {
@@ -336,6 +337,39 @@ fn litellm_adds_reasoning_and_billed_citations_of_perplexity() {
     assert_eq!(classes(&part("openai.chat", &response)), expected, "as its caller gets it");
     response["num_search_queries"] = json!(73);
     assert_eq!(refused("openai.chat", &response), Reason::Inconsistent);
+}
+
+#[test]
+fn litellm_sums_of_a_batch_are_refused() {
+    let with = |extra: Value| {
+        let mut payload = called("gpt-5", "openai", &json!({}));
+        payload.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        payload
+    };
+    for call in ["aretrieve_batch", "retrieve_batch"] {
+        assert_eq!(refused("litellm", &with(json!({"call_type": call}))), Reason::Ambiguous);
+        let underway = json!({"call_type": call, "metadata": {"usage_object": null}});
+        assert_eq!(refused("litellm", &with(underway)), Reason::Unmetered);
+    }
+    let models = json!({"hidden_params": {"batch_models": ["gpt-5", "gpt-5-mini"]}});
+    assert_eq!(refused("litellm", &with(models)), Reason::Ambiguous);
+    let single = json!({"call_type": "acompletion", "hidden_params": {"batch_models": null}});
+    assert_eq!(classes(&part("litellm", &with(single))), "input=1000 output=200");
+}
+
+#[test]
+fn litellm_says_where_the_data_stayed() {
+    let region = |breakdown: Value, usage: Value| {
+        let mut payload = called("gpt-5", "openai", &usage);
+        payload["cost_breakdown"] = breakdown;
+        part("litellm", &payload).conditions.region.map(|region| region.to_string())
+    };
+    assert_eq!(region(json!({"data_residency": "EU"}), json!({})).as_deref(), Some("eu"));
+    for nowhere in [json!({"data_residency": null}), json!({"data_residency": ""}), Value::Null] {
+        assert_eq!(region(nowhere, json!({})), None);
+    }
+    let both = region(json!({"data_residency": "eu"}), json!({"inference_geo": "us"}));
+    assert_eq!(both.as_deref(), Some("us"), "what the provider says goes before");
 }
 
 #[test]
