@@ -5,6 +5,7 @@ use std::path::Path;
 use chrono::{DateTime, TimeDelta};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use waybill::clock::Clock;
 use waybill::ingest::compaction::compact;
 use waybill::invoicing::close_due;
@@ -19,12 +20,13 @@ use crate::servers::copy;
 
 /// Damages that a ledger could have, or that the auditor should notice in what it compares it with: the file, the row, what is
 /// done to it, and the invariants that must break.
-const DAMAGES: [(&str, Row, Damage, &[&str]); 31] = [
+const DAMAGES: [(&str, Row, Damage, &[&str]); 35] = [
     (EVENTS, USAGE, Damage::Drop, &["I1", "I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Double, &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Add(1, &["input"]), &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Later("occurred_at"), &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Set("project", "elsewhere"), &["I2", "I3"]),
+    (EVENTS, USAGE, Damage::Set("estimated", "t"), &["I2"]),
     // Of a correction that takes back something else, or nothing.
     (EVENTS, Row::Is("kind", "reversal"), Damage::Set("corrects_key", ""), &["I3"]),
     (EVENTS, Row::Is("kind", "reversal"), Damage::Drop, &["I3"]),
@@ -43,9 +45,12 @@ const DAMAGES: [(&str, Row, Damage, &[&str]); 31] = [
     // The next book, which is not one of the customer's cost books.
     ("end/book_assignments.csv", Row::Any, Damage::Add(1, &["cost_book_id"]), &["I3"]),
     ("end/tasks.csv", Row::Any, Damage::Add(1, &["output"]), &["I3"]),
+    ("end/tasks.csv", Row::IsNot("outcome", ""), Damage::Later("ended_at"), &["I3"]),
+    ("end/tasks.csv", Row::IsNot("outcome", ""), Damage::Later("outcome_period"), &["I3"]),
     (BATCHES, Row::Any, Damage::Drop, &["I9"]),
     // An event that nobody has counted.
     (BATCHES, Row::IsNot("duplicates", "0"), Damage::Add(-1, &["events", "duplicates"]), &["I9"]),
+    (BATCHES, Row::OneMessageWithCopies, Damage::Split, &["I9"]),
     (REJECTIONS, Row::Is("reason", "conflict"), Damage::Drop, &["I2", "I9"]),
     (REJECTIONS, Row::Is("reason", "conflict"), Damage::Set("reason", "time"), &["I2", "I9"]),
     (REJECTIONS, Row::Is("reason", "unknown_customer"), Damage::Drop, &["I1", "I9"]),
@@ -68,6 +73,8 @@ enum Row {
     /// One with this in a column, or with something else.
     Is(&'static str, &'static str),
     IsNot(&'static str, &'static str),
+    /// A batch of one message that has copies.
+    OneMessageWithCopies,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +88,8 @@ enum Damage {
     Set(&'static str, &'static str),
     /// What the first row has in the column, and the first one what this one has.
     Swap(&'static str),
+    /// One of its copies becomes a batch of its own, with the same sequences.
+    Split,
 }
 
 /// A file of CSV, or of a JSON object a line.
@@ -136,8 +145,19 @@ impl Table {
             Row::Any => self.rows.len().checked_sub(1),
             Row::Is(name, value) => self.rows.iter().rposition(|row| row[self.column(name)] == value),
             Row::IsNot(name, value) => self.rows.iter().rposition(|row| row[self.column(name)] != value),
+            Row::OneMessageWithCopies => self.rows.iter().rposition(|row| {
+                row[self.column("messages")] == "1" && row[self.column("duplicates")] != "0"
+            }),
         };
         found.unwrap_or_else(|| panic!("there is no such row: {row:?}"))
+    }
+
+    fn add(&mut self, row: usize, more: i64, names: &[&str]) {
+        for name in names {
+            let column = self.column(name);
+            let field = &mut self.rows[row][column];
+            *field = (field.parse::<Decimal>().unwrap() + Decimal::from(more)).to_string();
+        }
     }
 
     fn damage(&mut self, row: Row, damage: Damage) {
@@ -145,13 +165,7 @@ impl Table {
         match damage {
             Damage::Drop => drop(self.rows.remove(victim)),
             Damage::Double => self.rows.push(self.rows[victim].clone()),
-            Damage::Add(more, names) => {
-                for name in names {
-                    let column = self.column(name);
-                    let field = &mut self.rows[victim][column];
-                    *field = (field.parse::<Decimal>().unwrap() + Decimal::from(more)).to_string();
-                }
-            }
+            Damage::Add(more, names) => self.add(victim, more, names),
             Damage::Later(name) => {
                 let column = self.column(name);
                 let field = &mut self.rows[victim][column];
@@ -166,6 +180,20 @@ impl Table {
                 let column = self.column(name);
                 let (first, others) = self.rows.split_at_mut(1);
                 std::mem::swap(&mut first[0][column], &mut others[victim - 1][column]);
+            }
+            Damage::Split => {
+                let mut part = self.rows[victim].clone();
+                for (name, value) in [
+                    ("id", "999999999"),
+                    ("events", "1"),
+                    ("recorded", "0"),
+                    ("duplicates", "1"),
+                    ("rejected", "0"),
+                ] {
+                    value.clone_into(&mut part[self.column(name)]);
+                }
+                self.rows.push(part);
+                self.add(victim, -1, &["events", "duplicates"]);
             }
         }
     }
@@ -184,7 +212,13 @@ async fn eventful(bed: &mut Bed) {
     let summed = compact(&database, now(), &Shutdown::new()).await.unwrap();
     assert!(summed > 0, "nothing is so old");
     let next_month = Clock::fixed(now() + TimeDelta::days(32));
-    let closed = close_due(&database, &next_month, TimeDelta::zero(), "test").await.unwrap();
+    // By the database's own clock the month still runs.
+    let mut owner = PgConnection::connect(bed.database_url()).await.unwrap();
+    let over = "CREATE OR REPLACE FUNCTION latest_period_end() RETURNS timestamptz LANGUAGE sql
+                AS $$ SELECT 'infinity'::timestamptz $$";
+    sqlx::raw_sql(over).execute(&mut owner).await.unwrap();
+    owner.close().await.unwrap();
+    let closed = close_due(&database, &next_month, TimeDelta::zero(), "test", |_| ()).await.unwrap();
     assert!(closed.len() >= CUSTOMERS.len() && closed.iter().all(|turn| turn.outcome.is_ok()), "{closed:?}");
     database.close().await;
     Load::seeded(seed + 1).sent(bed).await;
@@ -210,6 +244,10 @@ async fn eventful(bed: &mut Bed) {
         gateway.send(event.to_string(), &[note], false).await;
     }
     gateway.send("no JSON".to_owned(), &["whole"], false).await;
+    bed.settled().await;
+    // Alone in its batch.
+    let pair = Value::from(vec![first, event(&name, "last", CUSTOMERS[0], "own")]);
+    gateway.send(pair.to_string(), &["copy", "new"], false).await;
     bed.settled().await;
 }
 

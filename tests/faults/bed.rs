@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 use waybill::domain::price::quotation::NewPrice;
@@ -28,6 +27,7 @@ use crate::proxy::Proxy;
 use crate::rounds::thorough;
 use crate::servers::{OwnServer, Volume, Which, address_of};
 use crate::service::Serve;
+use crate::snapshots::Snapshots;
 use crate::watching::accounted_in;
 
 /// Customers, and models with a price.
@@ -55,13 +55,13 @@ pub const FULL_BATCH_SECONDS: u64 = 10;
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often it is looked whether it is.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// How often a snapshot is taken while a test runs, less often as that goes on; how long one may take, and how many are kept.
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(20);
-const SNAPSHOTS_MAX: usize = 40;
 
 /// Batches that are not posted.
 const UNPOSTED: &str = "SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL";
+/// The same, and corrections that came before their estimates, which are there by now: they are tried again.
+const UNFINISHED: &str = "SELECT (SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL)
+    + (SELECT count(*) FROM rejections r WHERE r.resolved_at IS NULL AND r.reason = 'unknown_estimate'
+         AND (SELECT true FROM usage_events e WHERE e.event_key = r.waits_for LIMIT 1))";
 
 /// Which servers are the test's own, because the fault is of the server itself.
 #[derive(Default)]
@@ -113,7 +113,7 @@ pub struct Bed {
     nats_url: String,
     gateway_url: String,
     stream_bytes_max: i64,
-    snapshots: Option<JoinHandle<()>>,
+    snapshots: Option<Snapshots>,
     // Removed last.
     _shared: Option<TestBed>,
     _share: SemaphorePermit<'static>,
@@ -294,9 +294,10 @@ impl Bed {
         self.number(UNPOSTED).await
     }
 
-    /// Waits until every batch is posted.
+    /// Waits until every batch is posted, and no correction waits for an estimate that is recorded.
     pub async fn posted(&self) {
-        wait_until("every batch is posted", async || (self.unposted().await == 0).then_some(())).await;
+        wait_until("every batch is posted", async || (self.number(UNFINISHED).await == 0).then_some(()))
+            .await;
     }
 
     /// Waits until a message of the stream is recorded.
@@ -316,8 +317,8 @@ impl Bed {
         .await;
     }
 
-    /// Waits until every message of the stream is accounted for and every batch is posted; returns how long it took. A backlog
-    /// may take its time, as long as it shrinks.
+    /// Waits until every message of the stream is accounted for and everything is [posted](Self::posted); returns how long
+    /// it took. A backlog may take its time, as long as it shrinks.
     pub async fn settled(&self) -> Duration {
         self.until_settled(SETTLE_TIMEOUT, true).await
     }
@@ -363,53 +364,27 @@ impl Bed {
         };
         let looked = async {
             let seen = accounted_in(&self.pool, Some(incarnation)).await?;
-            Ok::<(i64, i64), sqlx::Error>((seen, sqlx::query_scalar(UNPOSTED).fetch_one(&self.pool).await?))
+            Ok::<(i64, i64), sqlx::Error>((seen, sqlx::query_scalar(UNFINISHED).fetch_one(&self.pool).await?))
         };
         match looked.await {
             Ok((seen, 0)) if seen >= last => None,
             Ok((seen, unposted)) => Some(format!(
-                "{seen} of {last} messages are accounted for, {unposted} batches are not posted"
+                "{seen} of {last} messages are accounted for, {unposted} batches or corrections are not posted"
             )),
             Err(error) => Some(error.to_string()),
         }
     }
 
-    /// Takes snapshots of the ledger from now on, for I12: one now, then every second. Once there are many of them every
-    /// other one goes, and they are taken half as often: however long a test runs, they are spread over all of it.
+    /// Takes snapshots of the ledger from now on until it is judged, for I12; after that they can be taken again.
     pub fn take_snapshots(&mut self) {
-        let (url, folder) = (self.database_url.clone(), self.folder.join("snapshots"));
-        // It is there where some were asked for.
-        std::fs::create_dir_all(&folder).unwrap();
-        self.snapshots = Some(tokio::spawn(async move {
-            let (mut kept, mut every) = (Vec::new(), SNAPSHOT_EVERY);
-            for number in 0_u32.. {
-                let unfinished = folder.join("unfinished");
-                let taken = tokio::time::timeout(SNAPSHOT_TIMEOUT, dump::ledger(&url, &unfinished)).await;
-                // While the database is the one that fails, there is nothing to look at.
-                if matches!(taken, Ok(Ok(()))) {
-                    let snapshot = folder.join(format!("{number:05}"));
-                    std::fs::rename(&unfinished, &snapshot).unwrap();
-                    kept.push(snapshot);
-                }
-                if kept.len() == SNAPSHOTS_MAX {
-                    for every_other in (1..SNAPSHOTS_MAX).step_by(2).rev() {
-                        std::fs::remove_dir_all(kept.remove(every_other)).unwrap();
-                    }
-                    every *= 2;
-                }
-                tokio::time::sleep(every).await;
-            }
-        }));
+        self.snapshots = Some(Snapshots::take(self.database_url.clone(), self.folder.join("snapshots")));
     }
 
     /// Lets the auditor judge the ledger as it is now, with everything that the gateways say they sent.
     pub async fn audit(&mut self) -> Verdict {
         if let Some(snapshots) = self.snapshots.take() {
-            snapshots.abort();
-            // Only its end is waited for.
-            snapshots.await.ok();
+            snapshots.end().await;
         }
-        std::fs::remove_dir_all(self.folder.join("snapshots/unfinished")).ok();
         let end = self.folder.join("end");
         dump::ledger(&self.database_url, &end).await.unwrap();
         dump::stream(&self.context, &self.names.stream, &end.join("stream.jsonl")).await;
@@ -419,9 +394,8 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if let Some(snapshots) = self.snapshots.take() {
-            snapshots.abort();
-        }
+        // No longer than their folder.
+        drop(self.snapshots.take());
         if std::thread::panicking() {
             eprintln!("kept: {}", self.folder.display());
         } else {

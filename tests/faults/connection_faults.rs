@@ -7,11 +7,7 @@ use crate::proxy::End;
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed};
 use crate::service::Serve;
-
-/// The transaction that records: its COMMIT, on its way or done.
-fn recording(message: &Message) -> bool {
-    message.follows("COPY usage_events")
-}
+use crate::watching::{nothing_lacked, recorded, recording};
 
 /// F25: the connection is cut between COMMIT and its answer, and just before it.
 async fn f25(bed: &mut Bed, serve: Serve, rounds: u32) -> Verdict {
@@ -21,10 +17,10 @@ async fn f25(bed: &mut Bed, serve: Serve, rounds: u32) -> Verdict {
     let load = Load::endless(seed("f25")).start(bed).await;
     for _ in 0..rounds {
         // Committed, and the program does not learn of it.
-        let answer = bed.postgres.hold(Way::ToClient, |m| m.completes("COMMIT") && recording(m));
+        let answer = bed.postgres.hold(Way::ToClient, recorded);
         answer.reached("a recording transaction is committed").await.end(End::Reset);
         // Not committed, and the program cannot know either.
-        let commit = bed.postgres.hold(Way::ToServer, |m| m.is_statement("COMMIT") && recording(m));
+        let commit = bed.postgres.hold(Way::ToServer, recording);
         commit.reached("a recording transaction is about to be committed").await.end(End::Cut);
     }
     load.stop().await;
@@ -37,6 +33,7 @@ async fn f25_a_commit_whose_answer_is_lost_records_nothing_twice() {
     let mut bed = Bed::new("f25").await;
     let serve = bed.serve();
     f25(&mut bed, serve, rounds(100)).await.clean();
+    nothing_lacked(&bed);
 }
 
 /// F23: acknowledgements vanish until everything has been delivered again.

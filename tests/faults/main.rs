@@ -18,6 +18,7 @@ mod dump;
 #[expect(dead_code, reason = "shared with the other integration tests")]
 #[path = "../it/harness.rs"]
 mod harness;
+mod invoices;
 mod nats_server;
 mod network;
 mod postgres_server;
@@ -25,9 +26,11 @@ mod process;
 mod protocol;
 mod proxy;
 mod publisher;
+mod restores;
 mod rounds;
 mod servers;
 mod service;
+mod snapshots;
 mod soak;
 mod stream_life;
 mod transactions;

@@ -1,7 +1,7 @@
 //! PostgreSQL that dies, hangs, is full, refuses, or turns out to be an older one.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -16,20 +16,30 @@ use crate::protocol::Way;
 use crate::proxy::{End, Mode};
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
-use crate::servers::{Volume, address_of, copy};
+use crate::servers::{Volume, address_of, copy, own_mounts};
 use crate::service::is_ready;
 use crate::watching::{
-    RETRYING, accounted, caught_up, nothing_unearned, recording, said, says, server_log, unstorable,
+    RETRYING, accounted, caught_up, nothing_lacked, nothing_unearned, recording, said, says, server_log,
+    unstorable,
 };
 
 /// How long an answer of the API may take while the database gives none.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// What the program ends with when the connections of a pool are lost for good.
 const DEAD_POOL: i32 = 70;
+/// How soon it does.
+const ENDED_WITHIN: Duration = Duration::from_mins(2);
+/// Fewer tries to connect in two seconds than this are none without a pause.
+const TRIES_MAX: usize = 60;
+/// What the system says of a name that nobody knows.
+const NOT_RESOLVED: &str = "failed to lookup address";
+/// The names of hosts as the program is given them, and while nobody knows that of the database.
+const HOSTS: &str = "127.0.0.1 localhost ledger.test\n";
+const NO_HOSTS: &str = "127.0.0.1 localhost\n";
 /// Data, one segment of WAL, and little else.
 const SMALL_MIB: u32 = 160;
 
-fn own_postgres() -> Own {
+pub fn own_postgres() -> Own {
     Own { postgres: true, ..Own::default() }
 }
 
@@ -61,6 +71,36 @@ async fn f26_a_silent_path_to_postgres_is_waited_out() {
     bed.audit().await.clean();
 }
 
+/// F26: no connection that was open ever carries anything again, and new ones do. The client would wait for ever for what a
+/// lost transaction has come to: the program ends with a code of its own, and whoever looks after it starts it again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: make test-faults"]
+async fn f26_connections_that_stay_dead_end_the_program_which_is_started_again() {
+    let mut bed = Bed::new("f26-dead").await;
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f26-dead")).start(&bed).await;
+    caught_up(&bed).await;
+    let held = bed.postgres.hold(Way::ToServer, recording).reached("a transaction is under way").await;
+    bed.postgres.silence();
+    held.release();
+    let silent = Instant::now();
+    while service.ends().is_empty() {
+        assert!(silent.elapsed() < ENDED_WITHIN, "the program stays with dead connections");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("ended after {:?}", silent.elapsed());
+    service.ready().await;
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    let ends: Vec<_> = service.ends().iter().map(std::process::ExitStatus::code).collect();
+    assert_eq!(ends, [Some(DEAD_POOL)]);
+    nothing_lacked(&bed);
+    bed.audit().await.clean();
+}
+
 /// F29: the process behind one connection is killed in the middle of a transaction, and PostgreSQL restarts all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn f29_a_killed_backend_costs_a_retry_and_nothing_else() {
@@ -88,6 +128,7 @@ async fn f29_a_killed_backend_costs_a_retry_and_nothing_else() {
     load.stop().await;
     bed.settled().await;
     assert_eq!(service.restarts(), 0);
+    nothing_lacked(&bed);
     bed.audit().await.clean();
 }
 
@@ -113,18 +154,37 @@ async fn f30_postgres_killed_hard_loses_nothing() {
     load.stop().await;
     bed.settled().await;
     assert_eq!(service.restarts(), 0);
+    nothing_lacked(&bed);
     bed.audit().await.clean();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f30_control_what_failed_and_is_acknowledged_is_lost() {
+    let mut bed = Bed::with("f30-control", own_postgres()).await;
+    let service = bed.serve_sabotaged("ack_failed,no_repair").start();
+    service.ready().await;
+    let load = Load::endless(seed("f30-control")).start(&bed).await;
+    let held = bed.postgres.hold(Way::ToServer, recording).reached("a transaction is under way").await;
+    bed.own_postgres.as_mut().unwrap().kill().await;
+    held.release();
+    load.goes_on(30).await;
+    start_again(&mut bed).await;
+    load.stop().await;
+    bed.acknowledged().await;
+    bed.posted().await;
+    bed.audit().await.violates("I1");
+}
+
 /// Starts the bed's PostgreSQL again, where the proxy and the test itself find it.
-async fn start_again(bed: &mut Bed) {
+pub async fn start_again(bed: &mut Bed) {
     let before = address_of(bed.database_url());
     let server = bed.own_postgres.as_mut().unwrap();
     server.start_again().await;
     assert_eq!(server.address(), before, "its port is free again");
 }
 
-async fn ack_floor(bed: &Bed) -> Option<u64> {
+pub async fn ack_floor(bed: &Bed) -> Option<u64> {
     Some(bed.consumer_info().await?.ack_floor.stream_sequence)
 }
 
@@ -233,77 +293,11 @@ fn move_wal(data: &Path, elsewhere: &Path) {
     std::os::unix::fs::symlink(elsewhere, data.join("pg_wal")).unwrap();
 }
 
-/// F42: the database is restored to what it was earlier: what was acknowledged since comes back, by itself when the program
-/// starts, and by `waybill repair`.
-#[tokio::test(flavor = "multi_thread")]
-async fn f42_what_a_restore_has_lost_comes_back() {
-    let mut bed = Bed::with("f42", own_postgres()).await;
-    let serve = bed.serve();
-    let service = serve.start();
-    service.ready().await;
-    bed.take_snapshots();
-    let load = Load::endless(seed("f42")).start(&bed).await;
-    caught_up(&bed).await;
-    assert!(service.terminate().success());
-    // A cold copy is the simplest backup.
-    bed.own_postgres.as_mut().unwrap().stop().await;
-    let data = bed.own_postgres.as_ref().unwrap().data();
-    let backup = data.with_extension("backup");
-    copy(&data, &backup);
-    start_again(&mut bed).await;
-    for by_command in [false, true] {
-        let service = serve.start();
-        service.ready().await;
-        let before = caught_up_to(&bed).await.max(ack_floor(&bed).await.unwrap());
-        wait_until("much more is acknowledged", async || {
-            (ack_floor(&bed).await? > before + 100).then_some(())
-        })
-        .await;
-        assert!(service.terminate().success());
-        bed.own_postgres.as_mut().unwrap().stop().await;
-        std::fs::remove_dir_all(&data).unwrap();
-        copy(&backup, &data);
-        start_again(&mut bed).await;
-        let lost = ack_floor(&bed).await.unwrap();
-        let left = caught_up_to(&bed).await;
-        assert!(left + 100 <= lost, "the restore has lost messages that are acknowledged: {left} of {lost}");
-        if by_command {
-            let repaired = repair(&serve);
-            assert!(repaired.contains("read again and recorded"), "{repaired}");
-            assert!(caught_up_to(&bed).await >= lost, "{repaired}");
-        } else {
-            let service = serve.start();
-            wait_until("what was lost comes back by itself", async || {
-                (caught_up_to(&bed).await >= lost).then_some(())
-            })
-            .await;
-            assert!(service.terminate().success());
-        }
-    }
-    let service = serve.start();
-    service.ready().await;
-    load.stop().await;
-    bed.settled().await;
-    bed.audit().await.clean();
-}
-
-async fn caught_up_to(bed: &Bed) -> u64 {
-    u64::try_from(accounted(bed).await.unwrap()).unwrap()
-}
-
-/// Runs `waybill repair`; what it prints.
-fn repair(serve: &crate::service::Serve) -> String {
-    let command =
-        Command::new(&serve.program).arg("repair").envs(serve.environment.iter().cloned()).output().unwrap();
-    assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
-    String::from_utf8(command.stdout).unwrap()
-}
-
 /// F43: the database takes no writes, as a standby does: that passes, and is no fault of an event.
 #[tokio::test(flavor = "multi_thread")]
 async fn f43_a_read_only_database_is_waited_out() {
     let mut bed = Bed::new("f43").await;
-    let service = bed.serve().supervised();
+    let mut service = bed.serve().start();
     service.ready().await;
     bed.take_snapshots();
     let load = Load::endless(seed("f43")).start(&bed).await;
@@ -311,19 +305,36 @@ async fn f43_a_read_only_database_is_waited_out() {
     alter_database(&bed, "SET default_transaction_read_only = on").await;
     bed.postgres.end_all(End::Cut);
     says(&bed, "read-only transaction", 0).await;
-    let http = service.now(|service| service.http);
-    wait_until("the program says that it is not ready", async || {
-        (is_ready(http).await == Some(false)).then_some(())
-    })
-    .await;
+    service.refuses(&["postgres default_transaction_read_only is on"]).await;
     alter_database(&bed, "RESET default_transaction_read_only").await;
     bed.postgres.end_all(End::Cut);
     service.ready().await;
     caught_up(&bed).await;
     load.stop().await;
     bed.settled().await;
-    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    assert!(service.ended().is_none(), "the program has ended");
+    assert_eq!(unstorable(&bed).await, 0);
+    nothing_lacked(&bed);
     bed.audit().await.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f43_control_what_a_read_only_database_refuses_and_is_acknowledged_is_lost() {
+    let mut bed = Bed::new("f43-control").await;
+    let service = bed.serve_sabotaged("ack_failed,no_repair").start();
+    service.ready().await;
+    let load = Load::endless(seed("f43-control")).start(&bed).await;
+    caught_up(&bed).await;
+    alter_database(&bed, "SET default_transaction_read_only = on").await;
+    bed.postgres.end_all(End::Cut);
+    load.goes_on(60).await;
+    alter_database(&bed, "RESET default_transaction_read_only").await;
+    bed.postgres.end_all(End::Cut);
+    load.stop().await;
+    bed.acknowledged().await;
+    bed.posted().await;
+    bed.audit().await.violates("I1");
 }
 
 /// Changes the bed's database; on a connection that was open before.
@@ -372,7 +383,7 @@ async fn f46_refused_connections_are_waited_out() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let tries = refused() - before;
         println!("{tries} tries in two seconds: {says_so}");
-        assert!(tries < 60, "{tries} tries in two seconds: {says_so}");
+        assert!(tries < TRIES_MAX, "{tries} tries in two seconds: {says_so}");
         sqlx::raw_sql(AssertSqlSafe(heal)).execute(&mut *connection).await.unwrap();
         service.ready().await;
         caught_up(&bed).await;
@@ -387,5 +398,49 @@ async fn f46_refused_connections_are_waited_out() {
     load.stop().await;
     bed.settled().await;
     assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    nothing_lacked(&bed);
+    bed.audit().await.clean();
+}
+
+/// F46: the database's name cannot be resolved for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn f46_a_name_that_nobody_knows_for_a_while_is_waited_out() {
+    let Some(own_mounts) = own_mounts() else { return };
+    let mut bed = Bed::new("f46-name").await;
+    let mut serve = bed.serve();
+    let (hosts, script) = (bed.folder.join("hosts"), bed.folder.join("with-hosts"));
+    std::fs::write(&hosts, HOSTS).unwrap();
+    let text = format!(
+        "#!/bin/sh\nexec {} sh -c 'mount --bind {} /etc/hosts && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
+        own_mounts.join(" "),
+        hosts.display(),
+        serve.program.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    serve.program = script;
+    let url = bed.postgres.in_front_of(bed.database_url()).replace("127.0.0.1:", "ledger.test:");
+    let service = serve.env("WAYBILL_DATABASE_URL", &format!("{url}?sslmode=disable")).supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed("f46-name")).start(&bed).await;
+    caught_up(&bed).await;
+    // The file stays the same one: it is mounted.
+    std::fs::write(&hosts, NO_HOSTS).unwrap();
+    bed.postgres.end_all(End::Reset);
+    says(&bed, NOT_RESOLVED, 0).await;
+    says(&bed, RETRYING, 0).await;
+    let before = said(&bed, NOT_RESOLVED);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let tries = said(&bed, NOT_RESOLVED) - before;
+    println!("{tries} tries in two seconds: {NOT_RESOLVED}");
+    assert!(tries < TRIES_MAX, "{tries} tries in two seconds: {NOT_RESOLVED}");
+    std::fs::write(&hosts, HOSTS).unwrap();
+    service.ready().await;
+    caught_up(&bed).await;
+    load.stop().await;
+    bed.settled().await;
+    assert_eq!((service.restarts(), unstorable(&bed).await), (0, 0));
+    nothing_lacked(&bed);
     bed.audit().await.clean();
 }

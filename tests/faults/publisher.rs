@@ -26,6 +26,8 @@ const CONFLICTS: u32 = 10;
 const POISON: u32 = 10;
 const LATE: u32 = 20;
 const OUTCOMES: u32 = 30;
+/// The same of estimates, where a load does not say otherwise.
+const ESTIMATES: u32 = 40;
 /// Of a hundred messages so many are compressed.
 const COMPRESSED: u32 = 20;
 /// Events that may be sent again are among the last so many.
@@ -44,12 +46,15 @@ pub struct Load {
     pub events_max: u32,
     /// Pause between two messages of a gateway.
     pub pause: Duration,
+    /// Of a thousand events so many are estimates, and half as many correct one.
+    pub estimates: u32,
 }
 
 impl Load {
     /// A small one.
     pub fn seeded(seed: u64) -> Self {
-        Self { seed, gateways: 3, messages: 60, events_max: 12, pause: Duration::from_millis(5) }
+        let pause = Duration::from_millis(5);
+        Self { seed, gateways: 3, messages: 60, events_max: 12, pause, estimates: ESTIMATES }
     }
 
     /// Without an end, until it is stopped.
@@ -224,7 +229,7 @@ impl Gateway {
                 Err(error) => {
                     let told = match error {
                         PublishError::Refused(_) => &self.tally.refused,
-                        PublishError::Unconfirmed => &self.tally.unconfirmed,
+                        PublishError::Unconfirmed(_) => &self.tally.unconfirmed,
                     };
                     told.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(RETRY).await;
@@ -248,7 +253,7 @@ impl Sender {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let (body, notes) = self.events.message(load.events_max);
+            let (body, notes) = self.events.message(&load);
             // What is kept of a message that cannot be taken apart is what came: the auditor looks for its text.
             let zstd = self.events.chance(100, COMPRESSED) && notes != ["whole"];
             self.gateway.send(body, &notes, zstd).await;
@@ -265,6 +270,8 @@ struct Events {
     number: u64,
     sequence: u64,
     sent: Vec<Value>,
+    /// Estimates that nothing corrects yet.
+    estimates: Vec<Value>,
 }
 
 impl Events {
@@ -277,6 +284,7 @@ impl Events {
             number: 0,
             sequence: 0,
             sent: Vec::new(),
+            estimates: Vec::new(),
         }
     }
 
@@ -285,33 +293,29 @@ impl Events {
     }
 
     /// A body, and what each of its events is meant to be.
-    fn message(&mut self, events_max: u32) -> (String, Vec<&'static str>) {
+    fn message(&mut self, load: &Load) -> (String, Vec<&'static str>) {
         if self.chance(1_000, POISON) {
             self.number += 1;
             // Found again by what it says: it has no id.
             return (format!("no JSON {}-{}", self.name, self.number), vec!["whole"]);
         }
         if self.chance(2, 1) {
-            let (event, note) = self.event();
+            let (event, note) = self.event(load.estimates);
             return (event.to_string(), vec![note]);
         }
-        let count = self.random.random_range(2..=events_max.max(2));
-        let (events, notes): (Vec<Value>, _) = (0..count).map(|_| self.event()).unzip();
+        let count = self.random.random_range(2..=load.events_max.max(2));
+        let (events, notes): (Vec<Value>, _) = (0..count).map(|_| self.event(load.estimates)).unzip();
         (Value::from(events).to_string(), notes)
     }
 
-    fn event(&mut self) -> (Value, &'static str) {
+    fn event(&mut self, estimates: u32) -> (Value, &'static str) {
         let dice = self.random.random_range(0..1_000);
         let again = (!self.sent.is_empty()).then(|| self.random.random_range(0..self.sent.len()));
         match again {
             Some(index) if dice < COPIES => return (self.sent[index].clone(), "copy"),
             Some(index) if dice < COPIES + CONFLICTS => {
-                let mut event = self.sent[index].clone();
-                event["data"] = self.usage();
-                event["data"]["usage"] = json!({"input": 999_983, "output": 7});
-                event["data"].as_object_mut().unwrap().remove("provider_usage");
-                event["type"] = json!("llm.usage.v1");
-                return (event, "conflict");
+                let sent = self.sent[index].clone();
+                return (self.conflict(sent), "conflict");
             }
             _ => {}
         }
@@ -329,6 +333,10 @@ impl Events {
             let outcome = ["success", "failure"][self.random.random_range(0..2)];
             event["data"] = json!({"task": self.task(), "outcome": outcome});
             event
+        } else if self.chance(1_000, estimates) {
+            self.estimate()
+        } else if !self.estimates.is_empty() && self.chance(1_000, estimates / 2) {
+            self.correction()
         } else {
             let mut event = self.envelope("llm.usage.v1", now());
             event["data"] = self.usage();
@@ -339,6 +347,41 @@ impl Events {
         }
         self.sent.push(event.clone());
         (event, "new")
+    }
+
+    fn estimate(&mut self) -> Value {
+        let mut event = self.envelope("llm.usage.v1", now());
+        event["data"] = self.usage();
+        event["data"]["usage_source"] = json!("estimated");
+        self.estimates.push(event.clone());
+        event
+    }
+
+    /// What an estimate should have been. Which of two corrections stands is not tested here: none has a second one.
+    fn correction(&mut self) -> Value {
+        let index = self.random.random_range(0..self.estimates.len());
+        let estimate = self.estimates.swap_remove(index);
+        let mut event = self.envelope("llm.usage.v1", now());
+        event["data"] = self.usage();
+        event["subject"] = estimate["subject"].clone();
+        event["data"]["corrects"] = estimate["id"].clone();
+        event
+    }
+
+    /// An event that was sent, with other content.
+    fn conflict(&mut self, mut event: Value) -> Value {
+        let mut data = self.usage();
+        data["usage"] = json!({"input": 999_983, "output": 7});
+        data.as_object_mut().unwrap().remove("provider_usage");
+        // Either content of an estimate is one, and either one of a correction is for the same estimate.
+        for name in ["usage_source", "corrects"] {
+            if let Some(value) = event["data"].get(name) {
+                data[name] = value.clone();
+            }
+        }
+        event["data"] = data;
+        event["type"] = json!("llm.usage.v1");
+        event
     }
 
     fn envelope(&mut self, kind: &str, time: DateTime<Utc>) -> Value {

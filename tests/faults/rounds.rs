@@ -1,8 +1,10 @@
 //! How long tests run, and with which seeds.
 
+use crate::harness::everything;
+
 /// Whether everything is to be run, as `make test-faults` does, instead of the short selection of `make test`.
 pub fn thorough() -> bool {
-    std::env::var_os("WAYBILL_FAULTS").is_some_and(|value| value == "all")
+    everything()
 }
 
 /// How often a fault is repeated: `WAYBILL_FAULTS_ROUNDS`, or `many` in a thorough run, or once.

@@ -24,6 +24,28 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
+/// What a program is started with so that it may mount something for itself alone; `None`, said past what the test runner
+/// keeps to itself, where this system gives nobody a namespace for that.
+///
+/// # Panics
+/// There, where everything is to be run.
+pub fn own_mounts() -> Option<[&'static str; 3]> {
+    let [unshare, user, mount] = ["unshare", "--map-root-user", "--mount"];
+    let given = Command::new(unshare).args([user, mount, "true"]).status();
+    if given.is_ok_and(|status| status.success()) {
+        return Some([unshare, user, mount]);
+    }
+    skipped("this system gives no mount namespace");
+    None
+}
+
+/// Says that something cannot be tested here, where not everything is to be run.
+fn skipped(why: &str) {
+    let skipped = format!("SKIPPED: {why}");
+    assert!(!thorough(), "{skipped}");
+    writeln!(std::io::stderr(), "{skipped}").ok();
+}
+
 /// A small file system of its own in memory, so that a full disk is a few megabytes away.
 pub struct Volume(PathBuf);
 
@@ -43,10 +65,7 @@ impl Volume {
                 .is_ok_and(|status| status.success());
         if !mounted {
             std::fs::remove_dir_all(&path).ok();
-            let skipped =
-                format!("SKIPPED: a volume of {mebibytes} MiB cannot be mounted here; it needs root");
-            assert!(!thorough(), "{skipped}");
-            writeln!(std::io::stderr(), "{skipped}").ok();
+            skipped(&format!("a volume of {mebibytes} MiB cannot be mounted here; it needs root"));
             return None;
         }
         Some(Self(path))

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,6 +53,21 @@ impl Serve {
             .spawn()
             .unwrap();
         Service { child, http, metrics }
+    }
+
+    /// Another command of the program, with the same settings.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).envs(self.environment.iter().cloned());
+        command
+    }
+
+    /// Runs one, which must succeed; what it prints.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        let printed = String::from_utf8_lossy(&stdout).into_owned();
+        assert!(status.success(), "{arguments:?}: {printed}{}", String::from_utf8_lossy(&stderr));
+        printed
     }
 
     /// Starts it, and again whenever it ends.

@@ -14,6 +14,8 @@ use crate::service::Service;
 
 /// The program could not record for a moment and said so.
 pub const RETRYING: &str = "a batch could not be recorded; trying again";
+/// The program has found that what was acknowledged is not recorded, and heals that.
+const LACKING: &str = "the ledger lacks sequences that are acknowledged";
 
 /// What the program has written to its log so far.
 pub fn log(bed: &Bed) -> String {
@@ -35,9 +37,20 @@ pub fn server_log(bed: &Bed) -> String {
     std::fs::read_to_string(bed.own_postgres.as_ref().unwrap().home().join("logs/postgres.log")).unwrap()
 }
 
-/// The COMMIT of a transaction that records, on its way.
+/// Part of a transaction that records what the stream delivers, with its rows on their way or written.
+pub fn records(message: &Message) -> bool {
+    // Rejections that are tried again are looked up first.
+    message.follows("COPY usage_events") && !message.follows("FROM rejections r JOIN")
+}
+
+/// The COMMIT of one, on its way.
 pub fn recording(message: &Message) -> bool {
-    message.is_statement("COMMIT") && message.follows("COPY usage_events")
+    message.is_statement("COMMIT") && records(message)
+}
+
+/// The answer that one is committed.
+pub fn recorded(message: &Message) -> bool {
+    message.completes("COMMIT") && records(message)
 }
 
 /// Sequences that the ledger accounts for; `None` while it does not answer.
@@ -71,6 +84,16 @@ pub async fn caught_up(bed: &Bed) -> Duration {
     started.elapsed()
 }
 
+/// Checks that nothing had to be read again because it was acknowledged too early: the auditor comes when that is healed.
+pub fn nothing_lacked(bed: &Bed) {
+    assert_eq!(said(bed, LACKING), 0, "{LACKING}: see {}", bed.folder.display());
+}
+
+/// Waits until the program has found that what was acknowledged is not recorded.
+pub async fn something_lacks(bed: &Bed) {
+    says(bed, LACKING, 0).await;
+}
+
 /// Checks that no message is acknowledged that the ledger does not have.
 pub async fn nothing_unearned(bed: &Bed) {
     let acknowledged = bed.consumer_info().await.unwrap().ack_floor.stream_sequence;
@@ -82,11 +105,17 @@ pub async fn nothing_unearned(bed: &Bed) {
 }
 
 /// Deliveries of messages that had been delivered before, and deliveries altogether.
-pub async fn redelivered(bed: &Bed) -> (u64, u64) {
+pub async fn repeated(bed: &Bed) -> (u64, u64) {
     let delivered = bed.consumer_info().await.unwrap().delivered;
     let again = delivered.consumer_sequence.saturating_sub(delivered.stream_sequence);
-    println!("{again} of {} deliveries were repeated", delivered.consumer_sequence);
     (again, delivered.consumer_sequence)
+}
+
+/// The same, told.
+pub async fn redelivered(bed: &Bed) -> (u64, u64) {
+    let (again, all) = repeated(bed).await;
+    println!("{again} of {all} deliveries were repeated");
+    (again, all)
 }
 
 /// Rejections that no event deserved: the database refused them, or something was not there for a moment.

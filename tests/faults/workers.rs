@@ -12,7 +12,7 @@ use crate::protocol::{Kind, Message, Way};
 use crate::publisher::{Gateway, Load, now};
 use crate::rounds::{rounds, seed};
 use crate::service::Serve;
-use crate::watching::{RETRYING, said};
+use crate::watching::{RETRYING, log, nothing_lacked, nothing_unearned, redelivered, repeated, said, says};
 
 /// Events of a message whose copies meet: enough for two COPYs to overlap.
 const MEETING: usize = 490;
@@ -39,11 +39,11 @@ async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdi
     held.release();
     let _other = serve.start();
     wait_until(
-        "the other worker waits for what the first one has locked, or has gone on without",
+        "the other worker gets what the first one has, and waits for its locks or has gone on without",
         async || {
             let there = bed.number(LOCK_WAITS).await > 0
                 || bed.number("SELECT count(*) FROM ingest_batches").await > 0;
-            there.then_some(())
+            (there && repeated(bed).await.0 > 0).then_some(())
         },
     )
     .await;
@@ -54,6 +54,7 @@ async fn f50(bed: &mut Bed, serve: Serve, until_its_session_ends: bool) -> Verdi
     bed.settled().await;
     // It has nothing left to do, or its copies would come later.
     bed.acknowledged().await;
+    assert!(redelivered(bed).await.0 > 0, "nothing was taken over");
     assert!(zombie.terminate().success(), "the worker that woke up goes on as any other");
     bed.audit().await
 }
@@ -64,6 +65,7 @@ async fn f50_a_worker_that_wakes_up_after_another_took_over_records_nothing_twic
         let mut bed = Bed::new("f50").await;
         let serve = bed.serve();
         f50(&mut bed, serve, false).await.clean();
+        nothing_lacked(&bed);
     }
 }
 
@@ -118,6 +120,7 @@ async fn f36(bed: &mut Bed, one: Serve, other: Serve, rounds: u32) -> (Verdict, 
     let (one, other) = (one.start(), other.start());
     one.ready().await;
     other.ready().await;
+    bed.take_snapshots();
     let gateway = bed.gateways[0].clone();
     let mut first = Gateway::new(bed, &gateway, "first").await;
     let mut second = Gateway::new(bed, &gateway, "second").await;
@@ -226,10 +229,15 @@ async fn f36_control_a_batch_that_failed_and_is_acknowledged_is_lost() {
     }
 }
 
-/// F37: the database refuses some events in the middle of their batches.
-async fn f37(bed: &mut Bed, serve: Serve) -> Verdict {
+/// Makes the database refuse some events.
+async fn refuse_some(bed: &Bed) {
     let refuse = "ALTER TABLE usage_events ADD CONSTRAINT refused CHECK (task_id <> 'task-13')";
     sqlx::raw_sql(refuse).execute(&bed.pool).await.unwrap();
+}
+
+/// F37: the database refuses some events in the middle of their batches.
+async fn f37(bed: &mut Bed, serve: Serve) -> Verdict {
+    refuse_some(bed).await;
     let service = serve.start();
     service.ready().await;
     bed.take_snapshots();
@@ -244,16 +252,40 @@ async fn f37_an_event_that_the_database_refuses_takes_none_of_its_neighbours_wit
     let mut bed = Bed::new("f37").await;
     let serve = bed.serve();
     f37(&mut bed, serve).await.clean_but_refused();
+    nothing_lacked(&bed);
     let neighbours = "SELECT count(*) FROM rejections
                       WHERE reason = 'unstorable' AND position('\"task-13\"'::bytea IN raw) = 0";
     assert_eq!(bed.number(neighbours).await, 0, "rejections that the database would not have refused");
+}
+
+/// F37: code that goes on after a failed statement. The commit asks first whether the transaction stands: nothing counts as
+/// recorded, and nothing is acknowledged, until a program without that fault comes.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the sabotaged program: make test-faults"]
+async fn f37_a_swallowed_error_is_found_at_the_commit() {
+    let mut bed = Bed::new("f37-swallowed").await;
+    refuse_some(&bed).await;
+    let mut swallowing = bed.serve_sabotaged("swallow").start();
+    swallowing.ready().await;
+    bed.take_snapshots();
+    Load::seeded(seed("f37-swallowed")).sent(&bed).await;
+    says(&bed, RETRYING, 0).await;
+    assert!(log(&bed).contains("current transaction is aborted"), "{}", bed.folder.display());
+    nothing_unearned(&bed).await;
+    swallowing.kill();
+    let service = bed.serve().start();
+    service.ready().await;
+    bed.acknowledged().await;
+    bed.posted().await;
+    nothing_lacked(&bed);
+    bed.audit().await.clean_but_refused();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the sabotaged program: make test-faults"]
 async fn f37_control_an_error_that_is_swallowed_loses_the_batch() {
     let mut bed = Bed::new("f37-control").await;
-    let serve = bed.serve_sabotaged("swallow,no_repair");
+    let serve = bed.serve_sabotaged("swallow,unasked,no_repair");
     let verdict = f37(&mut bed, serve).await;
     verdict.violates("I1");
     verdict.violates("I9");

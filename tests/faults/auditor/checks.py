@@ -87,6 +87,22 @@ def no_double(ledger, journals):
     for key in expected.keys() | found.keys():
         if expected[key] != found[key]:
             yield f"{key}: {found[key]} units are recorded, {expected[key]} were sent"
+    yield from corrected(ledger, journals)
+
+
+def corrected(ledger, journals):
+    """Part of I2: estimates are recorded as such, and corrections as those of the estimates that they name."""
+    for event in journals.events:
+        rows = ledger.recorded.get(event.identity)
+        if event.note == "poison" or rows is None:
+            continue
+        row, data = rows[0], event.text["data"]
+        if (row["estimated"] == "t") != (data.get("usage_source") == "estimated"):
+            yield f"{event.identity} is {'an' if row['estimated'] == 't' else 'no'} estimate, was sent otherwise"
+        estimate = ledger.recorded.get((event.identity[0], data.get("corrects")), [None])[0]
+        must = estimate["event_key"] if estimate else data.get("corrects", "")
+        if row["corrects_key"] != must:
+            yield f"{event.identity} corrects {row['corrects_key']!r}, must be {must!r}"
 
 
 def units_by_class(content):
@@ -142,6 +158,7 @@ class Ends:
         self.recorded = {(ledger.incarnation.get(r["batch_id"]), r["stream_seq"], r["event_index"]): r
                          for r in ledger.events if r["kind"] in ("usage", "outcome")}
         self.rejected = {(r["incarnation"], r["stream_seq"], r["event_index"]): r["reason"] for r in ledger.rejections}
+        self.resolved = {(r["incarnation"], r["stream_seq"], r["event_index"]) for r in ledger.rejections if r["resolved_at"]}
 
     def of(self, place, event):
         """What is wrong with the end of an event."""
@@ -153,7 +170,8 @@ class Ends:
                 yield f"{place} is {sender} and recorded as {recorded}"
             elif content != stands:
                 yield f"{place} with {sender} is {content} and recorded as {stands}"
-            if reason is not None:
+            # A correction that came before its estimate may come again with it, before it is tried again.
+            if reason is not None and place not in self.resolved:
                 yield f"{place} is recorded and rejected"
         elif reason is None and stands is None:
             yield f"{place} with {sender} is neither recorded nor rejected nor a copy"
@@ -165,22 +183,14 @@ class Ends:
 
 def counted(ledger, counts):
     """Part of I9: a batch has the events of all its messages, as far as the stream still has them. One may be in it twice,
-    where it was delivered again while it waited. One that the database refuses has batches of its own, each with a part."""
-    parts, whole = Counter(), set()
+    where it was delivered again while it waited; none is there in part."""
     for row in ledger.batches:
         places = [(row["incarnation"], s) for low, high in multirange(row["sequences"]) for s in range(low, high)]
         if not places or not all(place in counts for place in places):
             continue
         events, sent = int(row["events"]), sum(counts[place] for place in places)
-        if events < sent and len(places) == 1:
-            parts[places[0]] += events
-            continue
-        whole.update(places)
         if events != sent and events < sent + min(counts[place] for place in places):
             yield f"batch {row['id']} has {events} events, its messages have {sent}"
-    for place, events in parts.items():
-        if place not in whole and events < counts[place]:
-            yield f"the batches of {place} have {events} events, the message has {counts[place]}"
 
 
 def held(ledger):

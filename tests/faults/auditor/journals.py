@@ -31,7 +31,8 @@ def identity(text):
 
 def content(text):
     """What is billed of an event: equal for copies, different for conflicts. Conditions of a price are part of it too, but no
-    gateway here sends any; and what it corrects, which no two contents of one event here differ in."""
+    gateway here sends any; and whether it is an estimate and what it corrects, which no two contents of one event here
+    differ in."""
     data = text["data"]
     task = data.get("task") or {}
     outcome = text["type"] == "llm.task.v1"

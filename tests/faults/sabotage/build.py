@@ -63,15 +63,15 @@ EDITS = [
         posting::mark_odd_half(&mut tx, &open).await?;
     }"""),
     # Takes what has a lower sequence than something else for known.
-    ("skip_below", "src/ingest/batch.rs",
-     "                        match known(tx, event, &existing, &seen, &in_batch).await? {",
+    ("skip_below", "src/ingest/sorted.rs",
+     "                        match known(tx, candidate, life, &held, &seen).await? {",
      """                        let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
-                        let known = known(tx, event, &existing, &seen, &in_batch).await?;
+                        let known = known(tx, candidate, life, &held, &seen).await?;
                         match if below { Known::Duplicate } else { known } {"""),
     # Records what the journal has already, under another key.
-    ("double", "src/ingest/batch.rs",
-     "        let existing = self.existing(tx, horizon, look_up).await?;",
-     """        let mut existing = self.existing(tx, horizon, look_up).await?;
+    ("double", "src/ingest/sorted.rs",
+     "        let existing = self.existing(tx, with).await?;",
+     """        let mut existing = self.existing(tx, with).await?;
         if crate::sabotage::on("double") {
             existing.clear();
         }"""),
@@ -82,6 +82,12 @@ EDITS = [
         } else {
             out.uuid(event.key.0);
         }"""),
+    # Estimates are not found under such keys.
+    ("double", "src/ingest/record.rs",
+     "            journal::correct(tx, batch.id, &correction).await?;",
+     """            if !crate::sabotage::on("double") {
+                journal::correct(tx, batch.id, &correction).await?;
+            }"""),
     # One of two writers takes the keys the other way round.
     ("reversed", "src/ingest/record.rs",
      "        events.sort_unstable_by_key(|event| event.key);",
@@ -89,20 +95,21 @@ EDITS = [
         if crate::sabotage::on("reversed") {
             events.reverse();
         }"""),
-    # Goes on after a statement has failed, and commits without asking.
+    # Goes on after a statement has failed.
     ("swallow", "src/ingest/record.rs",
      "        self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await?;",
      """        let written = self.write(&mut tx, origin, batch, &sorted, opening.booked_on).await;
         if !crate::sabotage::on("swallow") {
             written?;
         }"""),
-    ("swallow", "src/store/mod.rs",
+    # Commits without asking whether the transaction stands.
+    ("unasked", "src/store/mod.rs",
      "    sqlx::query!(\"SELECT 1 AS one\").fetch_one(&mut *tx).await?;",
-     """    if !crate::sabotage::on("swallow") {
+     """    if !crate::sabotage::on("unasked") {
         sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
     }"""),
     # Never asks whether the NATS server is still there.
-    ("deaf", "src/ingest/stream.rs",
+    ("deaf", "src/ingest/connection.rs",
      ".ping_interval(Duration::from_secs(5))",
      ".ping_interval(Duration::from_secs(if crate::sabotage::on(\"deaf\") { 86_400 } else { 5 }))"),
     # Drops what it does for a client that goes away, wherever it is.

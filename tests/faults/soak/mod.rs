@@ -1,8 +1,8 @@
 //! The soak: half the speed of this machine for half an hour, with a fault every half a minute.
 //!
-//! Two programs run beside each other on servers that keep what they store; all of them are reached through the proxies.
-//! Flat means that memory, file handles and connections at the end are what they were at the beginning. The auditor
-//! compares what was sent with what is recorded, rolled up and summed per task, to the last digit.
+//! Two programs run beside each other on servers that keep what they store; all of them are reached through the proxies. One
+//! is killed, frozen and stopped, the other never. Flat means that its memory and file handles, and the connections of both,
+//! at the end are what they were at the beginning. The auditor compares what was sent with what is recorded, rolled up and summed per task, to the last digit.
 
 #![expect(
     clippy::float_arithmetic,
@@ -37,6 +37,9 @@ use workload::{CUSTOMERS, GATEWAY, MODELS};
 
 /// How long it takes, unless `WAYBILL_SOAK_MINUTES` says otherwise.
 const MINUTES: u64 = 30;
+/// Of the two programs the one that faults strike, and the one that runs all the time.
+const STRUCK: usize = 0;
+const LASTING: usize = 1;
 /// Events by which the speed of the machine is measured first.
 const MEASURED_EVENTS: usize = 400_000;
 /// What the stream may hold: all of it.
@@ -90,7 +93,7 @@ async fn half_an_hour_of_faults_at_half_speed_loses_nothing_and_stays_flat() {
     let faults = {
         let publishing = sending.publish(events, Some(rate));
         tokio::pin!(publishing);
-        let troubling = trouble::make(&mut bed, &services, seed);
+        let troubling = trouble::make(&mut bed, &services[STRUCK], seed);
         tokio::pin!(troubling);
         tokio::select! {
             () = &mut publishing => {}
@@ -106,7 +109,8 @@ async fn half_an_hour_of_faults_at_half_speed_loses_nothing_and_stays_flat() {
 
     let verdict = audit(&bed).await;
     let verified = verify(&bed);
-    let report = Report { seed, most, rate, took, caught_up, faults, samples, verdict, verified };
+    let restarts = [STRUCK, LASTING].map(|number| services[number].restarts());
+    let report = Report { seed, most, rate, took, caught_up, faults, restarts, samples, verdict, verified };
     let text = report.text();
     println!("{text}");
     if let Some(path) = std::env::var_os("WAYBILL_SOAK_REPORT") {

@@ -19,13 +19,19 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long the database may take to answer; while it is the one that fails, the last answer stands.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// MiB of memory and file handles of a program.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Held {
+    pub memory_mib: u64,
+    pub handles: u64,
+}
+
 /// One look.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
     pub seconds: u64,
-    /// MiB and file handles of the two programs together, MiB of NATS.
-    pub memory_mib: u64,
-    pub handles: u64,
+    /// What each of the two programs has, and MiB of NATS.
+    pub programs: [Held; 2],
     pub nats_mib: u64,
     /// Connections of the programs to PostgreSQL.
     pub connections: i64,
@@ -43,12 +49,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn start(bed: &Bed, services: &[Arc<Supervised>], sending: &Sending) -> Self {
+    pub fn start(bed: &Bed, services: &[Arc<Supervised>; 2], sending: &Sending) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let looker = Looker {
             stop: Arc::clone(&stop),
             pool: bed.pool.clone(),
-            services: services.to_vec(),
+            services: services.clone(),
             nats_pid: bed.own_nats.as_ref().map(|nats| nats.home().join("nats.pid")).unwrap_or_default(),
             made: Arc::clone(&sending.made),
             confirmed: Arc::clone(&sending.confirmed),
@@ -65,7 +71,7 @@ impl Sampler {
 struct Looker {
     stop: Arc<AtomicBool>,
     pool: PgPool,
-    services: Vec<Arc<Supervised>>,
+    services: [Arc<Supervised>; 2],
     nats_pid: std::path::PathBuf,
     made: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,
@@ -84,8 +90,7 @@ impl Looker {
     }
 
     async fn look(&self, seconds: u64, before: Sample) -> Sample {
-        let pids: Vec<Pid> =
-            self.services.iter().map(|service| service.now(|service| service.pid())).collect();
+        let programs = self.services.each_ref().map(|service| held(service.now(|service| service.pid())));
         let ledger = sqlx::query_as(
             "SELECT (SELECT count(*) FROM pg_stat_activity
                      WHERE datname = current_database() AND application_name ~ '^waybill-(ingest|api)'),
@@ -99,8 +104,7 @@ impl Looker {
         let nats = std::fs::read_to_string(&self.nats_pid).unwrap_or_default();
         Sample {
             seconds,
-            memory_mib: pids.iter().map(|pid| memory_mib(*pid)).sum(),
-            handles: pids.iter().map(|pid| handles(*pid)).sum(),
+            programs,
             nats_mib: nats.trim().parse().map_or(0, |pid| memory_mib(Pid::from_raw(pid))),
             connections,
             made: self.made.load(Ordering::Relaxed),
@@ -111,10 +115,11 @@ impl Looker {
     }
 }
 
-fn memory_mib(pid: Pid) -> u64 {
-    status_mib(pid, "VmRSS:").unwrap_or_default()
+fn held(pid: Pid) -> Held {
+    let handles = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64);
+    Held { memory_mib: memory_mib(pid), handles }
 }
 
-fn handles(pid: Pid) -> u64 {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
+fn memory_mib(pid: Pid) -> u64 {
+    status_mib(pid, "VmRSS:").unwrap_or_default()
 }

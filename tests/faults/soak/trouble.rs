@@ -1,6 +1,5 @@
 //! A fault every half a minute, of a kind that the seed chooses.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -63,8 +62,9 @@ pub fn stop() {
     STOPPED.store(true, Ordering::Relaxed);
 }
 
-/// Makes trouble until it is told to stop; the last fault is over then. Returns the names of what happened.
-pub async fn make(bed: &mut Bed, services: &[Arc<Supervised>], seed: u64) -> Vec<String> {
+/// Makes trouble until it is told to stop; the last fault is over then. Faults of a program are those of `victim`: the other
+/// one runs on all the time, or nothing would show what it collects. Returns the names of what happened.
+pub async fn make(bed: &mut Bed, victim: &Supervised, seed: u64) -> Vec<String> {
     let mut random = StdRng::seed_from_u64(seed);
     let (mut happened, started) = (Vec::new(), Instant::now());
     loop {
@@ -76,7 +76,6 @@ pub async fn make(bed: &mut Bed, services: &[Arc<Supervised>], seed: u64) -> Vec
             tokio::time::sleep(TICK).await;
         }
         let fault = FAULTS[random.random_range(0..FAULTS.len())];
-        let victim = &services[random.random_range(0..services.len())];
         let seconds = started.elapsed().as_secs();
         eprintln!("{seconds:>5} s {fault:?}");
         happened.push(format!("{fault:?}"));
