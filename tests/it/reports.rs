@@ -375,7 +375,7 @@ async fn every_damage_is_found() {
         ("UPDATE usage_rollups SET booked_period = '2026-11-01Z' WHERE sell_price_id = 4".to_owned(), vec![Check::InvoiceLines]),
         ("UPDATE tasks SET cost = cost + 0.000000000000001".to_owned(), vec![Check::Tasks]),
         ("UPDATE tasks SET rare = NULL".to_owned(), vec![Check::Tasks]),
-        ("UPDATE tasks SET outcome = 'failure'".to_owned(), vec![Check::Tasks]),
+        ("UPDATE tasks SET outcome = 'failure'".to_owned(), vec![Check::Tasks, Check::TaskCharges]),
         ("UPDATE tasks SET outcome_period = '2026-09-01Z'".to_owned(), vec![Check::Tasks]),
         ("DELETE FROM tasks".to_owned(), vec![Check::Tasks]),
         (replaced("charge = charge + 0.000000000000001"), vec![Check::Amounts, Check::Rollups]),
