@@ -1,5 +1,8 @@
 -- Closing a period of a customer with very many finished tasks, proving what it charged them, and a second clock that it asks.
 
+-- Nothing is posted or closed while this runs: a poster takes the locks below in another order.
+SELECT pg_advisory_xact_lock(x'77617902'::bigint);
+
 ---------------------------------------------------------------------------------------------------------------------
 -- Finished tasks, page by page
 
