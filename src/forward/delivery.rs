@@ -70,6 +70,15 @@ pub struct Delivery {
     pub shutdown: Shutdown,
 }
 
+/// That the journal cannot be read.
+#[derive(Debug, Default)]
+struct Unreadable {
+    /// Since when, in milliseconds since 1970.
+    since_ms: Option<i64>,
+    /// Whether that is so of what is published again, whatever else can be read.
+    again: bool,
+}
+
 /// The state of the loop.
 #[derive(Debug)]
 struct Loop {
@@ -87,14 +96,15 @@ struct Loop {
     in_flight: JoinSet<u64>,
     /// Since when fewer events than a full message wait.
     waiting: Option<Instant>,
-    /// Since when the journal cannot be read, in milliseconds since 1970.
-    unreadable_ms: Option<i64>,
+    unreadable: Unreadable,
     /// What the ledger said last, in this run or, where it has not yet, in an earlier one.
     settled: Settled,
     /// Whether [`Self::settled`] is noted beside the journal.
     noted: bool,
     /// When the ledger spoke.
     heard: Heard,
+    /// The last number that the journal had at the start.
+    opened_at: u64,
     /// Whether the ledger knows more of the journal than the journal itself.
     older_copy: bool,
     /// Whether the journal's folder could not be tidied, which is said once.
@@ -118,13 +128,10 @@ impl Delivery {
         } = self;
         let handed = AtomicU64::new(opened_at);
         let way = Way { publisher, gateway, shutdown, health, handed, failing: Mutex::default() };
-        let older_copy = journal.older_copy();
         // What is settled already need not be published again after a start, and makes room where it is needed.
-        let believed = journal.noted_settled().filter(|noted| !older_copy && noted.highest() <= opened_at);
-        if believed.is_none() {
-            journal.unsettle();
-        }
-        let believed = believed.unwrap_or_default();
+        let (older_copy, earlier) = (journal.older_copy(), journal.noted_settled());
+        let nothing_known = earlier.is_none();
+        let believed = earlier.unwrap_or_default();
         let mut work = Loop {
             cursor: journal.oldest(),
             journal,
@@ -136,14 +143,21 @@ impl Delivery {
             again: VecDeque::new(),
             in_flight: JoinSet::new(),
             waiting: None,
-            unreadable_ms: None,
+            unreadable: Unreadable::default(),
             settled: believed.clone(),
             noted: false,
             heard: Heard::default(),
+            opened_at,
             older_copy,
             untidy: false,
         };
+        if older_copy {
+            work.found_older_copy().await;
+        } else if nothing_known {
+            work.journal.unsettle();
+        }
         work.tidied(move |journal| journal.release(&believed, i64::MIN)).await;
+        work.cursor = work.journal.oldest_unsettled();
         work.run(settled).await;
     }
 }
@@ -167,7 +181,7 @@ impl Loop {
             }
             let linger = self.waiting.map_or(TICK, |since| LINGER.saturating_sub(since.elapsed()));
             // What could not be sent in any case need not be looked at before something has ended.
-            let stuck = self.unreadable_ms.is_some() || self.in_flight.len() >= IN_FLIGHT_MAX;
+            let stuck = self.unreadable.since_ms.is_some() || self.in_flight.len() >= IN_FLIGHT_MAX;
             let linger = if stuck { TICK } else { linger };
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => self.ended(ended.ok()),
@@ -199,11 +213,20 @@ impl Loop {
     /// Sends a message again that must have been lost; `false` where there is none, or it cannot be read now.
     async fn send_again(&mut self) -> bool {
         let Some(first) = self.again.pop_front() else { return false };
+        self.unreadable.again = false;
         let Some(last) = self.unsettled.last(first) else { return true };
-        let Some(mut records) = self.read(first).await else {
-            self.again.push_front(first);
-            return false;
-        };
+        // Neighbours that were joined may lie in two segments, and a read ends with one.
+        let (mut records, mut from) = (Vec::new(), first);
+        while from <= last {
+            let Some(more) = self.read(from).await else {
+                self.again.push_front(first);
+                self.unreadable.again = true;
+                return false;
+            };
+            let Some(end) = more.last().map(|record| record.sequence) else { break };
+            records.extend(more);
+            from = end + 1;
+        }
         records.retain(|record| record.sequence <= last && !self.settled.contains(record.sequence));
         if records.is_empty() {
             // The rest of it cannot be read any more, which was said.
@@ -271,10 +294,10 @@ impl Loop {
                 Some(records)
             }
             Err(error) => {
-                if self.unreadable_ms.is_none() {
+                if self.unreadable.since_ms.is_none() {
                     tracing::error!(%error, "the journal cannot be read; trying again");
                     self.way.health.down(DELIVERY, UNREADABLE);
-                    self.unreadable_ms = Some(self.clock.now().timestamp_millis());
+                    self.unreadable.since_ms = Some(self.clock.now().timestamp_millis());
                 }
                 None
             }
@@ -283,7 +306,7 @@ impl Loop {
 
     /// The journal can be read, or nothing in it need be.
     fn readable(&mut self) {
-        if self.unreadable_ms.take().is_some() {
+        if !self.unreadable.again && self.unreadable.since_ms.take().is_some() {
             tracing::info!("the journal can be read again");
             self.way.health.up(DELIVERY);
         }
@@ -321,12 +344,9 @@ impl Loop {
         if settled.highest() > handed && !self.older_copy {
             tracing::error!(highest = settled.highest(), handed, "{OLDER_COPY}");
             self.older_copy = true;
-            self.journal.unsettle();
         }
         if self.older_copy {
-            self.way.health.down(COUNT, OLDER_COPY);
-            // Numbers go on past what the ledger has: the next run could not tell by itself.
-            self.tidied(Journal::mark_older_copy).await;
+            self.found_older_copy().await;
             return;
         }
         if !settled.keeps(&self.settled) {
@@ -348,7 +368,22 @@ impl Loop {
                 if noted { Ok(()) } else { journal.note_settled(&settled) }
             })
             .await;
+        self.cursor = self.cursor.max(self.journal.oldest_unsettled());
         self.gauge();
+    }
+
+    /// From now on nothing counts as settled. What did so before goes first, or it would take the room of what is new: its numbers
+    /// are those that the original gave.
+    async fn found_older_copy(&mut self) {
+        self.way.health.down(COUNT, OLDER_COPY);
+        let opened_at = self.opened_at;
+        self.tidied(move |journal| {
+            // Numbers go on past what the ledger has: the next run could not tell by itself.
+            journal.mark_older_copy()?;
+            journal.release_through(opened_at)
+        })
+        .await;
+        self.journal.unsettle();
     }
 
     /// Changes something in the journal's folder that can wait; says once where that fails. `true` where it is done.
@@ -390,7 +425,7 @@ impl Loop {
         let ahead = self.unsettled.events_from(self.cursor);
         let unread = (journal.durable() + 1).saturating_sub(self.cursor + ahead);
         // Of what cannot be read nobody knows when it was accepted.
-        let oldest_ms = self.unsettled.oldest_ms().into_iter().chain(self.unreadable_ms).min();
+        let oldest_ms = self.unsettled.oldest_ms().into_iter().chain(self.unreadable.since_ms).min();
         let age_ms = oldest_ms.map_or(0, |oldest| (self.clock.now().timestamp_millis() - oldest).max(0));
         meters::state(sent + unread, age_ms, journal);
     }

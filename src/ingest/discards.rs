@@ -1,5 +1,6 @@
 //! What finance has discarded, when it comes again in another message.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,28 +25,37 @@ pub(super) async fn copies(
     messages: &[Decided],
     discarded: RangeInclusive<DateTime<Utc>>,
 ) -> Result<Vec<RejectionPosition>, StoreError> {
-    let (mut suspects, mut told_by) = (Vec::new(), Vec::new());
+    // Copies of one event are asked for once.
+    let (mut suspects, mut told_by, mut places) = (Vec::new(), Vec::new(), HashMap::new());
     for message in messages {
         // As it is kept with a rejection.
         let gateway = message.message.subject.rsplit('.').next().unwrap_or_default();
         for decision in &message.decisions {
-            if decision.time().is_some_and(|time| discarded.contains(&time))
+            if let Some(time) = decision.time().filter(|time| discarded.contains(time))
                 && let Some((identity, content, position)) = identified(decision)
             {
-                suspects.push(Suspect { gateway, source: &identity.source, id: &identity.id });
-                told_by.push((identity, content, position));
+                let place = *places.entry((gateway, identity, time)).or_insert(suspects.len());
+                if place == suspects.len() {
+                    suspects.push(Suspect { gateway, source: &identity.source, id: &identity.id, time });
+                    told_by.push(Vec::new());
+                }
+                if let Some(copies) = told_by.get_mut(place) {
+                    copies.push((content, position));
+                }
             }
         }
     }
     if suspects.is_empty() {
         return Ok(Vec::new());
     }
-    let found = journal::discarded_events(tx, &suspects).await?;
-    let copy = |event: &DiscardedEvent| {
-        let (identity, content, position) = told_by.get(usize::try_from(event.suspect).ok()?)?;
-        content.is_of(&event.raw, identity).then_some(*position)
-    };
-    Ok(found.iter().filter_map(copy).collect())
+    let mut positions = Vec::new();
+    for DiscardedEvent { suspect, raw } in journal::discarded_events(tx, &suspects).await? {
+        let Ok(place) = usize::try_from(suspect) else { continue };
+        let (Some(asked), Some(copies)) = (suspects.get(place), told_by.get(place)) else { continue };
+        let hash = hash_of(&raw, asked);
+        positions.extend(copies.iter().filter(|(content, _)| content.is_of(&raw, hash)).map(|(_, at)| *at));
+    }
+    Ok(positions)
 }
 
 /// What a copy of an event says as well.
@@ -57,19 +67,21 @@ enum Content<'a> {
 }
 
 impl Content<'_> {
-    /// Whether the bytes of an event are that one, with this content.
-    fn is_of(&self, raw: &[u8], identity: &EventIdentity) -> bool {
+    /// Whether it is that of an event with these bytes, and with this hash where they can be read.
+    fn is_of(&self, raw: &[u8], hash: Option<Uuid>) -> bool {
         match self {
             Self::Bytes(bytes) => *bytes == raw,
-            Self::Hash(hash) => {
-                // It may have been rejected because it cannot be decoded at all.
-                let read = catch_unwind(AssertUnwindSafe(|| metering::parse_event(raw).ok())).ok().flatten();
-                read.is_some_and(|event| {
-                    event.identity == *identity && Uuid::from_bytes(metering::content_hash(&event)) == *hash
-                })
-            }
+            Self::Hash(own) => hash == Some(*own),
         }
     }
+}
+
+/// The hash of the billable content of a discarded event that has the names that were asked for.
+fn hash_of(raw: &[u8], asked: &Suspect<'_>) -> Option<Uuid> {
+    // It may have been rejected because it cannot be decoded at all.
+    let event = catch_unwind(AssertUnwindSafe(|| metering::parse_event(raw).ok())).ok().flatten()?;
+    let named = event.identity.source == asked.source && event.identity.id == asked.id;
+    named.then(|| Uuid::from_bytes(metering::content_hash(&event)))
 }
 
 /// What a copy of the event is told by, and where the event stands. Of one that has no name that can be read, or that speaks

@@ -333,9 +333,10 @@ pub async fn drop_partition(connection: &mut PgConnection, first_day: NaiveDate)
 
 async fn dropped(connection: &mut PgConnection, first_day: NaiveDate) -> Result<(), StoreError> {
     sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *connection).await?;
-    // Writers that have looked at the partitions are done then, and those that come see the new version of the catalog.
+    // Those that come see the new version of the catalog. It goes before the journal's lock, as where recording holds it.
+    catalog::bump(connection).await?;
+    // Writers that have looked at the partitions are done then.
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", JOURNAL_LOCK).fetch_one(&mut *connection).await?;
     sqlx::query!("SELECT drop_journal_partition($1)", first_day).fetch_one(&mut *connection).await?;
-    catalog::bump(connection).await?;
     Ok(())
 }

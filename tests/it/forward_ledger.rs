@@ -34,6 +34,36 @@ async fn what_the_stream_has_lost_is_published_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn neighbours_of_two_segments_are_published_again() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    let mut setting = setting(&world, world.bed.nats_url.clone()).await;
+    // Segments are an eighth of the bound.
+    let bound = 2 << 20;
+    setting.more = vec![
+        ("WAYBILL_FORWARD_RESEND_SECONDS", "1".to_owned()),
+        ("WAYBILL_FORWARD_JOURNAL_MAX_BYTES", bound.to_string()),
+    ];
+    let forwarder = setting.start().await;
+    let (lost, kept) = (ids("lost", 1_500), ids("kept", 5));
+    for few in lost.chunks(7) {
+        forwarder.post(few).await;
+    }
+    wait_until("the stream has them", async || {
+        (forwarder.metric("waybill_forward_published_events_total").await >= 1_500.0).then_some(())
+    })
+    .await;
+    assert!(forwarder.metric("waybill_forward_journal_bytes").await > f64::from(bound / 8), "two segments");
+    let messages = usize::try_from(world.stream_length().await).unwrap();
+    world.acknowledge_without_recording(messages).await;
+    world.start_consumer();
+    forwarder.post(&kept).await;
+    forwarder.settled().await;
+    let all: BTreeSet<String> = lost.into_iter().chain(kept).collect();
+    recorded_exactly(&world, &all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_published_again_while_nobody_says_that_it_is_missing() {
     let world = World::idle().await;
     let mut setting = setting(&world, world.bed.nats_url.clone()).await;

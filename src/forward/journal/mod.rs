@@ -111,8 +111,12 @@ impl Journal {
     /// [`JournalError`].
     pub fn open(path: &Path, gateway: &str, bytes_max: u64) -> Result<(Self, Writer), JournalError> {
         let (folder, files) = Folder::open(path, gateway)?;
-        let settled = noted::read(folder.path(), folder.epoch).map_or(0, |settled| settled.through());
-        let (mut state, next, sealed) = State::read(files, folder.epoch, settled)?;
+        let settled = noted_beside(folder.path(), folder.epoch).unwrap_or_default();
+        let (mut state, next, sealed) = State::read(files, folder.epoch, &settled)?;
+        if settled.highest() >= next {
+            // The ledger had more than there is. Marked before the first new event: its number is one that the original gave.
+            Folder::mark_older_copy(folder.path())?;
+        }
         let active = state.segments.back().filter(|_| !sealed).map(|segment| segment.path.clone());
         let file = if let Some(path) = active {
             let failed = JournalError::io("cannot open", &path);
@@ -144,7 +148,7 @@ impl Journal {
 
     /// Whether it was found to be an older copy of itself, in this run or before.
     pub fn older_copy(&self) -> bool {
-        self.folder.join(folder::OLDER_COPY).exists()
+        is_older_copy(&self.folder)
     }
 
     /// Notes for every run to come that it is an older copy of itself.
@@ -185,6 +189,13 @@ impl Journal {
         self.state().segments.front().map_or(1, |segment| segment.first)
     }
 
+    /// The number of the first event of the oldest segment that is not settled.
+    pub fn oldest_unsettled(&self) -> u64 {
+        let state = self.state();
+        let first = state.segments.iter().find(|segment| !segment.settled).map(|segment| segment.first);
+        first.unwrap_or(self.durable() + 1)
+    }
+
     /// Reads events from a number on, in order, at most so many and about so many bytes, one at least; those that are damaged
     /// are left out. Empty only where nothing readable follows.
     ///
@@ -193,6 +204,7 @@ impl Journal {
     pub fn read(&self, from: u64, events_max: usize, bytes_max: usize) -> Result<Vec<Record>, JournalError> {
         let mut from = from;
         loop {
+            self.state().read_unread(from, self.epoch)?;
             let Some(piece) = self.piece(from, bytes_max) else { return Ok(Vec::new()) };
             let records = match self.read_piece(&piece, from, events_max, bytes_max) {
                 // Settled, and removed at this moment, because its room was needed.
@@ -276,6 +288,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Removes the oldest segments that are settled and hold no number above this one, whenever they were accepted.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; what was removed before stays so.
+    pub fn release_through(&self, last: u64) -> Result<(), JournalError> {
+        let mut state = self.state();
+        while state.oldest_kept().is_some_and(|oldest| oldest.next <= last.saturating_add(1)) {
+            state.remove_oldest()?;
+        }
+        Ok(())
+    }
+
     /// Takes back that anything is settled: the ledger has forgotten some of it.
     pub fn unsettle(&self) {
         self.state().segments.iter_mut().for_each(|segment| segment.settled = false);
@@ -301,9 +325,9 @@ impl Journal {
         free
     }
 
-    /// What [`Self::note_settled`] noted last.
+    /// What [`Self::note_settled`] noted last; nothing of an older copy.
     pub fn noted_settled(&self) -> Option<Settled> {
-        noted::read(&self.folder, self.epoch)
+        noted_beside(&self.folder, self.epoch)
     }
 
     /// Notes for the next start what the ledger has.
@@ -313,6 +337,15 @@ impl Journal {
     pub fn note_settled(&self, settled: &Settled) -> Result<(), JournalError> {
         noted::write(&self.folder, self.epoch, settled)
     }
+}
+
+fn is_older_copy(folder: &Path) -> bool {
+    folder.join(folder::OLDER_COPY).exists()
+}
+
+/// What was noted to be settled, unless the journal is an older copy: then numbers stand for other events now.
+fn noted_beside(folder: &Path, epoch: Uuid) -> Option<Settled> {
+    if is_older_copy(folder) { None } else { noted::read(folder, epoch) }
 }
 
 /// A part of a segment that begins with a record.

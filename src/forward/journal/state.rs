@@ -35,6 +35,8 @@ pub struct Segment {
     pub newest_ms: i64,
     /// Whether the ledger has everything in it that can be read, and in all before it.
     pub settled: bool,
+    /// Whether the start took for granted what it holds: it is read before anything in it is.
+    pub unread: bool,
 }
 
 impl Segment {
@@ -50,6 +52,7 @@ impl Segment {
             damaged: false,
             newest_ms,
             settled: false,
+            unread: false,
         }
     }
 
@@ -58,7 +61,7 @@ impl Segment {
         let data = self.path.metadata()?;
         let written = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.newest_ms = i64::try_from(written.as_millis()).unwrap_or(i64::MAX);
-        (self.next, self.bytes, self.settled) = (before, data.len(), true);
+        (self.next, self.bytes, self.settled, self.unread) = (before, data.len(), true, true);
         Ok(())
     }
 
@@ -80,7 +83,7 @@ pub struct State {
 }
 
 impl State {
-    /// Reads the files of a folder, `(first number, path)` in order, but for those with numbers up to `settled` only; returns with
+    /// Reads the files of a folder, `(first number, path)` in order, but for those whose numbers are all settled; returns with
     /// what they hold the next number to give, and whether the newest file must not be written to any more.
     ///
     /// # Errors
@@ -88,7 +91,7 @@ impl State {
     pub fn read(
         files: Vec<(u64, PathBuf)>,
         epoch: Uuid,
-        settled: u64,
+        settled: &Settled,
     ) -> Result<(Self, u64, bool), JournalError> {
         let mut state = Self::default();
         let mut next = files.first().map_or(1, |(first, _)| *first);
@@ -111,7 +114,9 @@ impl State {
             let before =
                 newest.filter(|newest| number < *newest).and_then(|_| firsts.get(number + 1).copied());
             // Days of events are kept for a ledger that is restored: they are read if it is.
-            if let Some(before) = before.filter(|before| *before <= settled.saturating_add(1)) {
+            if let Some(before) =
+                before.filter(|before| *before > first && settled.covers(first..=before - 1))
+            {
                 segment.unread(before).map_err(JournalError::io("cannot look at", &segment.path))?;
             } else {
                 sealed = state.read_segment(&mut segment, epoch, before)?;
@@ -164,6 +169,31 @@ impl State {
         let Some(oldest) = self.segments.front() else { return Ok(0) };
         Folder::remove_segment(&oldest.path, oldest.damaged)?;
         Ok(self.segments.pop_front().map_or(0, |oldest| oldest.bytes))
+    }
+
+    /// Reads the segment that a number lies in where the start took for granted what it holds; what it lacks is reported.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it is as before then.
+    pub fn read_unread(&mut self, number: u64, epoch: Uuid) -> Result<(), JournalError> {
+        let Some(place) = self.segments.iter().position(|segment| segment.next > number) else {
+            return Ok(());
+        };
+        let taken = &self.segments[place];
+        if !taken.unread {
+            return Ok(());
+        }
+        let (before, settled) = (taken.next, taken.settled);
+        let mut segment = Segment::empty(taken.path.clone(), taken.first);
+        self.read_segment(&mut segment, epoch, Some(before))?;
+        if segment.next < before {
+            let path = segment.path.clone();
+            self.report(segment.next..=before - 1, &path, "numbers that no segment holds");
+            (segment.next, segment.damaged) = (before, true);
+        }
+        segment.settled = settled;
+        self.segments[place] = segment;
+        Ok(())
     }
 
     /// Whether a number was accepted and cannot be read.

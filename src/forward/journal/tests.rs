@@ -427,6 +427,46 @@ fn what_the_ledger_had_is_known_after_a_start() {
 }
 
 #[test]
+fn what_a_settled_segment_lacks_shows_when_it_is_read_after_all() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    let some = settled(50, 60, r#"{"first":51,"last":52}"#);
+    journal.note_settled(&some).unwrap();
+    drop((journal, writer));
+    // Its last records are gone, at the border of a record.
+    let path = place.segments().remove(0);
+    let whole: usize = (1..=10).map(|number| HEADER_BYTES + event(number, 10_000).len()).sum();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(whole as u64).unwrap();
+    let (journal, _writer) = place.open_bounded(1 << 20);
+    assert_eq!((journal.damaged(), journal.oldest(), journal.oldest_unsettled()), (0, 1, 40));
+    journal.unsettle();
+    assert_eq!(journal.oldest_unsettled(), 1);
+    assert_eq!((all(&journal).len(), journal.damaged()), (57, 3), "11 to 13 are lost");
+    journal.release(&some, i64::MAX).unwrap();
+    assert_eq!(journal.oldest(), 40, "what is lost holds nothing up");
+}
+
+#[test]
+fn what_a_newer_ledger_had_marks_an_older_copy_before_it_gives_a_number() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    journal.note_settled(&settled(70, 70, "")).unwrap();
+    drop((journal, writer));
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert!(journal.older_copy() && journal.noted_settled().is_none());
+    assert!(journal.kept_bytes() > 300_000, "its own numbers that the original has settled");
+    journal.release_through(60).unwrap();
+    assert!(journal.oldest() >= 40 && journal.kept_bytes() == 0);
+    append(&writer, (61..=100).map(|number| event(number, 10_000)).collect()).unwrap();
+    drop((journal, writer));
+    let (journal, _writer) = place.open_bounded(1 << 20);
+    assert!(journal.older_copy());
+    journal.release_through(journal.durable()).unwrap();
+    assert_eq!(journal.kept_bytes(), 0, "what it noted before is not believed of its new numbers");
+    assert!(all(&journal).len() > 40);
+}
+
+#[test]
 fn what_stands_before_lost_zeros_is_not_damaged() {
     let place = Place::new();
     let (journal, _writer) = sixty(&place);

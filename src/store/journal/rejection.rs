@@ -171,9 +171,11 @@ pub struct Suspect<'a> {
     pub source: &'a str,
     /// ... and id.
     pub id: &'a str,
+    /// When it happened.
+    pub time: DateTime<Utc>,
 }
 
-/// A discarded event that has the names of one of those that were asked for.
+/// A discarded event that has the names and the time of one of those that were asked for.
 #[derive(Debug, Clone)]
 pub struct DiscardedEvent {
     /// The place of that one among them.
@@ -182,8 +184,8 @@ pub struct DiscardedEvent {
     pub raw: Vec<u8>,
 }
 
-/// The discarded events that came from the same gateway with the same source and id; whether they say the same is for the
-/// caller to compare.
+/// The discarded events that came from the same gateway with the same source, id and time, each once however often it came;
+/// whether they say the same is for the caller to compare.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -194,16 +196,20 @@ pub async fn discarded_events(
     let gateways: Vec<&str> = suspects.iter().map(|suspect| suspect.gateway).collect();
     let sources: Vec<&str> = suspects.iter().map(|suspect| suspect.source).collect();
     let ids: Vec<&str> = suspects.iter().map(|suspect| suspect.id).collect();
+    let times: Vec<DateTime<Utc>> = suspects.iter().map(|suspect| suspect.time).collect();
     let discarded = sqlx::query_as!(
         DiscardedEvent,
         // A whole message has no event of its own.
-        r#"SELECT asked.number - 1 AS "suspect!", r.raw
-           FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS asked (gateway, source, id, number)
+        r#"SELECT DISTINCT asked.number - 1 AS "suspect!", r.raw AS "raw!"
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
+                AS asked (gateway, source, id, happened_at, number)
            JOIN rejections r ON r.event_id = asked.id AND r.event_source = asked.source AND r.gateway = asked.gateway
+                            AND r.event_time = asked.happened_at
            WHERE r.resolution = 'discarded' AND r.event_index >= 0"#,
         &gateways as _,
         &sources as _,
-        &ids as _
+        &ids as _,
+        &times
     )
     .fetch_all(connection)
     .await?;
