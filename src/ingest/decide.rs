@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::catalog::{Books, Catalog};
 use super::headers;
 use crate::domain::event::{Report, SequenceMark, Usage, UsageEvent, UsagePart, UsageSource};
-use crate::domain::identity::EventIdentity;
+use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
 use crate::metering::{self, Message, Reason, Rejected};
 use crate::store::journal::{
@@ -74,6 +74,36 @@ impl Decision {
             Self::Reject(rejection) => rejection.event_time,
         }
     }
+
+    /// What a copy of the event is told by, and where the event stands. Of one that has no name that can be read, or that speaks
+    /// for another gateway, nothing.
+    pub fn named(&self) -> Option<Named<'_>> {
+        match self {
+            Self::Record(candidate) => {
+                let JournalEvent { identity, key, content_hash, .. } = &candidate.event;
+                let content_hash = Some(*content_hash);
+                Some(Named { identity, key: *key, content_hash, position: candidate.position() })
+            }
+            Self::Reject(rejection) => {
+                let ReadEvent { identity, key, content_hash, .. } = rejection.event.as_ref()?;
+                let position = rejection.position;
+                Some(Named { identity, key: *key, content_hash: *content_hash, position })
+            }
+        }
+    }
+}
+
+/// An event as copies of it are told.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// Its identity ...
+    pub identity: &'a EventIdentity,
+    /// ... and the key made of it.
+    pub key: EventKey,
+    /// Hash of its billable content; `None` where it cannot be read.
+    pub content_hash: Option<Uuid>,
+    /// Where it stands.
+    pub position: RejectionPosition,
 }
 
 /// An event that can be recorded.

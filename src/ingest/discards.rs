@@ -8,8 +8,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::decide::{Decided, Decision};
-use crate::domain::identity::EventIdentity;
+use super::decide::{Decided, Decision, Named};
 use crate::metering;
 use crate::store::StoreError;
 use crate::store::journal::{self, DiscardedEvent, RejectionPosition, Suspect};
@@ -32,13 +31,18 @@ pub(super) async fn copies(
         let gateway = message.message.subject.rsplit('.').next().unwrap_or_default();
         for decision in &message.decisions {
             if let Some(time) = decision.time().filter(|time| discarded.contains(time))
-                && let Some((identity, content, position)) = identified(decision)
+                && let Some(Named { identity, content_hash, position, .. }) = decision.named()
             {
                 let place = *places.entry((gateway, identity, time)).or_insert(suspects.len());
                 if place == suspects.len() {
                     suspects.push(Suspect { gateway, source: &identity.source, id: &identity.id, time });
                     told_by.push(Vec::new());
                 }
+                let content = match (content_hash, decision) {
+                    (Some(hash), _) => Content::Hash(hash),
+                    (None, Decision::Reject(rejection)) => Content::Bytes(&rejection.raw),
+                    (None, Decision::Record(_)) => continue,
+                };
                 if let Some(copies) = told_by.get_mut(place) {
                     copies.push((content, position));
                 }
@@ -82,20 +86,4 @@ fn hash_of(raw: &[u8], asked: &Suspect<'_>) -> Option<Uuid> {
     let event = catch_unwind(AssertUnwindSafe(|| metering::parse_event(raw).ok())).ok().flatten()?;
     let named = event.identity.source == asked.source && event.identity.id == asked.id;
     named.then(|| Uuid::from_bytes(metering::content_hash(&event)))
-}
-
-/// What a copy of the event is told by, and where the event stands. Of one that has no name that can be read, or that speaks
-/// for another gateway, nothing.
-fn identified(decision: &Decision) -> Option<(&EventIdentity, Content<'_>, RejectionPosition)> {
-    match decision {
-        Decision::Record(candidate) => {
-            let event = &candidate.event;
-            Some((&event.identity, Content::Hash(event.content_hash), candidate.position()))
-        }
-        Decision::Reject(rejection) => {
-            let event = rejection.event.as_ref()?;
-            let content = event.content_hash.map_or(Content::Bytes(&rejection.raw), Content::Hash);
-            Some((&event.identity, content, rejection.position))
-        }
-    }
 }

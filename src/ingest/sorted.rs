@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::IngestError;
 use super::batch::Batch;
-use super::decide::{Candidate, Decided, Decision};
+use super::decide::{Candidate, Decided, Decision, Named};
 use crate::domain::identity::EventKey;
 use crate::metering::Reason;
 use crate::store::StoreError;
@@ -203,15 +203,19 @@ impl Batch {
         with: &Comparison,
     ) -> Result<HashMap<EventKey, Existing>, StoreError> {
         let replayed = !self.replayed().is_empty();
-        let mut rows = Vec::new();
         // Old events may have been recorded long ago: their look-up covers every partition, that of the others does not.
-        for (old, horizon) in [(false, with.horizon), (true, NaiveDate::default())] {
-            let candidates = self.candidates().filter(|candidate| (candidate.backfill || replayed) == old);
-            let mut keys: Vec<Uuid> = candidates.map(|candidate| candidate.event.key.0).collect();
+        let (mut keys, mut refused) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for candidate in self.candidates() {
+            keys[usize::from(candidate.backfill || replayed)].push(candidate.event.key.0);
+        }
+        for event in self.refused_events() {
+            refused[usize::from(event.backfill || replayed)].push(event.key.0);
+        }
+        let mut rows = Vec::new();
+        let horizons = [with.horizon, NaiveDate::default()];
+        for ((horizon, mut keys), mut refused) in horizons.into_iter().zip(keys).zip(refused) {
             rows.extend(journal::existing(tx, &mut keys, horizon, with.look_up).await?);
             // What is refused is not added, so nothing else would tell that it is there.
-            let refused = self.refused_events().filter(|event| (event.backfill || replayed) == old);
-            let mut refused: Vec<Uuid> = refused.map(|event| event.key.0).collect();
             rows.extend(journal::existing(tx, &mut refused, horizon, LookUp::Whole).await?);
         }
         Ok(rows.into_iter().map(|row| (row.key, row)).collect())
@@ -232,20 +236,11 @@ impl Batch {
         for decided in &self.decided {
             let Some(life) = decided.life(origin) else { continue };
             for decision in &decided.decisions {
-                let (key, identity, hash, position) = match decision {
-                    Decision::Record(candidate) => {
-                        let event = &candidate.event;
-                        (event.key, &event.identity, Some(event.content_hash), candidate.position())
-                    }
-                    Decision::Reject(rejection) => {
-                        let Some(event) = &rejection.event else { continue };
-                        (event.key, &event.identity, event.content_hash, rejection.position)
-                    }
-                };
-                if let Some(row) = existing.get(&key)
+                if let Some(Named { identity, key, content_hash, position }) = decision.named()
+                    && let Some(row) = existing.get(&key)
                     && row.stood_at(position)
                     && row.is_of(identity)
-                    && Some(row.content_hash) != hash
+                    && Some(row.content_hash) != content_hash
                 {
                     asked.push((life, row));
                     positions.insert(key, position);

@@ -149,15 +149,15 @@ pub async fn received(connection: &mut PgConnection, id: RejectionId) -> Result<
     Ok(row)
 }
 
-/// Open rejections that match, the oldest first, at most `limit`; of those that are asked to be tried again already only what
-/// `waive_window` would change, where it is given.
+/// Open rejections that match, the oldest first: `most` of them, and how many more there are, of up to `counted`. Of those that
+/// are asked to be tried again already only what `waive_window` would change, where it is given.
 async fn open_ones(
     connection: &mut PgConnection,
     filter: RejectionFilter<'_>,
     waive_window: Option<bool>,
-    limit: usize,
-) -> Result<Vec<i64>, StoreError> {
-    let ids = sqlx::query_scalar!(
+    (most, counted): (usize, usize),
+) -> Result<(Vec<i64>, usize), StoreError> {
+    let mut ids = sqlx::query_scalar!(
         "SELECT id FROM rejections
          WHERE resolved_at IS NULL
            AND ($1::text IS NULL OR reason = $1) AND ($2::text IS NULL OR customer = $2)
@@ -174,11 +174,12 @@ async fn open_ones(
         filter.from,
         filter.to,
         waive_window,
-        i64::try_from(limit).unwrap_or(i64::MAX)
+        i64::try_from(most.saturating_add(counted)).unwrap_or(i64::MAX)
     )
     .fetch_all(connection)
     .await?;
-    Ok(ids)
+    let left = ids.split_off(most.min(ids.len())).len();
+    Ok((ids, left))
 }
 
 /// Asks for another try of an open rejection; `waive_window` also accepts a time outside the acceptance window. `false` where
@@ -194,7 +195,7 @@ pub async fn request_replay(
     Ok(request(connection, &[id.0], waive_window).await? == 1)
 }
 
-/// The same of the open rejections that match, the oldest first: of `most`, and up to `counted` more are counted.
+/// The same of the open rejections that match, the oldest first; `bounds`: of how many, and how many more are counted.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -202,10 +203,9 @@ pub async fn request_replays(
     connection: &mut PgConnection,
     filter: RejectionFilter<'_>,
     waive_window: bool,
-    (most, counted): (usize, usize),
+    bounds: (usize, usize),
 ) -> Result<Done, StoreError> {
-    let mut ids = open_ones(connection, filter, Some(waive_window), most.saturating_add(counted)).await?;
-    let left = ids.split_off(most.min(ids.len())).len();
+    let (ids, left) = open_ones(connection, filter, Some(waive_window), bounds).await?;
     Ok(Done { done: request(connection, &ids, waive_window).await?, left })
 }
 
@@ -234,7 +234,7 @@ pub async fn discard(
     Ok(discard_each(connection, &[id.0], note, now).await? == 1)
 }
 
-/// The same of the open rejections that match, the oldest first: of `most`, and up to `counted` more are counted.
+/// The same of the open rejections that match, the oldest first; `bounds`: of how many, and how many more are counted.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -243,10 +243,9 @@ pub async fn discard_many(
     filter: RejectionFilter<'_>,
     note: &str,
     now: DateTime<Utc>,
-    (most, counted): (usize, usize),
+    bounds: (usize, usize),
 ) -> Result<Done, StoreError> {
-    let mut ids = open_ones(connection, filter, None, most.saturating_add(counted)).await?;
-    let left = ids.split_off(most.min(ids.len())).len();
+    let (ids, left) = open_ones(connection, filter, None, bounds).await?;
     Ok(Done { done: discard_each(connection, &ids, note, now).await?, left })
 }
 

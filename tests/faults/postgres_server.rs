@@ -14,10 +14,10 @@ use crate::bed::{Bed, FULL_BATCH_SECONDS, Own};
 use crate::harness::wait_until;
 use crate::protocol::Way;
 use crate::proxy::{End, Mode};
-use crate::publisher::Load;
+use crate::publisher::{Load, Sending};
 use crate::rounds::{rounds, seed, thorough};
 use crate::servers::{Volume, address_of, copy, own_mounts};
-use crate::service::is_ready;
+use crate::service::{Supervised, is_ready};
 use crate::watching::{
     RETRYING, accounted, caught_up, nothing_lacked, nothing_unearned, recording, said, says, server_log,
     unstorable,
@@ -45,16 +45,22 @@ pub fn own_postgres() -> Own {
     Own { postgres: true, ..Own::default() }
 }
 
+/// A program that records what comes without end, and has caught up with it. The backlog of minutes comes in full batches,
+/// none of which may come again before it is recorded.
+async fn caught_up_under_load(bed: &mut Bed, name: &str) -> (Supervised, Sending) {
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
+    service.ready().await;
+    bed.take_snapshots();
+    let load = Load::endless(seed(name)).start(bed).await;
+    caught_up(bed).await;
+    (service, load)
+}
+
 /// F26: the path to PostgreSQL is silent, and later it is not: nothing is lost, nobody has to do anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn f26_a_silent_path_to_postgres_is_waited_out() {
     let mut bed = Bed::new("f26").await;
-    // The backlog of minutes comes in full batches, none of which may come again before it is recorded.
-    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
-    service.ready().await;
-    bed.take_snapshots();
-    let load = Load::endless(seed("f26")).start(&bed).await;
-    caught_up(&bed).await;
+    let (service, load) = caught_up_under_load(&mut bed, "f26").await;
     bed.postgres.set_both(Mode::Blackhole);
     let http = service.now(|service| service.http);
     wait_until("the program says that it is not ready", async || {
@@ -79,11 +85,7 @@ async fn f26_a_silent_path_to_postgres_is_waited_out() {
 #[ignore = "takes long: make test-faults"]
 async fn f26_connections_that_stay_dead_end_the_program_which_is_started_again() {
     let mut bed = Bed::new("f26-dead").await;
-    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
-    service.ready().await;
-    bed.take_snapshots();
-    let load = Load::endless(seed("f26-dead")).start(&bed).await;
-    caught_up(&bed).await;
+    let (service, load) = caught_up_under_load(&mut bed, "f26-dead").await;
     let held = bed.postgres.hold(Way::ToServer, recording).reached("a transaction is under way").await;
     bed.postgres.silence();
     held.release();
@@ -204,12 +206,7 @@ async fn still(bed: &Bed) -> i64 {
 async fn f32(seconds: u64) {
     let mut bed = Bed::with("f32", own_postgres()).await;
     let keys = customer_keys(&bed).await;
-    // The backlog of minutes comes in full batches, none of which may come again before it is recorded.
-    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS).supervised();
-    service.ready().await;
-    bed.take_snapshots();
-    let load = Load::endless(seed("f32")).start(&bed).await;
-    caught_up(&bed).await;
+    let (service, load) = caught_up_under_load(&mut bed, "f32").await;
     let http = service.now(|service| service.http);
     assert_eq!(ask(http, &keys[0].1, "/v1/tasks", "application/json").await.unwrap().status, 200);
     // What is on its way is committed before it stands still, and nothing after it.

@@ -4,9 +4,19 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::forward_bed::{ids, recorded, recorded_exactly, segments, setting, watermark};
+use crate::forward_bed::{Forwarder, ids, recorded, recorded_exactly, segments, setting, watermark};
 use crate::harness::{get, wait_until};
 use crate::world::{World, gpt5_prices};
+
+/// Once the stream has so many events, somebody acknowledges all of it and does not record it.
+async fn lost_once_published(world: &World, forwarder: &Forwarder, events: f64) {
+    wait_until("the stream has them", async || {
+        (forwarder.metric("waybill_forward_published_events_total").await >= events).then_some(())
+    })
+    .await;
+    let messages = usize::try_from(world.stream_length().await).unwrap();
+    world.acknowledge_without_recording(messages).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_stream_has_lost_is_published_again() {
@@ -17,13 +27,7 @@ async fn what_the_stream_has_lost_is_published_again() {
     let forwarder = setting.start().await;
     let (lost, kept) = (ids("lost", 30), ids("kept", 5));
     forwarder.post(&lost).await;
-    wait_until("the stream has them", async || {
-        (forwarder.metric("waybill_forward_published_events_total").await >= 30.0).then_some(())
-    })
-    .await;
-    // Somebody acknowledges what is in the stream and does not record it.
-    let messages = usize::try_from(world.stream_length().await).unwrap();
-    world.acknowledge_without_recording(messages).await;
+    lost_once_published(&world, &forwarder, 30.0).await;
     world.start_consumer();
     forwarder.post(&kept).await;
     forwarder.settled().await;
@@ -49,13 +53,8 @@ async fn neighbours_of_two_segments_are_published_again() {
     for few in lost.chunks(7) {
         forwarder.post(few).await;
     }
-    wait_until("the stream has them", async || {
-        (forwarder.metric("waybill_forward_published_events_total").await >= 1_500.0).then_some(())
-    })
-    .await;
+    lost_once_published(&world, &forwarder, 1_500.0).await;
     assert!(forwarder.metric("waybill_forward_journal_bytes").await > f64::from(bound / 8), "two segments");
-    let messages = usize::try_from(world.stream_length().await).unwrap();
-    world.acknowledge_without_recording(messages).await;
     world.start_consumer();
     forwarder.post(&kept).await;
     forwarder.settled().await;
