@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream;
+use async_nats::jetstream::stream::Config;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -25,6 +26,11 @@ const UNBOUND_DATES: &str = "ALTER FUNCTION latest_booking_date() RENAME TO true
 const BOUND_DATES: &str = "DROP FUNCTION latest_booking_date(); DROP FUNCTION latest_period_end();
     ALTER FUNCTION true_latest_booking_date() RENAME TO latest_booking_date;
     ALTER FUNCTION true_latest_period_end() RENAME TO latest_period_end";
+/// A stream that stays. When the last stream of an account goes, the server removes the account's folder after it has
+/// answered, and a stream that is made meanwhile cannot be stored ("error creating store for stream").
+const KEPT: &str = "KEPT";
+/// All it may hold.
+const KEPT_BYTES_MAX: i64 = 4096;
 /// Pause between two looks at it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -57,9 +63,12 @@ impl TestBed {
         let (admin_url, database_url) = (format!("{server}/postgres"), format!("{server}/{database_name}"));
         administer(&admin_url, &format!("CREATE DATABASE {database_name} TEMPLATE {template}")).await;
         administer(&database_url, UNBOUND_DATES).await;
+        let nats = waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("NATS answers");
+        let kept = Config { name: KEPT.to_owned(), max_bytes: KEPT_BYTES_MAX, ..Config::default() };
+        jetstream::new(nats.clone()).get_or_create_stream(kept).await.expect("the stream that stays is made");
         Self {
             database: Database::connect(&database_url).await.expect("the test's database answers"),
-            nats: waybill::ingest::connect(&nats_url, ConnectOptions::new()).await.expect("NATS answers"),
+            nats,
             stream: format!("TEST_{id}"),
             subject_prefix: format!("test.{id}.usage.v1"),
             database_url,
