@@ -82,10 +82,10 @@ async fn close_one(
     database: &Database,
     clock: &Clock,
     request: &Request,
-    watermark: Option<BatchId>,
+    mark: Option<&Mark>,
 ) -> Result<Closed, InvoicingError> {
     let mut tx = database.begin().await?;
-    let closed = close_once_posted(&mut tx, clock.now(), request, watermark).await?;
+    let closed = close_once_posted(&mut tx, clock.now(), request, mark).await?;
     if !closed.already {
         commit(tx).await?;
     }
@@ -105,12 +105,12 @@ pub async fn close_within(
     close_once_posted(connection, now, request, None).await
 }
 
-/// As [`close_within`]; holds back for the batches up to `watermark`, or up to the newest one there is.
+/// As [`close_within`]; holds back for the batches up to the mark, or up to the newest one there is.
 async fn close_once_posted(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
     request: &Request,
-    watermark: Option<BatchId>,
+    mark: Option<&Mark>,
 ) -> Result<Closed, InvoicingError> {
     match check(connection, now, request).await {
         Ok(Checked::Done(closed)) => return Ok(closed),
@@ -118,13 +118,11 @@ async fn close_once_posted(
         Ok(Checked::Due(..)) | Err(InvoicingError::OutOfOrder { .. }) => {}
         Err(error) => return Err(error),
     }
-    // Before the watermark, so that what is not posted of it is waited for.
-    let covered = completeness::covered_before(connection).await?;
-    let watermark = match watermark {
-        Some(watermark) => watermark,
-        None => newest_unposted(connection).await?,
+    let Mark { covered, newest } = match mark {
+        Some(mark) => mark.clone(),
+        None => Mark::of_now(connection).await?,
     };
-    wait_until_posted(connection, watermark).await?;
+    wait_until_posted(connection, newest).await?;
     // From here to the commit nothing is posted: what the sums say now is what the period holds for ever.
     periods::lock_closing(connection).await?;
     // Asked again under the lock: a concurrent call may have closed the period since the first look, and a second
@@ -134,7 +132,8 @@ async fn close_once_posted(
         Checked::Done(closed) => return Ok(closed),
         Checked::Due(customer, period) => (customer, period),
     };
-    ensure_posted(connection, watermark).await?;
+    let left = periods::unposted_or_half_posted(connection, newest).await?;
+    none_left(left)?;
     let mut computed = compute(connection, customer.id, period).await?;
     let now = now.trunc_subsecs(STORED_SUBSECOND_DIGITS);
     let period_prices = ids_of(&computed.prices);
@@ -192,7 +191,7 @@ pub async fn close_due(
     actor: &str,
     unposted: impl Fn(i64),
 ) -> Result<Vec<Turn>, InvoicingError> {
-    let watermark = all_posted(database, unposted).await?;
+    let mark = all_posted(database, unposted).await?;
     let ended_by = clock.now().checked_sub_signed(grace).unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut turns = Vec::new();
     let mut failed: Vec<CustomerId> = Vec::new();
@@ -206,7 +205,11 @@ pub async fn close_due(
         }
         for (customer, period) in due {
             let request = Request { customer, at: period.start, grace, actor: actor.to_owned() };
-            let outcome = close_one(database, clock, &request, Some(watermark)).await;
+            let outcome = match close_one(database, clock, &request, Some(&mark)).await {
+                // Half of a later batch, of a poster that broke off: the rest of it is waited for as in a call by itself.
+                Err(InvoicingError::NotPosted { .. }) => close_one(database, clock, &request, None).await,
+                outcome => outcome,
+            };
             if outcome.is_err() {
                 failed.push(customer);
             }
@@ -259,18 +262,31 @@ async fn check(
     }
 }
 
-/// The newest batch that waits to be posted. Where none does, a later one may still be half-way; ids count from one.
-async fn newest_unposted(connection: &mut PgConnection) -> Result<BatchId, StoreError> {
-    Ok(periods::newest_unposted(connection).await?.unwrap_or(BatchId(0)))
+/// Up to where a closing holds back for posting.
+#[derive(Clone)]
+struct Mark {
+    /// Sequences of batches that are posted, or waited for.
+    covered: Covered,
+    /// The newest batch that waits to be posted. Where none does, a later one may still be half-way; ids count from one.
+    newest: BatchId,
+}
+
+impl Mark {
+    async fn of_now(connection: &mut PgConnection) -> Result<Self, StoreError> {
+        // Before the newest batch, so that what is not posted of it is waited for.
+        let covered = completeness::covered_before(connection).await?;
+        let newest = periods::newest_unposted(connection).await?.unwrap_or(BatchId(0));
+        Ok(Self { covered, newest })
+    }
 }
 
 /// Waits until everything recorded before the call is in the sums, as long as that goes on; returns up to where that is.
-async fn all_posted(database: &Database, unposted: impl Fn(i64)) -> Result<BatchId, InvoicingError> {
+async fn all_posted(database: &Database, unposted: impl Fn(i64)) -> Result<Mark, InvoicingError> {
     let mut tx = database.begin().await?;
-    let watermark = newest_unposted(&mut tx).await?;
+    let mark = Mark::of_now(&mut tx).await?;
     let (mut last, mut since) = (None, Instant::now());
     loop {
-        let batches = periods::unposted_up_to(&mut tx, watermark).await?;
+        let batches = periods::unposted_up_to(&mut tx, mark.newest).await?;
         if last.is_none() && batches > 0 {
             periods::want_posting(&mut tx).await?;
         }
@@ -279,7 +295,7 @@ async fn all_posted(database: &Database, unposted: impl Fn(i64)) -> Result<Batch
             (last, since) = (Some(batches), Instant::now());
         }
         if batches == 0 {
-            return Ok(watermark);
+            return Ok(mark);
         }
         if since.elapsed() > POSTING_STOPPED {
             return Err(InvoicingError::NotPosted { batches });
@@ -289,19 +305,19 @@ async fn all_posted(database: &Database, unposted: impl Fn(i64)) -> Result<Batch
 }
 
 /// Waits, within bounds, until the batches up to this one are in the sums.
-async fn wait_until_posted(connection: &mut PgConnection, watermark: BatchId) -> Result<(), InvoicingError> {
+async fn wait_until_posted(connection: &mut PgConnection, newest: BatchId) -> Result<(), InvoicingError> {
     for poll in 0..POSTING_POLLS {
-        match ensure_posted(connection, watermark).await {
-            Err(InvoicingError::NotPosted { .. }) if poll == 0 => periods::want_posting(connection).await?,
-            Err(InvoicingError::NotPosted { .. }) => tokio::time::sleep(POSTING_POLL).await,
-            outcome => return outcome,
+        match periods::unposted_up_to(connection, newest).await? {
+            0 => return Ok(()),
+            _ if poll == 0 => periods::want_posting(connection).await?,
+            _ => tokio::time::sleep(POSTING_POLL).await,
         }
     }
-    ensure_posted(connection, watermark).await
+    none_left(periods::unposted_up_to(connection, newest).await?)
 }
 
-async fn ensure_posted(connection: &mut PgConnection, watermark: BatchId) -> Result<(), InvoicingError> {
-    match periods::unposted_up_to(connection, watermark).await? {
+const fn none_left(batches: i64) -> Result<(), InvoicingError> {
+    match batches {
         0 => Ok(()),
         batches => Err(InvoicingError::NotPosted { batches }),
     }

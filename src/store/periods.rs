@@ -296,12 +296,29 @@ pub async fn newest_unposted(connection: &mut PgConnection) -> Result<Option<Bat
     Ok(id.map(BatchId))
 }
 
-/// How many batches up to and including this one are not posted, or later ones of which a half is: what is posted of one batch
-/// is booked by the same closings.
+/// How many batches up to and including this one are not posted.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn unposted_up_to(connection: &mut PgConnection, batch: BatchId) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM ingest_batches WHERE posted_at IS NULL AND id <= $1"#,
+        batch.0
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(count)
+}
+
+/// As [`unposted_up_to`], and later ones of which a half is posted: what is posted of one batch is booked by the same closings.
+/// While posters are at work there nearly always is one, so it is asked by who holds the lock of [`lock_closing`].
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn unposted_or_half_posted(
+    connection: &mut PgConnection,
+    batch: BatchId,
+) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM ingest_batches b
            WHERE posted_at IS NULL

@@ -140,6 +140,8 @@ pub async fn next_chunk(
 pub struct StandingPart {
     /// Its event.
     pub key: EventKey,
+    /// The date that it is booked on: an id may stand for two events that lie further apart than copies are looked for.
+    pub booked_on: NaiveDate,
     /// Its position in the event.
     pub part: i16,
     /// The event as its gateway knows it.
@@ -158,9 +160,17 @@ pub struct StandingPart {
     pub stamps: Stamps,
 }
 
+impl StandingPart {
+    /// Which event it is of.
+    pub const fn event(&self) -> (EventKey, NaiveDate) {
+        (self.key, self.booked_on)
+    }
+}
+
 /// A part as stored.
 struct RawPart {
     key: EventKey,
+    booked_on: NaiveDate,
     part: i16,
     source: String,
     id: String,
@@ -204,6 +214,7 @@ impl TryFrom<RawPart> for StandingPart {
         };
         Ok(Self {
             key: row.key,
+            booked_on: row.booked_on,
             part: row.part,
             identity: EventIdentity { source: row.source.into(), id: row.id.into() },
             customer: row.customer,
@@ -225,6 +236,9 @@ impl TryFrom<RawPart> for StandingPart {
 
 /// The usage parts of a chunk that stand and that the filter lets through, by event and part.
 ///
+/// An id may be used again long after. A restatement is of the event that it has the time and the place from; a correction is of
+/// the newest event with the key of the estimate when it was recorded.
+///
 /// # Errors
 /// [`StoreError`].
 pub async fn standing(
@@ -234,9 +248,9 @@ pub async fn standing(
 ) -> Result<Vec<StandingPart>, StoreError> {
     let rows = sqlx::query_as!(
         RawPart,
-        r#"SELECT u.event_key AS "key: EventKey", u.part, u.source, u.id, u.customer_id AS "customer: CustomerId",
-                  u.occurred_at, u.provider AS "reported_provider!", u.model AS "reported_model!", u.platform, u.region,
-                  u.service_tier, u.processing, u.speed, u.tier_input, u.input, u.cache_read, u.cache_write_5m,
+        r#"SELECT u.event_key AS "key: EventKey", u.booked_on, u.part, u.source, u.id,
+                  u.customer_id AS "customer: CustomerId", u.occurred_at, u.provider AS "reported_provider!",
+                  u.model AS "reported_model!", u.platform, u.region, u.service_tier, u.processing, u.speed, u.tier_input, u.input, u.cache_read, u.cache_write_5m,
                   u.cache_write_1h, u.output, u.reasoning,
                   CASE WHEN r.part IS NULL THEN u.rare ELSE r.rare END AS "rare: Rare", s.provider, s.model,
                   c.id AS "cost_price: PriceId", COALESCE(r.cost, u.cost) AS "cost!: Amount",
@@ -245,7 +259,9 @@ pub async fn standing(
            FROM usage_events u
            LEFT JOIN LATERAL (SELECT part, rare, cost_price_id, sell_price_id, cost, charge FROM usage_events newest
                               WHERE newest.event_key = u.event_key AND newest.restates = u.part
-                                AND newest.kind = 'restatement'
+                                AND newest.kind = 'restatement' AND newest.booked_on >= u.booked_on
+                                AND newest.occurred_at = u.occurred_at AND newest.event_index = u.event_index
+                                AND newest.stream_seq IS NOT DISTINCT FROM u.stream_seq
                               ORDER BY newest.part DESC LIMIT 1) AS r ON true
            JOIN prices c ON c.id = COALESCE(r.cost_price_id, u.cost_price_id)
            JOIN price_books cb ON cb.id = c.book_id
@@ -258,12 +274,28 @@ pub async fn standing(
              AND ($9::text IS NULL OR starts_with(u.model, $9) OR starts_with(s.model, $9))
              AND ($10::uuid[] IS NULL OR u.event_key = ANY($10))
              -- Only estimates are corrected; an event that corrects one stands while no later event corrects it again.
-             AND NOT (u.estimated AND EXISTS (SELECT 1 FROM corrections k WHERE k.original_key = u.event_key))
+             AND NOT (u.estimated AND EXISTS (
+                 SELECT 1 FROM corrections k
+                 JOIN usage_events n ON n.event_key = k.correcting_key AND n.part = 0 AND n.corrects_key = u.event_key
+                                    AND n.booked_on >= u.booked_on AND n.batch_id >= u.batch_id
+                 WHERE k.original_key = u.event_key
+                   AND NOT EXISTS (SELECT 1 FROM usage_events again
+                                   WHERE again.event_key = u.event_key AND again.part = 0
+                                     AND again.booked_on >= u.booked_on AND again.batch_id > u.batch_id
+                                     AND again.batch_id <= n.batch_id)))
              AND NOT (u.corrects_key IS NOT NULL AND EXISTS (
                  SELECT 1 FROM corrections mine
                  JOIN corrections later ON later.original_key = mine.original_key AND later.number > mine.number
-                 WHERE mine.original_key = u.corrects_key AND mine.correcting_key = u.event_key))
-           ORDER BY u.event_key, u.part"#,
+                 JOIN usage_events n ON n.event_key = later.correcting_key AND n.part = 0
+                                    AND n.corrects_key = u.corrects_key AND n.booked_on >= u.booked_on
+                                    AND n.batch_id >= u.batch_id
+                 WHERE mine.original_key = u.corrects_key AND mine.correcting_key = u.event_key
+                   AND (n.event_key, n.booked_on) <> (u.event_key, u.booked_on)
+                   AND NOT EXISTS (SELECT 1 FROM usage_events again
+                                   WHERE again.event_key = u.corrects_key AND again.part = 0
+                                     AND again.booked_on >= u.booked_on AND again.batch_id > u.batch_id
+                                     AND again.batch_id <= n.batch_id)))
+           ORDER BY u.event_key, u.booked_on, u.part"#,
         chunk.after.0,
         chunk.last.0,
         &chunk.dates,
@@ -285,6 +317,8 @@ pub async fn standing(
 pub struct Restatement {
     /// Its event.
     pub key: EventKey,
+    /// The date that the event is booked on.
+    pub booked_on: NaiveDate,
     /// Its position in the event.
     pub part: i16,
     /// The prices and what they give.
@@ -308,6 +342,7 @@ pub async fn restate(
     restatements: &[Restatement],
 ) -> Result<(), StoreError> {
     let keys: Vec<Uuid> = restatements.iter().map(|restatement| restatement.key.0).collect();
+    let dates: Vec<NaiveDate> = restatements.iter().map(|restatement| restatement.booked_on).collect();
     let parts: Vec<i16> = restatements.iter().map(|restatement| restatement.part).collect();
     let own_requests: Vec<bool> = restatements.iter().map(|restatement| restatement.own_request).collect();
     let stamps = |side: fn(&Stamps) -> Stamp| -> (Vec<i64>, Vec<Amount>) {
@@ -324,27 +359,32 @@ pub async fn restate(
              SELECT c.*,
                     -- Numbers of the pair: 2000 and 2001 for the first part that is ever re-rated, counting up.
                     GREATEST(1999, (SELECT max(e.part) FROM usage_events e WHERE e.event_key = c.event_key))
-                    + 2 * row_number() OVER (PARTITION BY c.event_key ORDER BY c.part) AS second
-             FROM UNNEST($3::uuid[], $4::smallint[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[],
-                         $9::boolean[]) AS c (event_key, part, cost_price_id, sell_price_id, cost, charge, own_request)
+                    + 2 * row_number() OVER (PARTITION BY c.event_key ORDER BY c.booked_on, c.part) AS second
+             FROM UNNEST($3::uuid[], $4::date[], $5::smallint[], $6::bigint[], $7::bigint[], $8::numeric[], $9::numeric[],
+                         $10::boolean[])
+                  AS c (event_key, booked_on, part, cost_price_id, sell_price_id, cost, charge, own_request)
          ), standing AS (
-             SELECT u.event_key, u.part, COALESCE(r.cost_price_id, u.cost_price_id) AS cost_price_id,
+             SELECT u.event_key, u.booked_on, u.part, COALESCE(r.cost_price_id, u.cost_price_id) AS cost_price_id,
                     COALESCE(r.sell_price_id, u.sell_price_id) AS sell_price_id, COALESCE(r.cost, u.cost) AS cost,
                     COALESCE(r.charge, u.charge) AS charge, CASE WHEN r.part IS NULL THEN u.rare ELSE r.rare END AS rare
              FROM changed c
-             JOIN usage_events u ON u.event_key = c.event_key AND u.part = c.part AND u.kind = 'usage'
+             JOIN usage_events u ON u.event_key = c.event_key AND u.booked_on = c.booked_on AND u.part = c.part
+                                AND u.kind = 'usage'
              LEFT JOIN LATERAL (SELECT part, cost_price_id, sell_price_id, cost, charge, rare FROM usage_events newest
                                 WHERE newest.event_key = u.event_key AND newest.restates = u.part
-                                  AND newest.kind = 'restatement'
+                                  AND newest.kind = 'restatement' AND newest.booked_on >= u.booked_on
+                                  AND newest.occurred_at = u.occurred_at AND newest.event_index = u.event_index
+                                  AND newest.stream_seq IS NOT DISTINCT FROM u.stream_seq
                                 ORDER BY newest.part DESC LIMIT 1) AS r ON true
          ), sides AS (
-             SELECT s.event_key, s.part, c.second - 1 AS number, 'retraction' AS kind, -1 AS sign, s.cost_price_id,
-                    s.sell_price_id, -s.cost AS cost, -s.charge AS charge, s.rare
-             FROM changed c JOIN standing s USING (event_key, part)
+             SELECT s.event_key, s.booked_on, s.part, c.second - 1 AS number, 'retraction' AS kind, -1 AS sign,
+                    s.cost_price_id, s.sell_price_id, -s.cost AS cost, -s.charge AS charge, s.rare
+             FROM changed c JOIN standing s USING (event_key, booked_on, part)
              UNION ALL
-             SELECT c.event_key, c.part, c.second, 'restatement', 1, c.cost_price_id, c.sell_price_id, c.cost, c.charge,
+             SELECT c.event_key, c.booked_on, c.part, c.second, 'restatement', 1, c.cost_price_id, c.sell_price_id, c.cost,
+                    c.charge,
                     CASE WHEN c.own_request THEN COALESCE(s.rare, '{}') || '{"request": 1}' ELSE s.rare END
-             FROM changed c JOIN standing s USING (event_key, part)
+             FROM changed c JOIN standing s USING (event_key, booked_on, part)
          )
          INSERT INTO usage_events (booked_on, event_key, part, kind, restates, batch_id, stream_seq, event_index,
              customer_id, gateway_id, occurred_at, source, id, content_hash, provider, model, platform, region,
@@ -359,10 +399,12 @@ pub async fn restate(
              (SELECT jsonb_object_agg(key, s.sign * value::numeric) FROM jsonb_each_text(s.rare)),
              s.cost_price_id, s.sell_price_id, s.cost, s.charge
          FROM sides s
-         JOIN usage_events u ON u.event_key = s.event_key AND u.part = s.part AND u.kind = 'usage'"#,
+         JOIN usage_events u ON u.event_key = s.event_key AND u.booked_on = s.booked_on AND u.part = s.part
+                            AND u.kind = 'usage'"#,
         batch as BatchId,
         booked_on,
         &keys,
+        &dates,
         &parts,
         &cost_prices,
         &sell_prices,

@@ -62,6 +62,15 @@ impl Waiting {
         connection
     }
 
+    /// Restates what a customer has used at another price.
+    async fn re_rate(&self, customer: CustomerId) {
+        publish(&self.ledger, "standard", gpt5("2026-10-01T00:00:00Z", "4", "22", "0.02")).await;
+        let request = Request { customer: Some(customer), ..everything() };
+        let clock = Clock::fixed(utc("2026-11-24T00:00:00Z"));
+        let rerated = rerate::apply(&self.ledger.database, &clock, &request, "test").await.unwrap();
+        assert!(!rerated.batches.is_empty());
+    }
+
     /// Waits until a session is as the condition says.
     async fn seen(&self, what: &str, condition: &str) {
         seen(&self.ledger, what, condition).await;
@@ -134,13 +143,13 @@ async fn a_half_that_is_added_stays_added_where_the_other_breaks_off() {
     assert_eq!((waiting.calls(waiting.even).await, waiting.calls(waiting.odd).await), (1, 1 + ROWS / 5));
     waiting.verified().await;
     let mut connection = waiting.ledger.connect().await;
-    let left = periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap();
+    let left = periods::unposted_or_half_posted(&mut connection, BatchId(0)).await.unwrap();
     assert_eq!(left, 1, "no period is closed between two halves");
     let refused = waiting.post_as_before().await.unwrap_err().to_string();
     assert!(refused.contains("half of batch"), "{refused}");
     held.close().await.unwrap();
     waiting.settled().await;
-    assert_eq!(periods::unposted_up_to(&mut connection, BatchId(0)).await.unwrap(), 0);
+    assert_eq!(periods::unposted_or_half_posted(&mut connection, BatchId(0)).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -177,11 +186,7 @@ async fn a_half_that_outlives_its_poster_is_waited_for() {
 #[tokio::test]
 async fn a_half_has_the_reasons_of_its_adjustments() {
     let waiting = Waiting::new().await;
-    publish(&waiting.ledger, "standard", gpt5("2026-10-01T00:00:00Z", "4", "22", "0.02")).await;
-    let request = Request { customer: Some(waiting.odd), ..everything() };
-    let clock = Clock::fixed(utc("2026-11-24T00:00:00Z"));
-    let rerated = rerate::apply(&waiting.ledger.database, &clock, &request, "test").await.unwrap();
-    assert!(!rerated.batches.is_empty());
+    waiting.re_rate(waiting.odd).await;
     let held = waiting.hold(waiting.even).await;
     let posting = waiting.post();
     let left = "SELECT count(*) FROM half_postings WHERE posted_closing IS NULL";
@@ -191,6 +196,17 @@ async fn a_half_has_the_reasons_of_its_adjustments() {
     held.close().await.unwrap();
     // The other half may have waited for too long; then it is added now.
     posting.await.unwrap();
+    waiting.settled().await;
+}
+
+#[tokio::test]
+async fn a_half_with_adjustments_waits_for_nothing_that_its_poster_holds() {
+    let waiting = Waiting::new().await;
+    waiting.re_rate(waiting.odd).await;
+    assert!(waiting.post().await.unwrap(), "neither half waits for the other");
+    assert_eq!(waiting.ledger.count("SELECT count(*) FROM half_postings").await, 0);
+    let transactions = "SELECT count(DISTINCT xmin::text) FROM tasks";
+    assert_eq!(waiting.ledger.count(transactions).await, 2, "each half in its own");
     waiting.settled().await;
 }
 

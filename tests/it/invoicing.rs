@@ -5,16 +5,22 @@ use std::cell::RefCell;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::json;
+use sqlx::Connection;
 use waybill::clock::Clock;
 use waybill::domain::ids::CustomerId;
+use waybill::ingest::posting::post_once;
 use waybill::invoicing::{
     Closed, DEFAULT_GRACE, InvoicingError, Request, close_and_finalize, close_due, preview,
 };
 use waybill::reports::verify::{self, Check};
-use waybill::store::{Scope, invoices, periods, posting};
+use waybill::store::periods::CLOSE_LOCK;
+use waybill::store::{Scope, commit, completeness, invoices, periods, posting};
 
 use crate::harness::wait_until;
 use crate::ledger::{Ledger, Row, call, utc};
+
+/// Advisory lock of a closing that waits for posting.
+const POSTING_WANTED_LOCK: i64 = 0x77_61_79_05;
 
 fn request(customer: CustomerId, at: &str) -> Request {
     Request { customer, at: utc(at), grace: DEFAULT_GRACE, actor: "test".to_owned() }
@@ -266,16 +272,109 @@ async fn a_closing_that_waits_has_posting_gather_no_more() {
     ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
     let wanted = async || {
         let mut tx = ledger.database.begin_ingest().await.unwrap();
-        posting::waiting(&mut tx).await.unwrap().unwrap().wanted
+        let wanted = posting::waiting(&mut tx).await.unwrap().unwrap().wanted;
+        // A dropped transaction ends some time later, and what it holds would look like a closing that waits.
+        commit(tx).await.unwrap();
+        wanted
     };
     assert!(!wanted().await, "nobody waits");
     let looked = async {
         wait_until("posting is wanted", async || wanted().await.then_some(())).await;
+        assert_eq!(ledger.count(&locked(POSTING_WANTED_LOCK, "ShareLock", true)).await, 1, "by the closing");
         ledger.post().await;
     };
     let (closed, ()) =
         tokio::join!(close(&ledger, "2026-11-02T00:00:00Z", acme, "2026-10-01T00:00:00Z"), looked);
     assert_eq!(closed.unwrap().invoices.len(), 1);
+}
+
+/// Whoever holds an advisory lock, or waits for it.
+fn locked(lock: i64, mode: &str, granted: bool) -> String {
+    format!(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {lock} AND mode = '{mode}' AND granted = {granted}
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+}
+
+/// Posts the next slice without the batches that the statement finds.
+async fn post_but(ledger: &Ledger, batches: &str) {
+    let mut passed_over = ledger.connect().await;
+    let hold = format!("BEGIN; SELECT FROM ingest_batches WHERE {batches} FOR UPDATE");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(hold)).execute(&mut passed_over).await.unwrap();
+    assert!(post_once(&ledger.database).await.unwrap() > 0);
+    passed_over.close().await.unwrap();
+}
+
+/// However old the others are: what is recorded while it waits is waited for by nobody.
+#[tokio::test]
+async fn a_manifest_names_no_sequence_that_is_not_in_the_sums() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    let told = RefCell::new(Vec::new());
+    let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
+    let database = ledger.database.clone();
+    let closing = close_due(&database, &clock, TimeDelta::hours(1), "test", |batches| {
+        told.borrow_mut().push(batches);
+    });
+    let posting = async {
+        wait_until("it waits", async || told.borrow().first().copied()).await;
+        ledger.record(&[call(acme, "2026-10-21T00:00:00Z", "b", 1_000_000, 0)]).await;
+        ledger.run("UPDATE ingest_batches SET recorded_at = now() - interval '20 minutes'").await;
+        let mut tx = ledger.database.begin_ingest().await.unwrap();
+        assert_eq!(completeness::summarize(&mut tx, 100).await.unwrap(), 2);
+        commit(tx).await.unwrap();
+        post_but(&ledger, "sequences @> 2::bigint").await;
+    };
+    let (turns, ()) = tokio::join!(closing, posting);
+    let turns = turns.unwrap();
+    let [turn] = turns.as_slice() else { panic!("one period, not {turns:?}") };
+    let october = invoice(&ledger, turn.outcome.as_ref().unwrap()).await;
+    assert_eq!(october.invoice.manifest["events"], 1);
+    assert_eq!(october.invoice.manifest["streams"][0]["covered"], json!([[1, 2]]));
+}
+
+/// Posters are always at some slice: where one is alive, the lock waits for it; where it is gone, whoever posts the rest needs
+/// the lock.
+#[tokio::test]
+async fn half_of_a_later_batch_is_waited_for_only_where_its_poster_broke_off() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    let told = RefCell::new(Vec::new());
+    let clock = Clock::fixed(utc("2026-11-01T02:00:00Z"));
+    let (database, mut poster) = (ledger.database.clone(), ledger.connect().await);
+    let closing = close_due(&database, &clock, TimeDelta::hours(1), "test", |batches| {
+        told.borrow_mut().push(batches);
+    });
+    let posting = async {
+        wait_until("it waits", async || told.borrow().first().copied()).await;
+        ledger.record(&[]).await;
+        ledger
+            .run(
+                "UPDATE half_postings SET posted_closing = 0
+                 WHERE batch_id = (SELECT max(id) FROM ingest_batches)",
+            )
+            .await;
+        let underway = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({CLOSE_LOCK})");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(underway)).execute(&mut poster).await.unwrap();
+        post_but(&ledger, "sequences @> 2::bigint").await;
+        let waits = locked(CLOSE_LOCK, "ExclusiveLock", false);
+        let waits = async || (ledger.count(&waits).await == 1).then_some(());
+        wait_until("the closing waits for the poster alone", waits).await;
+        poster.close().await.unwrap();
+        let wanted = locked(POSTING_WANTED_LOCK, "ShareLock", true);
+        let wanted = async || (ledger.count(&wanted).await == 1).then_some(());
+        wait_until("the closing has given the lock back", wanted).await;
+        ledger.post().await;
+    };
+    let (turns, ()) = tokio::join!(closing, posting);
+    let turns = turns.unwrap();
+    let [turn] = turns.as_slice() else { panic!("one period, not {turns:?}") };
+    let october = invoice(&ledger, turn.outcome.as_ref().unwrap()).await;
+    assert_eq!(lines(&october), ["usage 10-01T00:00 gpt-5 input 1000000 = 3 3.00"]);
+    assert_eq!(october.invoice.manifest["streams"][0]["covered"], json!([[1, 3]]));
+    assert_proven(&ledger).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use chrono::TimeDelta;
+use chrono::{NaiveDate, TimeDelta};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use waybill::clock::Clock;
@@ -18,6 +18,7 @@ use waybill::store::{Scope, commit, customers, invoices, prices};
 use crate::http_bed::Api;
 use crate::http_events::Explained;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
+use crate::recording::correction;
 use crate::world::{self, World, estimate};
 
 /// When re-rates of the small ledger are made.
@@ -578,6 +579,135 @@ async fn corrected_estimates_and_re_rates_meet_in_any_order() {
     let acme = customers::by_external_id(&mut tx, "acme").await.unwrap().unwrap().id;
     let only = preview(&mut tx, &Request { customer: Some(acme), ..everything() }).await.unwrap();
     assert_eq!((only.examined, only.groups), (3, Vec::new()));
+}
+
+/// Makes of every recorded event `a` the same identity, as if its id had been used again after copies are looked for no more.
+async fn one_identity(ledger: &Ledger) {
+    ledger
+        .run(
+            "ALTER TABLE usage_events DISABLE TRIGGER journal_append_only;
+             UPDATE usage_events SET event_key = '00000000-0000-0000-0000-00000000000a' WHERE id = 'a';
+             ALTER TABLE usage_events ENABLE TRIGGER journal_append_only",
+        )
+        .await;
+}
+
+/// That the ledger holds, but for ids that were used again.
+async fn assert_proven_but_ids(ledger: &Ledger, ids: usize) {
+    let proof = verify::rebuild(&ledger.database, utc("2027-06-01T00:00:00Z"), |_| ()).await.unwrap();
+    assert_found_ids(&proof, ids);
+}
+
+fn assert_found_ids(proof: &verify::Verification, ids: usize) {
+    let found: Vec<verify::Check> = proof.findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(found, vec![verify::Check::Identities; ids], "{:?}", proof.findings);
+}
+
+/// A first event `a` in September and one of the same id in November, with other quantities.
+async fn used_again(second_at: &str) -> (Ledger, CustomerId) {
+    let mut ledger = Ledger::new().await;
+    ledger.run("SELECT open_booking_date(DATE '2026-09-01')").await;
+    let acme = ledger.customer("acme", "UTC").await;
+    let september = NaiveDate::from_ymd_opt(2026, 9, 1).unwrap();
+    ledger.record_on(september, &[call(acme, "2026-09-01T10:00:00Z", "a", 1_000_000, 0)]).await;
+    ledger.record(&[call(acme, second_at, "a", 10_000, 0)]).await;
+    one_identity(&ledger).await;
+    ledger.post().await;
+    (ledger, acme)
+}
+
+#[tokio::test]
+async fn of_an_id_used_again_each_event_is_restated_from_its_own() {
+    let (ledger, acme) = used_again("2026-11-05T00:00:00Z").await;
+    publish(&ledger, "standard", gpt5("2026-08-01T00:00:00Z", "4", "22", "0.02")).await;
+    let first = Request { to: utc("2026-10-01T00:00:00Z"), ..everything() };
+    let second = Request { from: first.to, ..everything() };
+    for (request, before, after) in [(&first, "3", "4"), (&second, "0.03", "0.04")] {
+        let shown = dry_run(&ledger, request).await;
+        let applied = rerate(&ledger, request).await;
+        assert_eq!((applied.examined, &applied.groups), (1, &shown.groups));
+        let charge = applied.groups[0].1.charge;
+        assert_eq!((charge.before.to_string().as_str(), charge.after.to_string().as_str()), (before, after));
+        ledger.post().await;
+        assert_proven_but_ids(&ledger, 1).await;
+    }
+    assert_eq!(rerate(&ledger, &everything()).await.groups, []);
+    assert_eq!(sums(&ledger, acme).await.1.to_string(), "4.04");
+    // Both at once, from what each was restated to.
+    publish(&ledger, "standard", gpt5("2026-08-02T00:00:00Z", "5", "22", "0.02")).await;
+    rerate(&ledger, &everything()).await;
+    assert_eq!(rerate(&ledger, &everything()).await.groups, []);
+    ledger.post().await;
+    assert_eq!(sums(&ledger, acme).await.1.to_string(), "5.05");
+    assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 2 + 2 * 4);
+    assert_proven_but_ids(&ledger, 1).await;
+}
+
+/// Sent again by a gateway that may send what is old, with other content.
+#[tokio::test]
+async fn of_an_id_used_again_for_the_same_instant_each_event_is_restated_from_its_own() {
+    let (ledger, acme) = used_again("2026-09-01T10:00:00Z").await;
+    for (from, input, charge) in
+        [("2026-08-01T00:00:00Z", "4", "4.04"), ("2026-08-02T00:00:00Z", "5", "5.05")]
+    {
+        publish(&ledger, "standard", gpt5(from, input, "22", "0.02")).await;
+        let applied = rerate(&ledger, &everything()).await;
+        assert_eq!((applied.examined, applied.groups[0].1.events), (2, 2));
+        assert_eq!(rerate(&ledger, &everything()).await.groups, []);
+        ledger.post().await;
+        assert_eq!(sums(&ledger, acme).await.1.to_string(), charge);
+        assert_proven_but_ids(&ledger, 1).await;
+    }
+}
+
+/// Estimates whose ids are used again; of each, the first or the second is corrected, before re-rates or between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_stands_whatever_corrected_another_of_its_id() {
+    let world = World::idle().await;
+    world.publish_prices(world::gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(world::now() - TimeDelta::days(70)));
+    for id in ["corrected", "final"] {
+        world.publish("gw-1", &estimate(id)).await;
+    }
+    world.settled().await;
+    world.publish("gw-1", &correction("a", "corrected", json!({"input": 7, "output": 0}))).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    for id in ["corrected", "final"] {
+        let mut again = estimate(id);
+        again["data"]["usage"] = json!({"input": 1000, "output": 0});
+        world.publish("gw-1", &again).await;
+    }
+    world.settled().await;
+    let all = everything();
+    let re_rated = async |from: &str, input: &str| {
+        world.publish_prices(gpt5_since(from, input, "0.25", "20")).await;
+        let applied = apply(&world.bed.database, &Clock::System, &all, "test").await.unwrap();
+        assert_eq!(apply(&world.bed.database, &Clock::System, &all, "test").await.unwrap().groups, []);
+        world.settled().await;
+        assert_proven_in(&world, 2).await;
+        (applied.examined, applied.groups[0].1.events)
+    };
+    // All but the first one that is corrected: its correction does.
+    assert_eq!(re_rated("2025-09-01T00:00:00Z", "2").await, (4, 4));
+    let totals = world.totals().await;
+    // (7 + 100 + 2 x 1000) x 2 + 300 x 0.25 + 50 x 20, per million.
+    assert_eq!((totals.events, totals.input, totals.cost.to_string().as_str()), (4, 2107, "0.005289"));
+    for (id, of) in [("b", "corrected"), ("c", "final")] {
+        world.publish("gw-1", &correction(id, of, json!({"input": 90, "output": 0}))).await;
+    }
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    assert_proven_in(&world, 2).await;
+    assert_eq!(re_rated("2025-10-01T00:00:00Z", "3").await, (4, 4));
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input, totals.cost.to_string().as_str()), (4, 287, "0.001936"));
+}
+
+async fn assert_proven_in(world: &World, ids: usize) {
+    let proof = verify::rebuild(&world.bed.database, world::now(), |_| ()).await.unwrap();
+    assert_found_ids(&proof, ids);
 }
 
 /// What the parts, what is taken back and what re-rates changed come to, by currency; a side is `charge` or `cost`.

@@ -274,8 +274,9 @@ impl Pass {
             match rated {
                 Ok(Some(Restated { stamps, own_request })) => {
                     differing.changed(name, period, &standing, stamps)?;
-                    let (key, part) = (standing.key, standing.part);
-                    restatements.push(Restatement { key, part, stamps, own_request });
+                    let (key, booked_on) = standing.event();
+                    let part = standing.part;
+                    restatements.push(Restatement { key, booked_on, part, stamps, own_request });
                 }
                 Ok(None) => {}
                 Err(reason) => same.unpriced(name, period, &standing, reason),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use super::RerateError;
 use crate::domain::identity::{EventIdentity, EventKey};
@@ -96,8 +96,8 @@ pub struct Rerated {
 /// count each once.
 struct Entry {
     figures: Figures,
-    last_changed: Option<EventKey>,
-    last_unpriced: Option<EventKey>,
+    last_changed: Option<(EventKey, NaiveDate)>,
+    last_unpriced: Option<(EventKey, NaiveDate)>,
 }
 
 #[derive(Default)]
@@ -119,11 +119,11 @@ impl Sums {
         now: Stamps,
     ) -> Result<(), RerateError> {
         let before = self.entry(customer, period, standing, standing.stamps);
-        before.count_changed(standing.key);
+        before.count_changed(standing.event());
         add(&mut before.figures.cost.before, standing.stamps.cost.amount)?;
         add(&mut before.figures.charge.before, standing.stamps.charge.amount)?;
         let after = self.entry(customer, period, standing, now);
-        after.count_changed(standing.key);
+        after.count_changed(standing.event());
         add(&mut after.figures.cost.after, now.cost.amount)?;
         add(&mut after.figures.charge.after, now.charge.amount)
     }
@@ -137,8 +137,8 @@ impl Sums {
         reason: String,
     ) {
         let entry = self.entry(customer, period, standing, standing.stamps);
-        if entry.last_unpriced != Some(standing.key) {
-            entry.last_unpriced = Some(standing.key);
+        if entry.last_unpriced != Some(standing.event()) {
+            entry.last_unpriced = Some(standing.event());
             entry.figures.unpriced += 1;
         }
         if self.unpriced.len() < UNPRICED_LISTED_MAX {
@@ -200,9 +200,9 @@ impl Sums {
 }
 
 impl Entry {
-    fn count_changed(&mut self, key: EventKey) {
-        if self.last_changed != Some(key) {
-            self.last_changed = Some(key);
+    fn count_changed(&mut self, event: (EventKey, NaiveDate)) {
+        if self.last_changed != Some(event) {
+            self.last_changed = Some(event);
             self.figures.events += 1;
         }
     }

@@ -155,7 +155,7 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Option<Waiting>, S
 /// [`StoreError::Database`].
 pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreError> {
     let left = sqlx::query_scalar!(
-        r#"SELECT true AS "left!" FROM ingest_batches WHERE posted_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE"#
+        r#"SELECT true AS "left!" FROM ingest_batches WHERE posted_at IS NULL ORDER BY id LIMIT 1 FOR NO KEY UPDATE"#
     )
     .fetch_optional(connection)
     .await?;
@@ -171,7 +171,9 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
     let rows = sqlx::query!(
         r#"SELECT id AS "id: BatchId", recorded_at, rows, booked_on, origin = 'rerate' AS "rerated!" FROM ingest_batches
-           WHERE posted_at IS NULL ORDER BY id LIMIT 2000 FOR UPDATE SKIP LOCKED"#
+           WHERE posted_at IS NULL ORDER BY id LIMIT 2000
+           -- Keeps every other poster out, but not the other half of this slice, whose reasons refer to the batches.
+           FOR NO KEY UPDATE SKIP LOCKED"#
     )
     .fetch_all(connection)
     .await?;

@@ -17,7 +17,7 @@ pub async fn reversal_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS MATERIALIZED (
-               SELECT event_key, part, kind, restates, corrects_key, booked_on, occurred_at,
+               SELECT event_key, part, kind, restates, corrects_key, booked_on, occurred_at, stream_seq, event_index,
                       ARRAY[input, cache_read, cache_write_5m, cache_write_1h, output, reasoning] AS units,
                       COALESCE(rare, '{}') AS rare, ARRAY[cost_price_id, sell_price_id] AS prices, ARRAY[cost, charge] AS amounts
                FROM usage_events
@@ -39,8 +39,10 @@ pub async fn reversal_differences(
                FROM placed
                WINDOW chained AS (PARTITION BY chain ORDER BY place, corrects_key NULLS LAST, booked_on)
            ), restated AS (
-               SELECT DISTINCT ON (event_key, restates, occurred_at) event_key, restates, occurred_at, rare, prices, amounts
-               FROM journal WHERE kind = 'restatement' ORDER BY event_key, restates, occurred_at, part DESC
+               SELECT DISTINCT ON (event_key, restates, occurred_at, stream_seq, event_index) event_key, restates, occurred_at,
+                      stream_seq, event_index, rare, prices, amounts
+               FROM journal WHERE kind = 'restatement'
+               ORDER BY event_key, restates, occurred_at, stream_seq, event_index, part DESC
            ), expected AS (
                SELECT c.event_key, c.booked_on, o.part + 1000 AS part,
                       ARRAY(SELECT -unit FROM unnest(o.units) WITH ORDINALITY AS u (unit, place) ORDER BY place) AS units,
@@ -51,6 +53,7 @@ pub async fn reversal_differences(
                FROM corrected c
                JOIN journal o ON o.event_key = c.standing AND o.booked_on = c.standing_booked_on AND o.kind = 'usage'
                LEFT JOIN restated r ON r.event_key = o.event_key AND r.restates = o.part AND r.occurred_at = o.occurred_at
+                                   AND r.stream_seq IS NOT DISTINCT FROM o.stream_seq AND r.event_index = o.event_index
                WHERE c.corrects_key IS NOT NULL
            ), taken AS (
                SELECT event_key, booked_on, part::integer AS part, units, rare, prices, amounts

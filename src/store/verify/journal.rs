@@ -283,7 +283,9 @@ pub async fn restatement_differences(
                FROM usage_events e
                WHERE e.kind IN ('usage', 'retraction', 'restatement')
                  AND e.event_key IN (SELECT event_key FROM usage_events WHERE restates IS NOT NULL)
-               WINDOW chain AS (PARTITION BY e.event_key, COALESCE(e.restates, e.part) ORDER BY e.part)
+               -- An id may be used again long after: a chain is of one time and place.
+               WINDOW chain AS (PARTITION BY e.event_key, COALESCE(e.restates, e.part), e.occurred_at, e.stream_seq,
+                                    e.event_index ORDER BY e.part)
            )
            SELECT format('event %s part %s, %s of part %s', event_key, part, kind, usage_part) AS "subject!",
                   format('minus the row before it: units %s %s; prices and amounts %s', units_before, rare_before,
