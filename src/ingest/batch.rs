@@ -27,7 +27,18 @@ pub struct Batch {
     received: Option<Vec<u8>>,
 }
 
+/// Where an event is in a batch: its message, and its place in that.
+pub(super) type Place = (usize, usize);
+
 impl Batch {
+    /// Its events, each with its place and its message.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (Place, &Decided, &Decision)> {
+        self.decided.iter().enumerate().flat_map(|(message, decided)| {
+            let decisions = decided.decisions.iter().enumerate();
+            decisions.map(move |(index, decision)| ((message, index), decided, decision))
+        })
+    }
+
     pub(super) fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.decided.iter().flat_map(|decided| &decided.decisions).filter_map(|decision| match decision {
             Decision::Record(candidate) => Some(candidate.as_ref()),
@@ -35,11 +46,11 @@ impl Batch {
         })
     }
 
-    /// The refused events that may be copies.
+    /// The refused events that may be copies of recorded ones.
     pub(super) fn refused_events(&self) -> impl Iterator<Item = &ReadEvent> {
         self.decided.iter().flat_map(|decided| &decided.decisions).filter_map(|decision| match decision {
             Decision::Record(_) => None,
-            Decision::Reject(rejection) => rejection.event.as_ref(),
+            Decision::Reject(rejection) => rejection.event.as_ref().filter(|event| event.may_be_recorded),
         })
     }
 
@@ -92,9 +103,9 @@ impl Batch {
         sequences
     }
 
-    /// Its messages in the stream; none for a replay, whose may be of several lives.
+    /// Its messages in the stream.
     pub fn span(&self, origin: Origin) -> Option<Span> {
-        let incarnation = origin.incarnation()?;
+        let incarnation = origin.incarnation();
         let sequences = || self.decided.iter().map(|decided| decided.message.sequence);
         let times = || self.decided.iter().flat_map(|decided| &decided.decisions).filter_map(Decision::time);
         let (oldest, newest) = (times().min(), times().max());

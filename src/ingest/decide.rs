@@ -55,6 +55,8 @@ pub struct ReplayOf {
     pub life: Uuid,
     /// The event's position in its message.
     pub event_index: i32,
+    /// When it was rejected first.
+    pub rejected_at: DateTime<Utc>,
 }
 
 /// What becomes of one event.
@@ -72,6 +74,14 @@ impl Decision {
         match self {
             Self::Record(candidate) => Some(candidate.event.occurred_at),
             Self::Reject(rejection) => rejection.event_time,
+        }
+    }
+
+    /// Where it stands.
+    pub fn position(&self) -> RejectionPosition {
+        match self {
+            Self::Record(candidate) => candidate.position(),
+            Self::Reject(rejection) => rejection.position,
         }
     }
 
@@ -171,11 +181,17 @@ impl Decided {
             decisions.push(match decided.unwrap_or_else(|_| Err(panicked().into())) {
                 Ok(candidate) => Decision::Record(Box::new(candidate)),
                 Err(Refused { rejected, read }) => {
-                    // Who speaks for another gateway, or is none, is told of, copy or not.
-                    let of_others = matches!(rejected.reason, Reason::NotAllowed | Reason::UnknownGateway);
+                    let reason = rejected.reason;
                     let rejection = rejection(&message, raw, index, rejected, registered);
-                    let event = if of_others { None } else { may_be_recorded(read, &rejection, backfill) };
-                    Decision::Reject(Box::new(Rejection { event, ..rejection }))
+                    let content_hash =
+                        read.as_ref().map_or_else(|| hash_of(&rejection.raw), |(_, hash)| *hash);
+                    // Who speaks for another gateway, or is none, is told of, copy or not.
+                    let event =
+                        if reason == Reason::NotAllowed { None } else { read_event(read, &rejection) };
+                    let may_be_recorded = reason != Reason::UnknownGateway;
+                    let event = event.map(|event| ReadEvent { backfill, may_be_recorded, ..event });
+                    let content_hash = Some(content_hash);
+                    Decision::Reject(Box::new(Rejection { event, content_hash, ..rejection }))
                 }
             });
         }
@@ -185,6 +201,19 @@ impl Decided {
     /// The life of the stream that its place counts in.
     pub fn life(&self, origin: Origin) -> Option<Uuid> {
         origin.incarnation().or_else(|| Some(self.message.replay_of?.life))
+    }
+
+    /// The bytes of one of its events as a rejection keeps them.
+    pub fn kept<'a>(&'a self, decision: &'a Decision) -> Cow<'a, [u8]> {
+        match decision {
+            Decision::Record(candidate) => metering::redact_rejected(self.raw(candidate)),
+            Decision::Reject(rejection) => Cow::Borrowed(&rejection.raw),
+        }
+    }
+
+    fn raw(&self, candidate: &Candidate) -> &[u8] {
+        let body = self.body.as_ref().map(Message::body).unwrap_or_default();
+        body.get(candidate.range.clone()).unwrap_or_default()
     }
 
     /// Bytes of its payload, decompressed.
@@ -204,11 +233,10 @@ impl Decided {
 
     /// The rejection of an event that could have been recorded, but for what the database knows.
     pub fn reject(&self, candidate: &Candidate, reason: Reason, detail: String) -> Rejection {
-        let body = self.body.as_ref().map(Message::body).unwrap_or_default();
-        let raw = body.get(candidate.range.clone()).unwrap_or_default();
         let mark = candidate.mark.clone().map(|mark| (candidate.event.gateway, mark));
-        let rejected = Rejected { reason, detail };
-        Rejection { mark, ..rejection(&self.message, raw, candidate.event.event_index, rejected, None) }
+        let (index, rejected) = (candidate.event.event_index, Rejected { reason, detail });
+        let rejection = rejection(&self.message, self.raw(candidate), index, rejected, None);
+        Rejection { mark, content_hash: Some(candidate.event.content_hash), ..rejection }
     }
 
     /// Makes a rejection of an event that was to be recorded; `false` where there is none, or it is a rejection already.
@@ -259,7 +287,13 @@ fn rejection(
         mark: registered.zip(hints.mark),
         waits_for: None,
         event: None,
+        content_hash: None,
     }
+}
+
+/// What copies of an event are told by that cannot be read.
+pub fn hash_of(kept: &[u8]) -> Uuid {
+    Uuid::from_bytes(metering::bytes_hash(kept))
 }
 
 /// PostgreSQL's text cannot hold NUL; the raw bytes can and do.
@@ -292,18 +326,15 @@ impl Refused {
 }
 
 /// What a refused event is told by where it is recorded: what refuses it now, or cannot read it, may have let it pass before.
-fn may_be_recorded(
-    read: Option<(EventIdentity, Uuid)>,
-    rejection: &Rejection,
-    backfill: bool,
-) -> Option<ReadEvent> {
+fn read_event(read: Option<(EventIdentity, Uuid)>, rejection: &Rejection) -> Option<ReadEvent> {
     let (identity, content_hash) = if let Some((identity, content_hash)) = read {
         (identity, Some(content_hash))
     } else {
         let (source, id) = (rejection.event_source.as_deref()?, rejection.event_id.as_deref()?);
         (EventIdentity { source: source.into(), id: id.into() }, None)
     };
-    Some(ReadEvent { key: identity.key(), identity, content_hash, backfill })
+    let key = identity.key();
+    Some(ReadEvent { key, identity, content_hash, backfill: false, may_be_recorded: true })
 }
 
 /// Parses, admits, resolves and rates one event.
@@ -426,8 +457,13 @@ fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>)
     };
     // Exactly: there is one part almost always, and thousands of events wait in memory.
     journal.parts.reserve_exact(usage.parts.len());
+    // A correction to nothing takes back what the estimate was billed.
+    let nothing_used = journal.corrects.is_none() && usage.parts.iter().all(|part| part.quantities.is_zero());
     for part in usage.parts {
-        journal.parts.push(rated(part, books, journal.occurred_at)?);
+        let rated = rated(part, books, journal.occurred_at);
+        journal
+            .parts
+            .push(rated.map_err(|unpriced| if nothing_used { of_nothing(&unpriced) } else { unpriced })?);
     }
     journal.project = usage.attributes.get(PROJECT_ATTRIBUTE).cloned();
     if !usage.attributes.is_empty() {
@@ -438,6 +474,13 @@ fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>)
     journal.estimated = usage.usage_source == UsageSource::Estimated;
     journal.latency_ms = usage.latency_ms;
     Ok(())
+}
+
+/// Of a call that used nothing: such ones must not hide those that are not billed for want of a price.
+fn of_nothing(unpriced: &Rejected) -> Rejected {
+    let detail =
+        format!("it used nothing, so nothing is to be billed; discard it, or else: {}", unpriced.detail);
+    refuse(Reason::NothingUsed, detail)
 }
 
 /// Rates one part twice: what it costs us, and what the customer pays.

@@ -6,8 +6,8 @@ use chrono::{NaiveDate, TimeDelta};
 use serde_json::json;
 
 use super::IngestError;
-use crate::metering::{FUTURE_WINDOW_MINUTES, PAST_WINDOW_DAYS};
-use crate::store::partitions::{self, Accepted, Month, Obstacle};
+use crate::metering::FUTURE_WINDOW_MINUTES;
+use crate::store::partitions::{self, Month, Obstacle};
 use crate::store::{Database, Scope, audit, commit, verify};
 
 /// How often the locks of a drop are asked for, a second each, and the pause between: a report that reads the journal for
@@ -15,9 +15,8 @@ use crate::store::{Database, Scope, audit, commit, verify};
 const DROP_ATTEMPTS: u32 = 20;
 const DROP_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a month may hold, but for backfills.
-const ACCEPTED: Accepted =
-    Accepted { past: TimeDelta::days(PAST_WINDOW_DAYS), ahead: TimeDelta::minutes(FUTURE_WINDOW_MINUTES) };
+/// How far usage may be ahead of the date that it is booked on.
+const AHEAD: TimeDelta = TimeDelta::minutes(FUTURE_WINDOW_MINUTES);
 
 /// What became of a month.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +51,7 @@ pub async fn list(database: &Database) -> Result<Vec<(Month, Vec<Obstacle>)>, In
     verify::prepare(&mut tx).await?;
     let mut listed = Vec::new();
     for month in partitions::months(&mut tx).await? {
-        let obstacles = partitions::obstacles(&mut tx, month.first_day, ACCEPTED).await?;
+        let obstacles = partitions::obstacles(&mut tx, month.first_day, AHEAD).await?;
         listed.push((month, obstacles));
     }
     Ok(listed)
@@ -93,7 +92,7 @@ async fn drop_one(
     let mut tx = database.begin_ingest().await?;
     verify::prepare(&mut tx).await?;
     partitions::lock(&mut tx).await?;
-    let mut obstacles = partitions::obstacles(&mut tx, month.first_day, ACCEPTED).await?;
+    let mut obstacles = partitions::obstacles(&mut tx, month.first_day, AHEAD).await?;
     if request.estimates_stand {
         obstacles.retain(|obstacle| !matches!(obstacle, Obstacle::OpenEstimates(_)));
     }

@@ -18,7 +18,7 @@ use super::recent::Recent;
 use super::sorted::{Comparison, Sorted};
 use crate::clock::Clock;
 use crate::shutdown::Shutdown;
-use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded, Span};
+use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded};
 use crate::store::posting::Unposted;
 use crate::store::{Database, StoreError, Transactions, catalog, commit, replay};
 
@@ -416,14 +416,12 @@ impl Recorder {
             // Another process replays the same rejections.
             return Ok(Attempt::Done(Recorded::default()));
         }
-        let mut discarded = match messages.filter(|_| opening.discarded) {
-            Some(Span { incarnation, .. }) => {
-                journal::discarded(&mut tx, incarnation, &batch.sequences(origin)).await?
-            }
+        let mut discarded = match origin.incarnation().filter(|_| opening.discarded) {
+            Some(life) => discards::themselves(&mut tx, batch, life).await?,
             None => Vec::new(),
         };
         if let (Some(from), Some(to)) = (opening.discarded_from, opening.discarded_to) {
-            discarded.extend(discards::copies(&mut tx, &batch.decided, from..=to).await?);
+            discarded.extend(discards::copies(&mut tx, batch, from..=to).await?);
         }
         let with = Comparison {
             horizon: batch.horizon(opening.booked_on),
@@ -524,9 +522,7 @@ impl Recorder {
             }
             (None, Ok(())) => {}
         }
-        for correction in sorted.corrections() {
-            journal::correct(tx, batch.id, &correction).await?;
-        }
+        journal::correct(tx, batch.id, &sorted.corrections()).await?;
         Ok(())
     }
 }

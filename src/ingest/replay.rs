@@ -17,14 +17,21 @@ use crate::store::replay::{self, Replayable};
 /// Rejections that are tried together, of those that were asked for and of those that a newer catalog may have done away with:
 /// as a transaction or, where their bodies are large, as several.
 const REPLAY_MAX: i64 = 500;
+/// What is read of them at a time comes to this many bytes at most, or is one of them: an event may have megabytes.
+const READ_BYTES_MAX: i64 = 32 << 20;
 /// Corrections whose estimate is looked for at a time: each costs a descent of an index.
 const WAITING_MAX: i64 = 2000;
 /// How often the loop looks.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Reasons that a newer catalog may have done away with: these are tried again by themselves.
-const CATALOG_REASONS: [Reason; 4] =
-    [Reason::UnknownGateway, Reason::UnknownCustomer, Reason::SuspendedCustomer, Reason::Unpriced];
+const CATALOG_REASONS: [Reason; 5] = [
+    Reason::UnknownGateway,
+    Reason::UnknownCustomer,
+    Reason::SuspendedCustomer,
+    Reason::Unpriced,
+    Reason::NothingUsed,
+];
 
 /// Tries one batch of due rejections; returns how many of them are settled by it.
 ///
@@ -38,15 +45,25 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     if due.is_empty() {
         return Ok(0);
     }
-    let tried = due.len();
     let now = recorder.clock().now();
-    let mut messages = due.into_iter().map(|rejection| incoming(rejection, now));
-    let (mut new, mut duplicates) = (0, 0);
-    while messages.len() > 0 {
-        let batch = recorder.decide_next(&mut messages, usize::MAX);
-        let outcome = recorder.record(Origin::Replay, batch).await?;
-        new += outcome.recorded;
-        duplicates += outcome.duplicates;
+    let (mut left, mut tried, mut new, mut duplicates) = (due.as_slice(), 0, 0, 0);
+    loop {
+        let mut tx = recorder.database().read_ingest().await?;
+        let read = replay::read(&mut tx, left, READ_BYTES_MAX).await?;
+        drop(tx);
+        let Some(last) = read.last().map(|rejection| rejection.id) else { break };
+        left = left.split_at(left.partition_point(|id| *id <= last)).1;
+        tried += read.len();
+        let mut messages = read.into_iter().map(|rejection| incoming(rejection, now));
+        while messages.len() > 0 {
+            let batch = recorder.decide_next(&mut messages, usize::MAX);
+            let outcome = recorder.record(Origin::Replay, batch).await?;
+            new += outcome.recorded;
+            duplicates += outcome.duplicates;
+        }
+        if left.is_empty() {
+            break;
+        }
     }
     tracing::info!(tried, recorded = new, duplicates, "rejections tried again");
     Ok(new + duplicates)
@@ -59,22 +76,19 @@ fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incomi
     Incoming {
         sequence: rejection.stream_seq,
         subject: rejection.subject,
-        headers: rejection.headers.as_ref().map(ToString::to_string),
+        headers: rejection.headers,
         // A whole message is kept as it came, an event of one decompressed.
-        encoding: if rejection.event_index < 0 { encoding(rejection.headers.as_ref()) } else { None },
+        encoding: rejection.encoding.filter(|_| rejection.event_index < 0),
         payload: Bytes::from(rejection.raw),
         replay_of: Some(ReplayOf {
             rejection: rejection.id,
             life: rejection.incarnation,
             event_index: rejection.event_index,
+            rejected_at: rejection.rejected_at,
         }),
         received_at,
         window_waived: rejection.window_waived,
     }
-}
-
-fn encoding(headers: Option<&serde_json::Value>) -> Option<String> {
-    Some(headers?.get("Content-Encoding")?.get(0)?.as_str()?.to_owned())
 }
 
 /// Replays until a stop is asked for.

@@ -1,6 +1,7 @@
 //! What of a batch is new to the journal: every event of it compared with what the database and the batch itself hold.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 
 use chrono::NaiveDate;
 use foldhash::fast::RandomState;
@@ -9,14 +10,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::IngestError;
-use super::batch::Batch;
+use super::batch::{Batch, Place};
 use super::decide::{Candidate, Decided, Decision, Named};
 use crate::domain::identity::EventKey;
 use crate::metering::Reason;
 use crate::store::StoreError;
 use crate::store::journal::{
     self, Correction, Existing, FreshMark, JournalEvent, LookUp, Origin, Recorded, Rejection,
-    RejectionPosition,
+    RejectionPosition, WHOLE_MESSAGE,
 };
 use crate::store::replay::{Resolution, Resolved};
 
@@ -27,14 +28,14 @@ pub struct Comparison {
     pub horizon: NaiveDate,
     /// How thoroughly.
     pub look_up: LookUp,
-    /// What of it finance has discarded: settled, whatever would become of it now.
-    pub discarded: HashSet<RejectionPosition>,
+    /// What of it finance has discarded: settled, whatever would become of it now. By its place in the batch: rejections that
+    /// are tried again may be of several lives of the stream, with the same positions.
+    pub discarded: HashSet<Place>,
 }
 
 impl Comparison {
-    fn settled(&self, position: RejectionPosition) -> bool {
-        !self.discarded.is_empty()
-            && (self.discarded.contains(&position) || self.discarded.contains(&position.of_message()))
+    fn settled(&self, place: Place) -> bool {
+        !self.discarded.is_empty() && self.discarded.contains(&place)
     }
 }
 
@@ -66,7 +67,7 @@ struct Held<'a> {
 impl Held<'_> {
     /// Whether the event of a rejection is in the journal: recorded when nothing was against it.
     fn records(&self, rejection: &Rejection) -> bool {
-        rejection.event.as_ref().is_some_and(|event| {
+        rejection.event.as_ref().filter(|event| event.may_be_recorded).is_some_and(|event| {
             let copy = |row: &Existing| event.content_hash.is_some_and(|hash| row.is(&event.identity, hash));
             self.in_place.contains(&(event.key, rejection.position))
                 || self.existing.get(&event.key).is_some_and(copy)
@@ -125,35 +126,33 @@ impl Batch {
         let mut refused: Vec<(&Decided, Cow<'_, Rejection>)> = Vec::new();
         let mut seen: HashMap<EventKey, &JournalEvent> =
             HashMap::with_capacity_and_hasher(self.event_count(), RandomState::default());
-        for decided in &self.decided {
-            for decision in &decided.decisions {
-                match decision {
-                    Decision::Record(candidate) if with.settled(candidate.position()) => {
-                        sorted.duplicates += 1;
-                    }
-                    Decision::Reject(rejection) if with.settled(rejection.position) => sorted.duplicates += 1,
-                    Decision::Reject(rejection) if held.records(rejection) => {
-                        sorted.duplicates += 1;
-                        sorted.resolve(decided, || Resolution::Duplicate);
-                    }
-                    Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
-                    Decision::Record(candidate) => {
-                        let (event, life) = (&candidate.event, decided.life(origin));
-                        match known(tx, candidate, life, &held, &seen).await? {
-                            Known::New => {
-                                seen.insert(event.key, event);
-                                sorted.corrections.extend(correction(event, life));
-                                sorted.events.push(candidate);
-                                sorted.resolve(decided, || Resolution::Recorded);
-                            }
-                            Known::Duplicate => {
-                                sorted.duplicates += 1;
-                                sorted.resolve(decided, || Resolution::Duplicate);
-                            }
-                            Known::Rejected(Refusal { reason, detail, waits_for }) => {
-                                let rejection = decided.reject(candidate, reason, detail.to_owned());
-                                refused.push((decided, Cow::Owned(Rejection { waits_for, ..rejection })));
-                            }
+        for (place, decided, decision) in self.placed() {
+            match decision {
+                _ if with.settled(place) => {
+                    sorted.duplicates += 1;
+                    sorted.resolve(decided, || discarded_before(decided));
+                }
+                Decision::Reject(rejection) if held.records(rejection) => {
+                    sorted.duplicates += 1;
+                    sorted.resolve(decided, || Resolution::Duplicate);
+                }
+                Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
+                Decision::Record(candidate) => {
+                    let (event, life) = (&candidate.event, decided.life(origin));
+                    match known(tx, candidate, life, &held, &seen).await? {
+                        Known::New => {
+                            seen.insert(event.key, event);
+                            sorted.corrections.extend(correction(candidate, life));
+                            sorted.events.push(candidate);
+                            sorted.resolve(decided, || Resolution::Recorded);
+                        }
+                        Known::Duplicate => {
+                            sorted.duplicates += 1;
+                            sorted.resolve(decided, || Resolution::Duplicate);
+                        }
+                        Known::Rejected(Refusal { reason, detail, waits_for }) => {
+                            let rejection = decided.reject(candidate, reason, detail.to_owned());
+                            refused.push((decided, Cow::Owned(Rejection { waits_for, ..rejection })));
                         }
                     }
                 }
@@ -184,15 +183,17 @@ impl Batch {
         existing: &HashMap<EventKey, Existing>,
         with: &Comparison,
     ) -> HashMap<EventKey, &JournalEvent> {
-        let lacks = |candidate: &&Candidate| {
-            !existing.contains_key(&candidate.event.key) && !with.settled(candidate.position())
-        };
-        if !self.candidates().any(|candidate| candidate.event.corrects.is_some() && lacks(&candidate)) {
-            return HashMap::default();
-        }
         let mut in_batch = HashMap::default();
-        for candidate in self.candidates().filter(lacks) {
-            in_batch.entry(candidate.event.key).or_insert(&candidate.event);
+        if !self.candidates().any(|candidate| candidate.event.corrects.is_some()) {
+            return in_batch;
+        }
+        for (place, _, decision) in self.placed() {
+            if let Decision::Record(candidate) = decision
+                && !existing.contains_key(&candidate.event.key)
+                && !with.settled(place)
+            {
+                in_batch.entry(candidate.event.key).or_insert(&candidate.event);
+            }
         }
         in_batch
     }
@@ -255,14 +256,23 @@ impl Batch {
     }
 }
 
+/// What becomes of a rejection that is tried again where its event was discarded before: of a message as a whole, which may
+/// hold others, nothing is said but that it is settled.
+fn discarded_before(decided: &Decided) -> Resolution {
+    let whole = decided.message.replay_of.is_some_and(|replay| replay.event_index == WHOLE_MESSAGE);
+    if whole { Resolution::Duplicate } else { Resolution::Discarded }
+}
+
 /// What an event corrects, if it does.
-fn correction(event: &JournalEvent, life: Option<Uuid>) -> Option<Correction<'_>> {
-    Some(Correction { original: event.corrects?, life, event })
+fn correction(candidate: &Candidate, life: Option<Uuid>) -> Option<Correction<'_>> {
+    let Candidate { event, mark, .. } = candidate;
+    Some(Correction { original: event.corrects?, life, mark: mark.as_ref(), event })
 }
 
 impl<'a> Sorted<'a> {
     /// The recorded events that correct estimates: of one estimate in the order of the stream, so that the last one stands, and
-    /// lives of it in the order in which the batch has them; the estimates in one order, in which all writers take them.
+    /// lives of it in the order in which the batch has them, but none after one that its gateway has counted later; the
+    /// estimates in one order, in which all writers take them.
     pub fn corrections(&self) -> Vec<Correction<'a>> {
         let mut lives: Vec<Option<Uuid>> = Vec::new();
         for correction in &self.corrections {
@@ -270,11 +280,24 @@ impl<'a> Sorted<'a> {
                 lives.push(correction.life);
             }
         }
-        let mut corrections = self.corrections.clone();
-        corrections.sort_by_key(|Correction { original, life, event }| {
-            (*original, lives.iter().position(|other| other == life), event.stream_seq, event.event_index)
-        });
-        corrections
+        let place = |Correction { life, event, .. }: &Correction<'_>| {
+            (lives.iter().position(|other| other == life), event.stream_seq, event.event_index)
+        };
+        let number = |correction: &Correction<'_>| correction.mark.map(|mark| mark.number);
+        let mut placed: Vec<_> =
+            self.corrections.iter().map(|correction| (place(correction), *correction)).collect();
+        // It was sent before all that come later in the same count, so it is put before the first of them.
+        placed.sort_by_key(|(_, correction)| Reverse(number(correction)));
+        let mut firsts = HashMap::default();
+        for (place, Correction { original, mark, event, .. }) in &mut placed {
+            if let Some(mark) = *mark {
+                let first = firsts.entry((*original, event.gateway, &mark.epoch)).or_insert(*place);
+                *first = (*first).min(*place);
+                *place = *first;
+            }
+        }
+        placed.sort_by_key(|(place, correction)| (correction.original, *place, number(correction)));
+        placed.into_iter().map(|(_, correction)| correction).collect()
     }
 
     /// The recorded events that have a place in their gateway's count.
@@ -338,7 +361,7 @@ async fn known(
         }
         None => {}
     }
-    let Some(correction) = correction(event, life) else { return Ok(Known::New) };
+    let Some(correction) = correction(candidate, life) else { return Ok(Known::New) };
     let mut superseded = false;
     let estimate = match held.in_batch.get(&correction.original) {
         Some(earlier) => Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer)),
@@ -352,8 +375,8 @@ async fn known(
             if !superseded {
                 return Ok(Known::New);
             }
-            let detail = "a correction of this estimate that comes later in the stream stands already; discard this one, \
-                          or send it as a new event if it is the one that is right";
+            let detail = "a later correction of this estimate stands already; discard this one, or send it as a new \
+                          event if it is the one that is right";
             return Ok(Known::Rejected(Refusal {
                 reason: Reason::Superseded,
                 detail,

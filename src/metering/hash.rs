@@ -6,6 +6,8 @@ use crate::domain::event::{Report, TaskRef, UsageEvent, UsagePart};
 
 /// Names the encoding below; a change of it needs a new one, or copies become conflicts.
 const ENCODING: u8 = 1;
+/// Stands in its place where bytes are hashed as they are.
+const BYTES: u8 = 0;
 
 /// SHA-256, first 16 bytes, over what is billed: customer, time, correction, parts, task and outcome.
 ///
@@ -38,7 +40,16 @@ pub fn content_hash(event: &UsageEvent) -> [u8; 16] {
             text(&mut bytes, outcome.outcome.as_str());
         }
     }
-    let digest = Sha256::digest(&bytes);
+    first_half(Sha256::digest(&bytes))
+}
+
+/// The same over the bytes of what cannot be read. It is that of no content.
+pub fn bytes_hash(bytes: &[u8]) -> [u8; 16] {
+    first_half(Sha256::new_with_prefix([BYTES]).chain_update(bytes).finalize())
+}
+
+fn first_half(digest: impl Into<[u8; 32]>) -> [u8; 16] {
+    let digest: [u8; 32] = digest.into();
     let mut hash = [0; 16];
     hash.copy_from_slice(&digest[..16]);
     hash

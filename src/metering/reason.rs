@@ -77,9 +77,11 @@ text_enum! {
         SuspendedCustomer = "suspended_customer",
         /// No price for the model, the time or a class.
         Unpriced = "unpriced",
+        /// No price either, but a call that used nothing, as of a model that is not there: nothing would be billed.
+        NothingUsed = "nothing_used",
         /// A correction of an event that is not recorded.
         UnknownEstimate = "unknown_estimate",
-        /// A correction of an estimate that a later one of the stream has corrected already.
+        /// A correction of an estimate that a later one has corrected already.
         Superseded = "superseded",
         /// Another event with this identity is recorded.
         Conflict = "conflict",
@@ -104,6 +106,7 @@ impl Reason {
                 | Self::UnknownCustomer
                 | Self::SuspendedCustomer
                 | Self::Unpriced
+                | Self::NothingUsed
                 | Self::UnknownEstimate
                 | Self::Panic
         )

@@ -6,7 +6,7 @@
 use chrono::{DateTime, Months, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::{Acquire, PgConnection};
 
-use super::journal::{JOURNAL_LOCK, dedup_horizon};
+use super::journal::{JOURNAL_LOCK, dedup_horizon, horizon_passes};
 use super::{StoreError, catalog};
 
 /// Advisory lock of dropping: one at a time.
@@ -74,17 +74,10 @@ pub enum Obstacle {
         from: DateTime<Utc>,
     },
     /// What was rejected could not be told from what is recorded, and would never be billed.
-    #[error("{0} open rejections are, or may be, usage of it; have them recorded or discard them first")]
+    #[error(
+        "{0} open rejections are, or may be, usage or copies of it; have them recorded or discard them first"
+    )]
     OpenRejections(i64),
-}
-
-/// Which usage a booking date may hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Accepted {
-    /// How old it was at most, but for backfills.
-    pub past: TimeDelta,
-    /// How far it was ahead at most.
-    pub ahead: TimeDelta,
 }
 
 /// The months that have a partition, oldest first.
@@ -121,15 +114,15 @@ pub async fn archived_through(connection: &mut PgConnection) -> Result<Option<Na
     Ok(sqlx::query_scalar!("SELECT archived_through()").fetch_one(connection).await?)
 }
 
-/// What keeps a month from being dropped. The dearer questions, which read the month, are asked only where the others let it
-/// go.
+/// What keeps a month from being dropped; usage was at most so far `ahead` of the date that it is booked on. The dearer
+/// questions, which read the month, are asked only where the others let it go.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn obstacles(
     connection: &mut PgConnection,
     first_day: NaiveDate,
-    accepted: Accepted,
+    ahead: TimeDelta,
 ) -> Result<Vec<Obstacle>, StoreError> {
     let end = month_end(first_day);
     let mut obstacles = Vec::new();
@@ -158,7 +151,7 @@ pub async fn obstacles(
     .await?;
     obstacles
         .extend(backfills.into_iter().map(|row| Obstacle::Backfill { gateway: row.name, from: row.from }));
-    let rejections = open_rejections(connection, end, accepted).await?;
+    let rejections = open_rejections(connection, end, ahead).await?;
     if rejections > 0 {
         obstacles.push(Obstacle::OpenRejections(rejections));
     }
@@ -168,29 +161,28 @@ pub async fn obstacles(
     Ok(obstacles)
 }
 
-/// How many open rejections may be usage of a month that ends then: recorded later, it could not be told from what is
-/// recorded, so once the month is dropped it is refused for good. What is of archived months already is refused anyway.
+/// How many open rejections may be usage of a month that ends then, or copies of it under other times: recorded later, they
+/// could not be told from what is recorded, so once the month is dropped the first are refused for good, and the second
+/// would be billed again. What is of archived months already is refused anyway.
 async fn open_rejections(
     connection: &mut PgConnection,
     end: NaiveDate,
-    accepted: Accepted,
+    ahead: TimeDelta,
 ) -> Result<i64, StoreError> {
-    let after = |day: NaiveDate, time: TimeDelta| {
-        day.and_time(NaiveTime::MIN).and_utc().checked_add_signed(time).unwrap_or(DateTime::<Utc>::MAX_UTC)
-    };
-    let from = archived_through(connection).await?.map(|day| after(day, accepted.ahead));
+    let start = |day: NaiveDate| day.and_time(NaiveTime::MIN).and_utc();
+    let ahead_of = |day: NaiveDate| start(day).checked_add_signed(ahead).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let from = archived_through(connection).await?.map(ahead_of);
     let rejections = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM rejections
-           WHERE resolved_at IS NULL AND CASE
-               WHEN event_time IS NOT NULL THEN event_time < $2 AND ($1::timestamptz IS NULL OR event_time >= $1)
-               -- Nobody can read when it happened: as long before it came as usage may.
-               WHEN received_at IS NOT NULL THEN received_at < $3
-               -- An earlier release kept neither time.
-               ELSE true
-           END"#,
+           WHERE resolved_at IS NULL AND ($1::timestamptz IS NULL OR event_time IS NULL OR event_time >= $1)
+             AND (event_time < $2
+                  -- Whatever its time is, and where nobody can read it: as long as copies are told from what was booked then.
+                  OR received_at < $3
+                  -- An earlier release kept neither time.
+                  OR received_at IS NULL)"#,
         from,
-        after(end, accepted.ahead),
-        after(end, accepted.past)
+        ahead_of(end),
+        start(horizon_passes(end))
     )
     .fetch_one(connection)
     .await?;

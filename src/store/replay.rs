@@ -9,6 +9,10 @@ use super::journal::NOTHING;
 use crate::domain::identity::EventKey;
 use crate::domain::ids::{BatchId, RejectionId};
 
+/// What is said of a rejection that is settled because a copy of it was discarded before it came.
+const COPY_OF_DISCARDED: &str =
+    "the same event from this gateway was discarded before this one came, which is final";
+
 /// A rejection to be tried again.
 #[derive(Debug, Clone)]
 pub struct Replayable {
@@ -22,14 +26,18 @@ pub struct Replayable {
     pub event_index: i32,
     /// The subject of its message.
     pub subject: String,
-    /// The headers of its message.
-    pub headers: Option<serde_json::Value>,
+    /// The headers of its message, as JSON ...
+    pub headers: Option<String>,
+    /// ... and what they say of how its body is encoded.
+    pub encoding: Option<String>,
     /// Its bytes.
     pub raw: Vec<u8>,
     /// Why it was rejected.
     pub reason: String,
     /// When the stream took its message, or the last one of its batch; where neither was kept, when it was rejected.
     pub received_at: DateTime<Utc>,
+    /// When it was rejected first.
+    pub rejected_at: DateTime<Utc>,
     /// Whether finance waived the acceptance window.
     pub window_waived: bool,
 }
@@ -50,6 +58,8 @@ pub enum Resolution {
     Recorded,
     /// It was in the journal already.
     Duplicate,
+    /// A copy of it was discarded before it came.
+    Discarded,
     /// It is rejected still, maybe for another reason.
     Rejected {
         /// Stable reason code.
@@ -72,7 +82,7 @@ pub struct Resolved {
 
 /// The next open rejections that somebody asked to try again, up to `limit`, and as many whose reason is among `reasons` and
 /// that have not been tried with the current catalog; of these those first that were tried with the oldest one, so that none
-/// waits for those that stay. Where none is due none is read, however many are open.
+/// waits for those that stay. In the order of their ids; where none is due none is read, however many are open.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -80,13 +90,10 @@ pub async fn due(
     connection: &mut PgConnection,
     reasons: &[String],
     limit: i64,
-) -> Result<Vec<Replayable>, StoreError> {
-    let rows = sqlx::query_as!(
-        Replayable,
+) -> Result<Vec<RejectionId>, StoreError> {
+    let due = sqlx::query_scalar!(
         // Each part as its index is ordered; of two parts that were one condition neither index would be of use.
-        r#"SELECT r.id AS "id: RejectionId", r.incarnation, r.stream_seq, r.event_index, r.subject, r.headers, r.raw, r.reason,
-                  COALESCE(r.received_at, LEAST(r.rejected_at, b.last_published_at)) AS "received_at!", r.window_waived
-           FROM rejections r JOIN ingest_batches b ON b.id = r.batch_id
+        r#"SELECT r.id AS "id: RejectionId" FROM rejections r
            WHERE r.id IN (
                (SELECT id FROM rejections WHERE resolved_at IS NULL AND replay_requested ORDER BY id LIMIT $2)
                UNION ALL
@@ -101,6 +108,39 @@ pub async fn due(
            ORDER BY r.id"#,
         reasons,
         limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(due)
+}
+
+/// The first of these rejections, in the order of their ids, that come to `bytes_max` with what was received, and at least one:
+/// an event may have megabytes. Those that are settled by now are left out.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn read(
+    connection: &mut PgConnection,
+    due: &[RejectionId],
+    bytes_max: i64,
+) -> Result<Vec<Replayable>, StoreError> {
+    let ids: Vec<i64> = due.iter().map(|id| id.0).collect();
+    let rows = sqlx::query_as!(
+        Replayable,
+        // The length of the bytes is known without reading them.
+        r#"SELECT r.id AS "id: RejectionId", r.incarnation, r.stream_seq, r.event_index, r.subject, r.headers::text AS headers,
+                  r.headers #>> '{Content-Encoding,0}' AS encoding, r.raw, r.reason,
+                  COALESCE(r.received_at, LEAST(r.rejected_at, b.last_published_at)) AS "received_at!", r.rejected_at,
+                  r.window_waived
+           FROM (SELECT id, bytes, sum(bytes) OVER (ORDER BY id) AS together
+                 FROM (SELECT id, octet_length(raw) + COALESCE(octet_length(headers::text), 0) AS bytes
+                       FROM rejections WHERE id = ANY($1) AND resolved_at IS NULL) open) sized
+           JOIN rejections r ON r.id = sized.id
+           JOIN ingest_batches b ON b.id = r.batch_id
+           WHERE sized.together <= $2 OR sized.together = sized.bytes
+           ORDER BY r.id"#,
+        &ids,
+        bytes_max
     )
     .fetch_all(connection)
     .await?;
@@ -178,6 +218,7 @@ pub async fn resolve(
         let (resolution, reason, detail, waits_for) = match resolution {
             Resolution::Recorded => (Some("recorded"), None, None, None),
             Resolution::Duplicate => (Some("duplicate"), None, None, None),
+            Resolution::Discarded => (Some("discarded"), None, Some(COPY_OF_DISCARDED), None),
             Resolution::Rejected { reason, detail, waits_for } => {
                 (None, Some(*reason), Some(detail.as_str()), *waits_for)
             }

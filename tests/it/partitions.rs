@@ -250,10 +250,17 @@ async fn a_month_that_is_needed_is_not_dropped() {
     assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)]);
     reject(&ledger, "2026-08-01T00:05:00Z").await;
     assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
-    // Where that cannot be read: usage of July was accepted for 35 days, until 5 September.
-    ledger.run("UPDATE rejections SET event_time = NULL, received_at = '2026-09-04T23:59:59Z'").await;
-    assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)]);
-    ledger.run("UPDATE rejections SET received_at = '2026-09-05'").await;
+    // Or it is an event of July that was sent again with another time: copies of it are told for 62 days, until 2 October.
+    ledger
+        .run("UPDATE rejections SET reason = 'conflict', event_source = 'gw-1', event_id = 'a', event_time = '2026-08-02'")
+        .await;
+    for (received_at, event_time) in [("2026-08-02", "event_time"), ("2026-10-01T23:59:59Z", "NULL")] {
+        ledger
+            .run(&format!("UPDATE rejections SET received_at = '{received_at}', event_time = {event_time}"))
+            .await;
+        assert_eq!(obstacles(&ledger, "2026-07-01").await, [Obstacle::OpenRejections(1)], "{received_at}");
+    }
+    ledger.run("UPDATE rejections SET received_at = '2026-10-02'").await;
     assert_eq!(obstacles(&ledger, "2026-07-01").await, []);
     // As an earlier release left it.
     ledger.run("UPDATE rejections SET received_at = NULL").await;

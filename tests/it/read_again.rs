@@ -1,14 +1,18 @@
 //! Messages that are read again, because their consumer was lost: what is settled stays as it is, whatever has changed since.
 
+use async_nats::HeaderMap;
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use sqlx::Row;
 use waybill::clock::Clock;
 use waybill::domain::ids::RejectionId;
 use waybill::ingest::stream::CONSUMER;
-use waybill::store::{commit, rejections};
+use waybill::store::journal::{self, Suspect};
+use waybill::store::rejections::{self, RejectionFilter};
+use waybill::store::{catalog, commit, gateways};
 
 use crate::harness::wait_until;
+use crate::recording_bounds::blown_up;
 use crate::world::{Outcome, World, estimate, gpt5_prices, now, usage_event};
 
 /// Has everything in the stream read again, as it is where its consumer was deleted.
@@ -28,11 +32,12 @@ async fn read_again(world: &World, clock: Clock) {
 /// Discards what was rejected of these ids.
 async fn discard(world: &World, ids: &[&str]) {
     for id in ids {
-        let rejection: i64 = sqlx::query_scalar("SELECT id FROM rejections WHERE event_id = $1")
-            .bind(id)
-            .fetch_one(&world.pool)
-            .await
-            .unwrap();
+        let rejection: i64 =
+            sqlx::query_scalar("SELECT id FROM rejections WHERE event_id = $1 ORDER BY id LIMIT 1")
+                .bind(id)
+                .fetch_one(&world.pool)
+                .await
+                .unwrap();
         let mut tx = world.bed.database.begin().await.unwrap();
         assert!(rejections::discard(&mut tx, RejectionId(rejection), "a test", now()).await.unwrap());
         commit(tx).await.unwrap();
@@ -93,6 +98,167 @@ async fn what_was_discarded_is_not_billed_when_nothing_is_against_it_any_more() 
     world.settled().await;
     assert_eq!(world.outcomes(refused, 1).await, [Outcome::Duplicate]);
     assert_eq!(world.recorded_events().await, 0);
+    world.verified().await;
+}
+
+/// Discards everything that is open.
+async fn discard_all(world: &World, reason: &str) {
+    let mut tx = world.bed.database.begin().await.unwrap();
+    let filter = RejectionFilter { reason: Some(reason), ..RejectionFilter::default() };
+    let done = rejections::discard_many(&mut tx, filter, "a test", now(), (100, 0)).await.unwrap();
+    assert!(done.done > 0);
+    commit(tx).await.unwrap();
+}
+
+/// With others it would be read by every batch that holds an event of their names, all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_discarded_is_told_without_reading_it() {
+    let world = World::idle().await;
+    world.start_consumer();
+    let numbered = |number: i64| {
+        let mut event = usage_event("e-1");
+        event["data"]["usage"]["output"] = json!(number);
+        event
+    };
+    for number in 1..=5 {
+        let (headers, body) = blown_up(&numbered(number));
+        world.publish_raw("gw-1", headers, body).await;
+    }
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"; 5]);
+    discard_all(&world, "unpriced").await;
+    world.publish_prices(gpt5_prices()).await;
+    let sequence = world.publish("gw-1", &json!([numbered(50), numbered(2), numbered(3)])).await;
+    world.settled().await;
+    let (recorded, settled) = (Outcome::Recorded, Outcome::Duplicate);
+    assert_eq!(world.outcomes(sequence, 3).await, [recorded, settled, settled]);
+
+    let mut tx = world.pool.begin().await.unwrap();
+    let time = usage_event("e-1")["time"].as_str().unwrap().parse().unwrap();
+    let asked = Suspect { gateway: "gw-1", source: "gw-1", id: "e-1", time };
+    assert_eq!(journal::discarded_events(&mut tx, &[asked]).await.unwrap().len(), 5);
+    let read = "SELECT COALESCE(sum(seq_tup_read + idx_tup_fetch), 0)::bigint FROM pg_stat_xact_all_tables
+                WHERE relid = (SELECT reltoastrelid FROM pg_class WHERE oid = 'rejections'::regclass)";
+    assert_eq!(sqlx::query_scalar::<_, i64>(read).fetch_one(&mut *tx).await.unwrap(), 0);
+    drop(tx);
+
+    // As an earlier release kept them.
+    world.bed.run("UPDATE rejections SET content_hash = NULL").await;
+    let sequence = world.publish("gw-1", &json!([numbered(1), numbered(51), numbered(5)])).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(sequence, 3).await, [settled, Outcome::Rejected("conflict"), settled]);
+    world.verified().await;
+}
+
+/// What an earlier release could not read is told by its bytes; so is what this one cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_discarded_unread_is_told_by_its_bytes() {
+    let world = World::start().await;
+    let mut unreadable = usage_event("e-1");
+    unreadable["data"]["usage"]["output"] = json!(-1);
+    world.publish("gw-1", &json!([unreadable, usage_event("e-2")])).await;
+    let mut unknown = usage_event("e-3");
+    unknown["subject"] = json!("nobody");
+    world.publish("gw-1", &unknown).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["negative", "unknown_customer"]);
+    discard(&world, &["e-1", "e-3"]).await;
+    // As if the customer's event had not been readable then.
+    let sequence = world.publish("gw-1", &unreadable).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(sequence, 1).await, [Outcome::Duplicate]);
+    let unread: uuid::Uuid = {
+        let raw: Vec<u8> = sqlx::query_scalar("SELECT raw FROM rejections WHERE event_id = 'e-3'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        uuid::Uuid::from_bytes(waybill::metering::bytes_hash(&raw))
+    };
+    world.bed.run(&format!("UPDATE rejections SET content_hash = '{unread}' WHERE event_id = 'e-3'")).await;
+    let mut other = unknown.clone();
+    other["data"]["latency_ms"] = json!(7);
+    let sequence = world.publish("gw-1", &json!([unknown, other])).await;
+    world.settled().await;
+    let outcomes = [Outcome::Duplicate, Outcome::Rejected("unknown_customer")];
+    assert_eq!(world.outcomes(sequence, 2).await, outcomes, "bytes are no content");
+}
+
+/// Registers a gateway.
+async fn register(world: &World, gateway: &str) {
+    let mut tx = world.bed.database.begin().await.unwrap();
+    gateways::create(&mut tx, gateway, None).await.unwrap();
+    catalog::bump(&mut tx).await.unwrap();
+    commit(tx).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_discarded_of_a_gateway_that_was_not_registered_is_not_billed_once_it_is() {
+    let world = World::start().await;
+    let event = |id: &str| {
+        let mut event = usage_event(id);
+        event["source"] = json!("gw-new");
+        event
+    };
+    world.publish("gw-new", &event("e-1")).await;
+    world.settled().await;
+    discard(&world, &["e-1"]).await;
+    let again = world.publish("gw-new", &json!([event("e-1"), event("e-2")])).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(again, 2).await, [Outcome::Duplicate, Outcome::Rejected("unknown_gateway")]);
+    register(&world, "gw-new").await;
+    wait_until("the other is recorded", async || world.open_rejections().await.is_empty().then_some(()))
+        .await;
+    world.publish("gw-new", &event("e-1")).await;
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, 1);
+    world.verified().await;
+}
+
+/// As an earlier release kept copies of a discarded event, or where a message could not be taken apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_that_came_after_the_same_event_was_discarded_is_settled_where_it_is_tried_again() {
+    let world = World::idle().await;
+    world.start_consumer();
+    for id in ["after", "before"] {
+        for _ in 0..2 {
+            world.publish("gw-1", &usage_event(id)).await;
+        }
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("Content-Encoding", "unheard-of");
+    let whole = json!([usage_event("after"), usage_event("e-3")]);
+    world.publish_raw("gw-1", headers, whole.to_string().into_bytes()).await;
+    world.settled().await;
+    // The first of each.
+    discard(&world, &["after", "before"]).await;
+    world
+        .bed
+        .run(
+            "UPDATE rejections SET rejected_at = now() + interval '1 minute'
+             WHERE resolved_at IS NULL AND event_id IS DISTINCT FROM 'before';
+             UPDATE rejections SET headers = NULL, replay_requested = true WHERE reason = 'encoding'",
+        )
+        .await;
+    world.publish_prices(gpt5_prices()).await;
+    wait_until("all are settled", async || world.open_rejections().await.is_empty().then_some(())).await;
+    let settled: Vec<(String, String)> =
+        sqlx::query_as("SELECT COALESCE(event_id, 'whole'), resolution FROM rejections ORDER BY id")
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+    let expected = [
+        ("after", "discarded"),
+        ("after", "discarded"),
+        ("before", "discarded"),
+        // Nobody has discarded this one.
+        ("before", "recorded"),
+        ("whole", "recorded"),
+    ];
+    assert_eq!(settled, expected.map(|(id, resolution)| (id.to_owned(), resolution.to_owned())));
+    let recorded: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM usage_events ORDER BY id").fetch_all(&world.pool).await.unwrap();
+    assert_eq!(recorded, ["before", "e-3"]);
+    world.settled().await;
     world.verified().await;
 }
 

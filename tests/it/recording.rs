@@ -201,7 +201,34 @@ async fn of_due_rejections_those_are_tried_first_that_were_not_for_longest() {
         .await;
     let mut tx = world.bed.database.begin_ingest().await.unwrap();
     let due = replay::due(&mut tx, &["unknown_customer".to_owned()], 2).await.unwrap();
+    let due = replay::read(&mut tx, &due, i64::MAX).await.unwrap();
     assert_eq!(due.iter().map(|due| due.event_index).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// A client may try a mistyped model for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_used_nothing_of_a_model_without_a_price_are_no_unpriced_usage() {
+    let world = World::start().await;
+    let of_nothing = |mut event: Value| {
+        event["data"]["model"] = json!("gpt-99");
+        event["data"]["usage"] = json!({"input": 0, "output": 0});
+        event
+    };
+    let mut used = of_nothing(usage_event("used"));
+    used["data"]["usage"]["output"] = json!(1);
+    let void = of_nothing(correction("void", "guess", Value::Null));
+    let events = json!([of_nothing(usage_event("failed")), used, estimate("guess"), void]);
+    let sequence = world.publish("gw-1", &events).await;
+    world.settled().await;
+    let (nothing, unpriced) = (Outcome::Rejected("nothing_used"), Outcome::Rejected("unpriced"));
+    // What takes back an estimate is money.
+    assert_eq!(world.outcomes(sequence, 4).await, [nothing, unpriced, Outcome::Recorded, unpriced]);
+    let mut prices = gpt5_prices();
+    prices[0]["model"] = json!("gpt-99");
+    world.publish_prices(prices).await;
+    wait_until("all are recorded", async || world.open_rejections().await.is_empty().then_some(())).await;
+    world.settled().await;
+    world.verified().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

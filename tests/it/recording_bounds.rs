@@ -18,8 +18,19 @@ const BLANKS: usize = 4 * 1024 * 1024 - 4_096;
 fn padded_event(id: &str) -> Vec<u8> {
     let mut body = usage_event(id).to_string().into_bytes();
     body.resize(body.len() + BLANKS, b' ');
+    compressed(&body)
+}
+
+/// An event with the blanks inside, compressed, and the headers that say so: it is kept with them where it is rejected.
+pub fn blown_up(event: &Value) -> (HeaderMap, Vec<u8>) {
+    let mut headers = HeaderMap::new();
+    headers.insert("Content-Encoding", "zstd");
+    (headers, compressed(event.to_string().replacen('{', &format!("{{{}", " ".repeat(BLANKS)), 1).as_bytes()))
+}
+
+fn compressed(body: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
-    encoder.write_all(&body).unwrap();
+    encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
 }
 

@@ -16,6 +16,12 @@ async fn recorded_input(world: &World) -> i64 {
     sqlx::query_scalar("SELECT SUM(input)::bigint FROM usage_events").fetch_one(&world.pool).await.unwrap()
 }
 
+/// An event with its place in its gateway's own count.
+fn counted(mut event: Value, epoch: &str, number: i64) -> Value {
+    (event["epoch"], event["sequence"]) = (json!(epoch), json!(number));
+    event
+}
+
 async fn superseded(world: &World) {
     wait_until("the earlier correction is refused", async || {
         (world.open_rejections().await == ["superseded"]).then_some(())
@@ -137,4 +143,89 @@ async fn of_corrections_of_two_lives_of_the_stream_the_last_one_recorded_stands(
     world.bed.run("UPDATE rejections SET incarnation = gen_random_uuid(), replay_requested = true").await;
     assert_eq!(replay::replay_once(&world.recorder).await.unwrap(), 1);
     assert_eq!(recorded_input(&world).await, 7);
+}
+
+/// A forwarder publishes many messages at once and tries each again by itself: an earlier one may come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_count_of_the_gateway_decides_over_the_place_in_the_stream() {
+    let world = World::start().await;
+    world.publish("gw-1", &counted(estimate("guess"), "boot", 1)).await;
+    world.publish("gw-1", &counted(correction("later", "guess", input(3)), "boot", 3)).await;
+    world.settled().await;
+    world.publish("gw-1", &counted(correction("earlier", "guess", input(7)), "boot", 2)).await;
+    superseded(&world).await;
+    world.settled().await;
+    let totals = world.totals().await;
+    assert_eq!((totals.events, totals.input), (1, 3));
+    // Nor is it put first by one of another count, which comes between them.
+    world.publish("gw-1", &counted(correction("other", "guess", input(4)), "other", 1)).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 4);
+    world.bed.run("UPDATE rejections SET replay_requested = true").await;
+    world.publish("gw-1", &counted(correction("earlier-too", "guess", input(8)), "boot", 2)).await;
+    wait_until("it is refused, too", async || {
+        (world.open_rejections().await == ["superseded"; 2]).then_some(())
+    })
+    .await;
+    world.publish("gw-1", &counted(correction("last", "guess", input(5)), "boot", 4)).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 5);
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_correction_with_an_earlier_place_stands_once_it_has_its_price() {
+    let world = World::start().await;
+    world.publish("gw-1", &counted(estimate("guess"), "boot", 1)).await;
+    let mut unpriced = counted(correction("later", "guess", input(3)), "boot", 3);
+    unpriced["data"]["model"] = json!("gpt-6");
+    world.publish("gw-1", &unpriced).await;
+    world.publish("gw-1", &counted(correction("earlier", "guess", input(7)), "boot", 2)).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 7);
+    let mut prices = gpt5_prices();
+    prices[0]["model"] = json!("gpt-6");
+    world.publish_prices(prices).await;
+    wait_until("it stands", async || (recorded_input(&world).await == 3).then_some(())).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    world.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_corrections_in_a_batch_the_last_one_of_the_gateways_count_stands() {
+    let earlier = counted(correction("earlier", "guess", input(7)), "boot", 2);
+    let later = counted(correction("later", "guess", input(3)), "boot", 4);
+    let other = counted(correction("other", "guess", input(5)), "other", 9);
+    let guess = estimate("guess");
+    for (messages, stands) in [
+        (vec![json!([guess, later, earlier])], 3),
+        (vec![json!([guess]), json!([later, earlier])], 3),
+        // It comes after what it stands behind in the stream, and before what comes later in the count than itself.
+        (vec![json!([guess]), json!([later, other, earlier])], 5),
+    ] {
+        let world = World::start().await;
+        for message in &messages {
+            world.publish("gw-1", message).await;
+            world.settled().await;
+        }
+        assert_eq!(world.totals().await.input, stands, "{messages:?}");
+        assert_eq!(world.open_rejections().await, Vec::<String>::new(), "{messages:?}");
+        world.verified().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrections_of_two_counts_or_of_one_without_are_ordered_by_their_places() {
+    let world = World::start().await;
+    world.publish("gw-1", &counted(estimate("guess"), "boot", 1)).await;
+    for (id, epoch, number, units) in [("a", "boot", 9, 3), ("b", "other", 2, 7), ("c", "boot", 10, 4)] {
+        world.publish("gw-1", &counted(correction(id, "guess", input(units)), epoch, number)).await;
+        world.settled().await;
+        assert_eq!(world.totals().await.input, units);
+    }
+    world.publish("gw-1", &correction("d", "guess", input(6))).await;
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 6);
+    world.verified().await;
 }

@@ -7,6 +7,7 @@ use waybill::store::rejections::{Done, RejectionFilter, discard_many, request_re
 use waybill::store::{catalog, commit, replay};
 
 use crate::harness::{TestBed, wait_until};
+use crate::recording_bounds::blown_up;
 use crate::world::{World, gpt5_prices, now, usage_event};
 
 /// What is under way was judged by the window; that it is waived in the meantime must not count as answered by it.
@@ -79,6 +80,7 @@ async fn due(pool: &PgPool, limit: i64) -> (Vec<i64>, i64) {
     .fetch_one(&mut *tx)
     .await
     .unwrap();
+    let due = replay::read(&mut tx, &due, i64::MAX).await.unwrap();
     (due.into_iter().map(|rejection| rejection.stream_seq).collect(), read)
 }
 
@@ -100,6 +102,41 @@ async fn open_rejections_that_are_not_due_are_not_read() {
     .await;
     assert_eq!(due(&pool, 500).await.0, [3, 6, 7, 8]);
     assert_eq!(due(&pool, 1).await.0, [3, 6], "the oldest one that was asked for, and the longest behind");
+}
+
+/// A few hundred bytes each in the stream, megabytes each where they are kept: read all at once, they would be gigabytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_rejections_are_read_a_few_at_a_time() {
+    const EVENTS: usize = 20;
+    const TOGETHER_MAX: i64 = 32 << 20;
+    let world = World::start().await;
+    for number in 0..EVENTS {
+        let mut event = usage_event(&format!("e-{number}"));
+        event["subject"] = json!("newcomer");
+        let (headers, body) = blown_up(&event);
+        world.publish_raw("gw-1", headers, body).await;
+    }
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unknown_customer"; EVENTS]);
+    world.stop_jobs().await;
+    world.bed.run("UPDATE rejections SET replay_requested = true; UPDATE customers SET external_id = 'newcomer' WHERE external_id = 'globex'").await;
+    let mut tx = world.bed.database.begin_ingest().await.unwrap();
+    let due = replay::due(&mut tx, &[], 500).await.unwrap();
+    assert_eq!(due.len(), EVENTS);
+    let read = replay::read(&mut tx, &due, TOGETHER_MAX).await.unwrap();
+    let bytes: usize = read.iter().map(|rejection| rejection.raw.len()).sum();
+    assert!((24 << 20..=32 << 20).contains(&bytes), "{bytes} bytes are read together");
+    let ids: Vec<_> = read.iter().map(|rejection| rejection.id).collect();
+    assert_eq!(due[..ids.len()], ids, "the first ones");
+    assert_eq!(replay::read(&mut tx, &due, 1).await.unwrap().len(), 1, "however large it is");
+    commit(tx).await.unwrap();
+
+    let mut tx = world.bed.database.begin().await.unwrap();
+    catalog::bump(&mut tx).await.unwrap();
+    commit(tx).await.unwrap();
+    assert_eq!(waybill::ingest::replay::replay_once(&world.recorder).await.unwrap(), 20);
+    assert_eq!(world.recorded_events().await, 20);
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The wire format as a whole, through the same door as the consumer: bytes in, events or reasons out.
 
 mod captures;
+mod hashes;
 mod payloads;
 mod properties;
 mod schema;

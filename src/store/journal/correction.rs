@@ -1,8 +1,10 @@
 //! Corrections: what stands for an estimate is taken back by the event that takes its place.
 //!
-//! Of several corrections of one estimate the one that comes last in the stream stands, in whatever order they are recorded:
-//! one that is delivered again, read again or tried again must not take a later one back. Places are compared within a life
-//! of the stream; across lives, and where a place is not known, the one that is recorded last stands.
+//! Of several corrections of one estimate the last one stands, in whatever order they are recorded: one that is delivered
+//! again, read again or tried again must not take a later one back. Which one is later says the gateway's own count, where
+//! both have a number of one epoch: what a gateway publishes late, or again, comes later in the stream than it was sent.
+//! Otherwise their places in the stream say it. Places are compared within a life of the stream; across lives, and where a
+//! place is not known, the one that is recorded last stands.
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
@@ -10,8 +12,9 @@ use uuid::Uuid;
 
 use super::super::{StoreError, rerate};
 use super::row::JournalEvent;
+use crate::domain::event::SequenceMark;
 use crate::domain::identity::EventKey;
-use crate::domain::ids::{BatchId, CustomerId};
+use crate::domain::ids::{BatchId, CustomerId, GatewayId};
 
 /// An event that corrects another.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +23,8 @@ pub struct Correction<'e> {
     pub original: EventKey,
     /// The life of the stream that its place counts in.
     pub life: Option<Uuid>,
+    /// Its place in its gateway's own count.
+    pub mark: Option<&'e SequenceMark>,
     /// The event.
     pub event: &'e JournalEvent,
 }
@@ -42,7 +47,7 @@ pub struct CorrectionTarget {
     pub standing_is_usage: bool,
     /// The number of the last correction of an event of this key; 0 before the first.
     pub corrections: i32,
-    /// Whether a correction of it is recorded that comes later in the stream than the one that asks.
+    /// Whether a correction of it is recorded that is later than the one that asks.
     pub superseded: bool,
 }
 
@@ -62,8 +67,16 @@ pub async fn correction_target(
                   COALESCE(latest.booked_on, e.booked_on) AS "standing_booked_on!",
                   COALESCE(latest.kind, e.kind) = 'usage' AS "standing_is_usage!",
                   COALESCE((SELECT max(number) FROM corrections WHERE original_key = e.event_key), 0) AS "corrections!",
-                  -- The last one of this life is the latest of it: no other is recorded after a later one.
-                  COALESCE((SELECT (n.stream_seq, n.event_index) > ($2, $3)
+                  -- Of one count the last one is the latest: no other is recorded after a later one.
+                  COALESCE((SELECT c.sequence > $7
+                            FROM corrections c JOIN usage_events n ON n.event_key = c.correcting_key
+                            WHERE $6::text IS NOT NULL AND c.original_key = e.event_key AND c.epoch = $6
+                              AND n.gateway_id = $5 AND n.part = 0 AND n.corrects_key = e.event_key
+                              AND n.booked_on >= e.booked_on AND n.batch_id >= e.batch_id
+                            ORDER BY c.number DESC LIMIT 1), false)
+                  -- So it is of one life, as far as the places in it decide.
+                  OR COALESCE((SELECT (n.stream_seq, n.event_index) > ($2, $3)
+                                   AND (c.epoch = $6 AND c.sequence < $7 AND n.gateway_id = $5) IS NOT TRUE
                             FROM corrections c JOIN usage_events n ON n.event_key = c.correcting_key
                             JOIN ingest_batches b ON b.id = n.batch_id
                             WHERE c.original_key = e.event_key AND n.part = 0 AND n.corrects_key = e.event_key
@@ -85,15 +98,18 @@ pub async fn correction_target(
         correction.original as EventKey,
         correction.event.stream_seq,
         correction.event.event_index,
-        correction.life
+        correction.life,
+        correction.event.gateway as GatewayId,
+        correction.mark.map(|mark| mark.epoch.as_str()),
+        correction.mark.map(|mark| mark.number)
     )
     .fetch_optional(connection)
     .await?;
     Ok(target)
 }
 
-/// Takes back what stands for the estimate that a recorded event corrects. It is looked up again: an earlier correction in
-/// the same batch may stand for it by now.
+/// Takes back what stands for the estimates that recorded events correct; those of one estimate come one after the other, in
+/// the order in which they are to stand. It is looked up again: an earlier correction in the same batch may stand by now.
 ///
 /// # Errors
 /// [`StoreError::StandsOtherwise`] where it is no estimate of the event's customer, or a later correction stands for it: the
@@ -102,16 +118,23 @@ pub async fn correction_target(
 pub async fn correct(
     connection: &mut PgConnection,
     batch: BatchId,
-    correction: &Correction<'_>,
+    corrections: &[Correction<'_>],
 ) -> Result<(), StoreError> {
-    let target = correction_target(connection, correction).await?;
-    let may_correct = |target: &CorrectionTarget| {
-        target.estimated && target.customer == correction.event.customer && !target.superseded
-    };
-    let Some(target) = target.filter(may_correct) else {
-        return Err(StoreError::StandsOtherwise(correction.original));
-    };
-    reverse_estimate(connection, target, correction.event.key, batch).await
+    let mut before = None;
+    for correction in corrections {
+        // Only what others have recorded meanwhile is in its way: once the first one is written down, nobody else corrects
+        // the estimate before the transaction ends.
+        let first = before.replace(correction.original) != Some(correction.original);
+        let target = correction_target(connection, correction).await?;
+        let may_correct = |target: &CorrectionTarget| {
+            target.estimated && target.customer == correction.event.customer && !(first && target.superseded)
+        };
+        let Some(target) = target.filter(may_correct) else {
+            return Err(StoreError::StandsOtherwise(correction.original));
+        };
+        reverse_estimate(connection, target, correction, batch).await?;
+    }
+    Ok(())
 }
 
 /// Takes back what stands for an estimate, row by row, under the identity of the event that corrects it. Of a part that was
@@ -119,15 +142,18 @@ pub async fn correct(
 async fn reverse_estimate(
     connection: &mut PgConnection,
     target: CorrectionTarget,
-    correcting: EventKey,
+    correction: &Correction<'_>,
     batch: BatchId,
 ) -> Result<(), StoreError> {
+    let correcting = correction.event.key;
     rerate::keep_standing(connection).await?;
     sqlx::query!(
-        "INSERT INTO corrections (original_key, number, correcting_key) VALUES ($1, $2, $3)",
+        "INSERT INTO corrections (original_key, number, correcting_key, epoch, sequence) VALUES ($1, $2, $3, $4, $5)",
         target.original as EventKey,
         target.corrections + 1,
-        correcting as EventKey
+        correcting as EventKey,
+        correction.mark.map(|mark| mark.epoch.as_str()),
+        correction.mark.map(|mark| mark.number)
     )
     .execute(&mut *connection)
     .await?;
@@ -150,7 +176,8 @@ async fn reverse_estimate(
          LEFT JOIN LATERAL (SELECT part, rare, cost_price_id, sell_price_id, cost, charge FROM usage_events newest
                             WHERE newest.event_key = o.event_key AND newest.restates = o.part
                               AND newest.kind = 'restatement' AND newest.booked_on >= o.booked_on
-                              AND newest.occurred_at = o.occurred_at
+                              AND newest.occurred_at = o.occurred_at AND newest.event_index = o.event_index
+                              AND newest.stream_seq IS NOT DISTINCT FROM o.stream_seq
                             ORDER BY newest.part DESC LIMIT 1) AS r ON true
          WHERE n.event_key = $2 AND n.part = 0 AND n.batch_id = $3 AND o.event_key = $4 AND o.booked_on = $5
            AND o.kind = 'usage'",

@@ -21,7 +21,7 @@ pub use record::{
     insert_batch, insert_payload, mark_sequences,
 };
 pub use rejection::{
-    DiscardedEvent, NOTHING, ReadEvent, Rejection, RejectionPosition, Span, Suspect, WHOLE_MESSAGE,
+    DiscardedEvent, NOTHING, ReadEvent, Rejection, RejectionPosition, Span, Suspect, WHOLE_MESSAGE, bytes_of,
     copy_rejections, discarded, discarded_events, known_rejections,
 };
 pub use row::{JournalEvent, JournalPart};
@@ -55,6 +55,11 @@ const DEDUP_HORIZON_DAYS: u64 = 62;
 /// could have been is not recorded again.
 pub fn dedup_horizon(received_on: NaiveDate) -> NaiveDate {
     received_on.checked_sub_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MIN)
+}
+
+/// The first day of which no message is compared any more with what was booked before `end`.
+pub fn horizon_passes(end: NaiveDate) -> NaiveDate {
+    end.checked_add_days(Days::new(DEDUP_HORIZON_DAYS)).unwrap_or(NaiveDate::MAX)
 }
 
 /// What a recording transaction needs to know first.
@@ -96,7 +101,7 @@ pub async fn open(
                    WHERE event_time BETWEEN $4 AND $5 AND resolution = 'discarded'
                    ORDER BY event_time DESC LIMIT 1) AS discarded_to
            FROM journal_clock, catalog_version"#,
-        messages.map(|messages| messages.incarnation),
+        messages.and_then(|messages| messages.incarnation),
         messages.map(|messages| messages.first),
         messages.map(|messages| messages.last),
         messages.and_then(|messages| messages.oldest),

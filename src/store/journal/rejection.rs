@@ -9,15 +9,15 @@ use super::super::StoreError;
 use super::binary::{Encoder, copy_in};
 use crate::domain::event::SequenceMark;
 use crate::domain::identity::{EventIdentity, EventKey};
-use crate::domain::ids::{BatchId, GatewayId};
+use crate::domain::ids::{BatchId, GatewayId, RejectionId};
 
 /// By COPY, which no query macro checks: where a gateway sends nothing that can be billed, there is a row for every event.
 /// The columns are those that [`copy_rejections`] writes.
 const COPY: &str = "COPY rejections (batch_id, incarnation, catalog_version, stream_seq, event_index, subject, headers, \
      raw, reason, detail, gateway, customer, event_source, event_id, provider, model, waits_for, \
-     event_time, received_at) FROM STDIN (FORMAT binary)";
+     event_time, received_at, content_hash) FROM STDIN (FORMAT binary)";
 /// How many columns that is.
-const COLUMN_COUNT: i16 = 19;
+const COLUMN_COUNT: i16 = 20;
 
 /// Where a rejected event stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,13 +50,16 @@ pub struct ReadEvent {
     pub content_hash: Option<Uuid>,
     /// Whether its gateway may send old events, so that the look-up covers every partition.
     pub backfill: bool,
+    /// Whether it is looked for in the journal: not where it comes from a gateway that is not registered, which is told of,
+    /// copy or not. Copies of what was discarded are told all the same.
+    pub may_be_recorded: bool,
 }
 
 /// Messages of a life of the stream, from one sequence to another.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
-    /// The life.
-    pub incarnation: Uuid,
+    /// The life; of rejections that are tried again, which may be of several, `None`.
+    pub incarnation: Option<Uuid>,
     /// The first sequence.
     pub first: i64,
     /// The last one.
@@ -102,8 +105,11 @@ pub struct Rejection {
     pub mark: Option<(GatewayId, SequenceMark)>,
     /// Of a correction: the estimate that it is tried again for, or [`NOTHING`].
     pub waits_for: Option<EventKey>,
-    /// Of an event that may be a copy of one that was recorded when nothing was against it.
+    /// Of an event that may be a copy of another.
     pub event: Option<ReadEvent>,
+    /// What copies are told by once it is discarded: the hash of its billable content, or where that cannot be read, of its
+    /// bytes; of a message as a whole, nothing.
+    pub content_hash: Option<Uuid>,
 }
 
 /// What a correction waits for whose estimate can never be there: a key that no event has.
@@ -175,17 +181,21 @@ pub struct Suspect<'a> {
     pub time: DateTime<Utc>,
 }
 
-/// A discarded event that has the names and the time of one of those that were asked for.
+/// Discarded events that have the names and the time of one of those that were asked for, and one content.
 #[derive(Debug, Clone)]
 pub struct DiscardedEvent {
     /// The place of that one among them.
     pub suspect: i64,
-    /// The bytes of the discarded one.
-    pub raw: Vec<u8>,
+    /// Their hash, as a rejection keeps it ...
+    pub content_hash: Option<Uuid>,
+    /// ... and where an earlier release kept none, the rejection: what it says has to be read.
+    pub unhashed: Option<RejectionId>,
+    /// When the first of them was discarded.
+    pub discarded_at: DateTime<Utc>,
 }
 
-/// The discarded events that came from the same gateway with the same source, id and time, each once however often it came;
-/// whether they say the same is for the caller to compare.
+/// The discarded events that came from the same gateway with the same source, id and time, those of one content once; whether
+/// they say the same is for the caller to compare. None of their bytes are read.
 ///
 /// # Errors
 /// [`StoreError::Database`].
@@ -200,12 +210,14 @@ pub async fn discarded_events(
     let discarded = sqlx::query_as!(
         DiscardedEvent,
         // A whole message has no event of its own.
-        r#"SELECT DISTINCT asked.number - 1 AS "suspect!", r.raw AS "raw!"
+        r#"SELECT asked.number - 1 AS "suspect!", r.content_hash AS "content_hash?",
+                  CASE WHEN r.content_hash IS NULL THEN r.id END AS "unhashed: RejectionId", min(r.resolved_at) AS "discarded_at!"
            FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
                 AS asked (gateway, source, id, happened_at, number)
            JOIN rejections r ON r.event_id = asked.id AND r.event_source = asked.source AND r.gateway = asked.gateway
                             AND r.event_time = asked.happened_at
-           WHERE r.resolution = 'discarded' AND r.event_index >= 0"#,
+           WHERE r.resolution = 'discarded' AND r.event_index >= 0
+           GROUP BY 1, 2, 3"#,
         &gateways as _,
         &sources as _,
         &ids as _,
@@ -214,6 +226,22 @@ pub async fn discarded_events(
     .fetch_all(connection)
     .await?;
     Ok(discarded)
+}
+
+/// The bytes of rejections.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn bytes_of(
+    connection: &mut PgConnection,
+    rejections: &[RejectionId],
+) -> Result<Vec<(RejectionId, Vec<u8>)>, StoreError> {
+    let ids: Vec<i64> = rejections.iter().map(|id| id.0).collect();
+    let rows =
+        sqlx::query!(r#"SELECT id AS "id: RejectionId", raw FROM rejections WHERE id = ANY($1)"#, &ids)
+            .fetch_all(connection)
+            .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.raw)).collect())
 }
 
 /// Stores rejections of a batch.
@@ -251,6 +279,7 @@ pub async fn copy_rejections(
         out.optional(rejection.waits_for, |out, key| out.uuid(key.0));
         out.optional(rejection.event_time, Encoder::timestamp);
         out.timestamp(rejection.received_at);
+        out.optional(rejection.content_hash, Encoder::uuid);
     })
     .await?;
     Ok(())

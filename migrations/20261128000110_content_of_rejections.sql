@@ -1,0 +1,5 @@
+-- What a copy of a rejected event is told by: a hash of its billable content, or where that could not be read, of the bytes in
+-- raw; no content and no bytes have the same one. It spares reading raw, which may be megabytes, of everything that was
+-- discarded under the id of an event that comes in. Null of whole messages, and in rejections of earlier releases, whose
+-- bytes are read.
+ALTER TABLE rejections ADD COLUMN content_hash uuid;
