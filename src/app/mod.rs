@@ -102,7 +102,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<App> {
     }
     let database = ledger(&database.database_url, Rights::Service).await?;
     let check = "check WAYBILL_NATS_URL";
-    let context = ingest::jetstream_in_time(&nats.nats_url, "waybill").await.context(check)?;
+    let context = ingest::publishing_in_time(&nats.nats_url, "waybill").await.context(check)?;
     // A connection of its own: what is published never waits for what is consumed, nor the reverse.
     let consuming = ingest::jetstream_in_time(&nats.nats_url, "waybill-consumer").await.context(check)?;
     let names = names(nats);

@@ -10,6 +10,8 @@ use super::IngestError;
 
 /// Time for one request to the server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages that may wait inside a client that publishes.
+pub(super) const CLIENT_CAPACITY: usize = 64;
 
 /// What is said of a list of which only some addresses ask for TLS.
 const MIXED: &str = "some of the addresses start with tls:// and some do not; with tls:// before each of them all connections are encrypted";
@@ -76,7 +78,24 @@ pub async fn jetstream(url: &str, name: &str) -> Result<Context, IngestError> {
 /// [`IngestError::Stream`] where the URL is malformed or the server refuses: with the configuration as it is, waiting would
 /// not help.
 pub async fn jetstream_in_time(url: &str, name: &str) -> Result<Context, IngestError> {
-    match connect(url, options(name)).await {
+    in_time(url, name, || options(name)).await
+}
+
+/// The same for a connection that publishes: hardly anything waits inside its client, which would be sent later although
+/// whoever published it was told that it is not stored.
+///
+/// # Errors
+/// As [`jetstream_in_time`].
+pub async fn publishing_in_time(url: &str, name: &str) -> Result<Context, IngestError> {
+    in_time(url, name, || options(name).client_capacity(CLIENT_CAPACITY)).await
+}
+
+async fn in_time(
+    url: &str,
+    name: &str,
+    options: impl Fn() -> ConnectOptions,
+) -> Result<Context, IngestError> {
+    match connect(url, options()).await {
         Ok(client) => Ok(context(client)),
         Err(error)
             if matches!(
@@ -85,7 +104,7 @@ pub async fn jetstream_in_time(url: &str, name: &str) -> Result<Context, IngestE
             ) =>
         {
             tracing::error!(client = name, %error, "NATS does not answer; connecting as soon as it does");
-            let later = options(name).retry_on_initial_connect();
+            let later = options().retry_on_initial_connect();
             connect(url, later).await.map(context).map_err(not_connected)
         }
         Err(error) => Err(not_connected(error)),

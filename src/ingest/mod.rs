@@ -39,7 +39,7 @@ mod sums;
 pub mod supervisor;
 mod unreadable;
 
-pub use connection::{connect, jetstream, jetstream_in_time};
+pub use connection::{connect, jetstream, jetstream_in_time, publishing_in_time};
 pub use error::IngestError;
 pub use pace::Nudge;
 pub use publisher::{PublishError, Published, Publisher};

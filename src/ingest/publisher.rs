@@ -9,12 +9,12 @@ use async_nats::jetstream::{self, Context};
 use async_nats::{ConnectOptions, Event, HeaderMap};
 use bytes::Bytes;
 
+use super::connection::CLIENT_CAPACITY;
+
 /// How long the stream may take to say that it stored a message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a silent server is asked for a sign of life: a frozen one is noticed in seconds.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Messages that may wait inside the client of a forwarder.
-const CLIENT_CAPACITY: usize = 64;
 
 /// Publishes messages of usage events and waits until the stream has stored them.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::Config as ConsumerConfig;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
@@ -20,10 +21,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use waybill::ingest::stream::{self, CONSUMER};
 
-use crate::harness::{address, free_addresses, get, wait_until};
+use crate::harness::{address, free_addresses, get, wait_until, wait_until_within};
 use crate::private_nats::PrivateNats;
 use crate::program::serve;
 use crate::world::{World, gpt5_prices, limits, now, usage_event};
+
+/// How long it may take until a stream that is gone is made anew: the program gives it 20 s to be restored.
+const MADE_ANEW: Duration = Duration::from_mins(1);
 
 /// The program beside a world; killed when dropped.
 struct Service {
@@ -45,10 +49,16 @@ impl Service {
     }
 
     async fn ready(&self) {
-        wait_until("it is ready", async || {
-            get(self.http, "/readyz").await.filter(|answer| answer.contains(" 200 "))
-        })
-        .await;
+        wait_until("it is ready", async || self.is_ready().await).await;
+    }
+
+    /// The same, after it has waited for a stream that is gone.
+    async fn ready_with_a_stream_made_anew(&self) {
+        wait_until_within("it is ready", MADE_ANEW, async || self.is_ready().await).await;
+    }
+
+    async fn is_ready(&self) -> Option<()> {
+        get(self.http, "/readyz").await?.contains(" 200 ").then_some(())
     }
 
     /// Waits until it is not ready and names all of these.
@@ -111,7 +121,7 @@ async fn every_wrong_setting_is_named_together_and_nothing_is_recorded() {
         retention: RetentionPolicy::WorkQueue,
         discard: DiscardPolicy::Old,
         max_bytes: 1 << 20,
-        max_age: std::time::Duration::from_hours(1),
+        max_age: Duration::from_hours(1),
         allow_rollup: true,
         ..Config::default()
     };
@@ -238,7 +248,7 @@ async fn a_stream_that_is_made_anew_is_read_from_its_first_message() {
     // Gone altogether: made anew after a while.
     world.context().delete_stream(&world.names.stream).await.unwrap();
     service.refuses(&["does not exist any more"]).await;
-    service.ready().await;
+    service.ready_with_a_stream_made_anew().await;
     for number in 0..3 {
         let sequence = world.publish("gw-1", &usage_event(&format!("new-{number}"))).await;
         assert_eq!(sequence, number + 1, "sequences count from the start");
@@ -386,7 +396,8 @@ async fn a_consumer_that_gets_nothing_although_messages_wait_is_rebuilt() {
     // Somebody takes the requests, or the server would say that nobody does.
     let mut swallow = world.bed.nats.subscribe("$XX.>").await.unwrap();
     tokio::spawn(async move { while swallow.next().await.is_some() {} });
-    let url = format!("{credentials}@{proxy}");
+    let lost_servers = free_addresses::<2>();
+    let url = format!("{credentials}@{proxy},{},{}", lost_servers[0], lost_servers[1]);
     let service = Service::start_with(&world, |command| {
         command.env("WAYBILL_NATS_URL", url);
     });
@@ -394,6 +405,8 @@ async fn a_consumer_that_gets_nothing_although_messages_wait_is_rebuilt() {
     service.refuses(&["the stream does not answer"]).await;
     service.shows("waybill_consumer_rebuilds_total{what=\"subscription\"}").await;
     assert!(lost.load(Ordering::Relaxed) > 0, "requests were lost");
+    // Who connects to one of these from now on waits for it until after the next look.
+    let _silent = lost_servers.map(|server| std::net::TcpListener::bind(server).unwrap());
     assert_eq!(world.recorded_events().await, 0);
     wait_until("another subscription did not help", async || {
         get(service.metrics, "/metrics")

@@ -1,13 +1,23 @@
 //! What the service does while a server is away, is busy, or lost something, and what it shows of it.
 
 use std::os::unix::process::ExitStatusExt;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::JoinSet;
-use waybill::store::Scope;
+use waybill::clock::Clock;
+use waybill::health::Health;
+use waybill::http::AppState;
+use waybill::ingest::Publisher;
+use waybill::store::api_keys::{self, NewHolder};
+use waybill::store::{Scope, commit, gateways};
 
 use super::*;
+use crate::http_bed::post;
+
+/// Posts while NATS is away, each of which would wait for seconds.
+const POSTS: u32 = 20;
 
 /// Has messages in hand acknowledged that the ledger does not have.
 async fn acknowledged_and_not_recorded(world: &World, messages: usize) {
@@ -25,9 +35,10 @@ async fn recording_starts_although_the_api_has_all_its_connections_in_use() {
     let mut reports = JoinSet::new();
     for _ in 0..12 {
         let mut report = world.bed.database.read(Scope::Everything).await.unwrap();
-        // Cut short by the end of the test.
-        reports
-            .spawn(async move { sqlx::raw_sql("SELECT pg_sleep(14)").execute(&mut *report).await.is_ok() });
+        // Cut short by the end of the test. Each goes on for as long as that takes, past what one statement may.
+        reports.spawn(async move {
+            while sqlx::raw_sql("SELECT pg_sleep(1)").execute(&mut *report).await.is_ok() {}
+        });
     }
     assert!(world.bed.database.ping().await.is_err(), "no connection is left");
     world.start_consumer();
@@ -63,6 +74,81 @@ async fn the_api_starts_without_nats_and_says_so_until_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn that_the_stream_answers_again_is_said_while_something_else_is_wrong() {
+    let mut nats = PrivateNats::start().await;
+    let world = World::over(nats.bed().await).await;
+    let good = config(&world).await;
+    world.context().update_stream(Config { max_messages: 9, ..good.clone() }).await.unwrap();
+    nats.stop().await;
+    let service = Service::start(&world);
+    service.refuses(&["\"stream\":\"the stream does not answer\""]).await;
+    nats.start_again().await;
+    service.refuses(&["stream max_msgs is 9", "\"stream\":\"recording waits for the settings\""]).await;
+    world.context().update_stream(good).await.unwrap();
+    service.ready().await;
+}
+
+/// The client keeps what it cannot send, and would send it later for callers who were told that nothing was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_posted_while_nats_is_away_is_refused_at_once_and_never_sent() {
+    let mut nats = PrivateNats::start().await;
+    let world = World::over(nats.bed().await).await;
+    let mut tx = world.bed.database.begin().await.unwrap();
+    let gateway = gateways::id_of(&mut tx, "gw-1").await.unwrap().unwrap();
+    let key = api_keys::create(&mut tx, NewHolder::Gateway(gateway), "test", None).await.unwrap().token;
+    commit(tx).await.unwrap();
+    let publisher = Publisher::new(world.context().clone(), &world.names.prefix);
+    let state =
+        AppState::new(world.bed.database.clone(), Clock::System, publisher.clone(), Health::default());
+    let router = waybill::http::router(state).0;
+    let sent = async |id: &str| post(&router, &key, "/v1/events", &usage_event(id)).await;
+    nats.stop().await;
+    wait_until("the publisher notices", async || (!publisher.connected()).then_some(())).await;
+    let began = Instant::now();
+    for number in 0..POSTS {
+        let answer = sent(&format!("away-{number}")).await;
+        assert_eq!(answer.problem(), (503, "unavailable".to_owned()), "{}", answer.text);
+        assert!(answer.text.contains("nothing was stored"), "{}", answer.text);
+    }
+    // One alone that waited for the stream would take as long.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    nats.start_again().await;
+    wait_until("the publisher is back", async || publisher.connected().then_some(())).await;
+    let answer = sent("back").await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["sequence"]), (202, &json!(1)), "{}", answer.text);
+}
+
+/// Replay shares the clock of transactions with what consumes, where something does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_takes_long_leaves_a_process_that_does_not_consume_ready() {
+    let world = World::idle().await;
+    world.stop_jobs().await;
+    world.start_consumer();
+    world.publish("gw-1", &usage_event("e-1")).await;
+    wait_until("it waits for its price", async || {
+        (world.open_rejections().await == ["unpriced"]).then_some(())
+    })
+    .await;
+    // Longer than a transaction may take before it counts as stuck, and than it takes to look again.
+    world
+        .bed
+        .run(
+            "CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN PERFORM pg_sleep(23); RETURN NEW; END $$;
+             CREATE TRIGGER take_long BEFORE INSERT ON ingest_batches FOR EACH ROW
+             WHEN (NEW.origin = 'replay') EXECUTE FUNCTION take_long();",
+        )
+        .await;
+    let service = Service::start_with(&world, |command| {
+        command.arg("--api").arg("--jobs");
+    });
+    service.ready().await;
+    world.publish_prices(gpt5_prices()).await;
+    recorded(&world, 1).await;
+    service.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_the_ledger_knows_is_given_time_to_be_restored_after_a_start_too() {
     let world = World::idle().await;
     world.publish_prices(gpt5_prices()).await;
@@ -79,7 +165,7 @@ async fn a_stream_that_the_ledger_knows_is_given_time_to_be_restored_after_a_sta
     let service = Service::start(&world);
     service.refuses(&["does not exist any more; restore it now, or it is made anew"]).await;
     assert!(world.context().get_stream(&world.names.stream).await.is_err(), "nobody has made it");
-    service.ready().await;
+    service.ready_with_a_stream_made_anew().await;
     world.publish("gw-1", &usage_event("e-2")).await;
     recorded(&world, 2).await;
     jobs.ready().await;

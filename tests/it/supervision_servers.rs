@@ -65,12 +65,25 @@ async fn a_monitor_that_never_answers_is_a_doubt_beside_one_that_does_and_refuse
     world.publish("gw-1", &usage_event("e-1")).await;
     let (good, (dead, dead_shown)) = (address("WAYBILL_TEST_NATS_MONITOR_URL"), dead_monitor());
     let both = format!("{dead},{good}");
+    let connected = world.bed.nats.server_info();
+    let synced = json!({"server_id": connected.server_id, "version": connected.version,
+        "jetstream": {"config": {"sync_always": true, "strict": true}}});
+    let vouching = monitor_of(synced).await;
     let service = Service::start_with(&world, |command| {
-        command.env("WAYBILL_NATS_MONITOR_URL", &both);
+        command.env("WAYBILL_NATS_MONITOR_URL", format!("{dead},{vouching}"));
+        command.env("WAYBILL_NATS_DURABILITY", "always");
     });
     service.ready().await;
     recorded(&world, 1).await;
     service.shows("waybill_nats_unverified_servers 1").await;
+    drop(service);
+
+    // Where the loss is accepted there is nothing to vouch for.
+    let service = Service::start_with(&world, |command| {
+        command.env("WAYBILL_NATS_MONITOR_URL", &both).env("WAYBILL_NATS_DURABILITY", "any");
+    });
+    service.ready().await;
+    service.shows("waybill_nats_unverified_servers 0").await;
     drop(service);
 
     // What is wrong is said with where, whatever stands first in the list.
@@ -83,12 +96,19 @@ async fn a_monitor_that_never_answers_is_a_doubt_beside_one_that_does_and_refuse
     let (other, other_shown) = dead_monitor();
     let service = Service::start_with(&world, |command| {
         command.env("WAYBILL_NATS_MONITOR_URL", format!("{dead},{other}"));
+        command.env("WAYBILL_NATS_DURABILITY", "always");
     });
     let named = [format!("nats monitor of {dead_shown} does"), format!("nats monitor of {other_shown} does")];
     service.refuses(&[&named[0], &named[1]]).await;
     let said = get(service.http, "/readyz").await.unwrap();
     assert!(!said.contains("s3cret"), "{said}");
     service.shows("waybill_nats_unverified_servers 2").await;
+    drop(service);
+    let service = Service::start_with(&world, |command| {
+        command.env("WAYBILL_NATS_MONITOR_URL", &dead).env("WAYBILL_NATS_DURABILITY", "any");
+    });
+    service.refuses(&[&named[0]]).await;
+    service.shows("waybill_nats_unverified_servers 0").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +182,7 @@ async fn stream_and_consumer_are_named_together() {
     service.ready().await;
     let (good_stream, good_consumer) = (config(&world).await, consumer_config(&world).await);
     let bounded = async_nats::jetstream::consumer::Config {
-        max_expires: std::time::Duration::from_secs(1),
+        max_expires: Duration::from_secs(1),
         max_batch: 100,
         ..good_consumer.clone()
     };

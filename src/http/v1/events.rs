@@ -79,6 +79,13 @@ async fn publish_events(
     if accepted.is_empty() {
         return Err(intake::nothing_valid(&judged));
     }
+    if !state.publisher.connected() {
+        // The client would keep it and send it later, for a caller who was told that it is not stored.
+        return Err(Problem::unavailable(
+            "The stream cannot be reached: nothing was stored; send the events again.",
+            state.publisher.not_connected(),
+        ));
+    }
     let published = state.publisher.publish(name, joined(&accepted)).await.map_err(|error| {
         Problem::unavailable(
             "The stream did not confirm the events; send them again, copies count once.",

@@ -227,16 +227,20 @@ impl Supervisor {
         wrong
     }
 
-    /// Shows how many servers have not told their settings; `silent` of those whose addresses we have never did.
+    /// Shows how many servers have not told their settings, where they must force everything to disk; `silent` of those whose
+    /// addresses we have never did.
     fn count_untold(&mut self, silent: usize, synced: bool) {
+        if !synced {
+            // What a power failure takes is accepted.
+            return meters::unverified_servers(0);
+        }
         if self.monitors.is_empty() {
-            let unlisted = silent == 0 && synced;
-            return meters::unverified_servers(silent + usize::from(unlisted));
+            return meters::unverified_servers(silent.max(1));
         }
         let connected = self.context.client().server_info().server_id;
         let told = self.monitors.values().filter(|(at, _)| at.elapsed() < MONITOR_STALE);
         let untold = settings::untold(told.map(|(_, look)| look), &connected);
-        if untold > silent && synced {
+        if untold > silent {
             self.doubt(format!(
                 "the addresses in WAYBILL_NATS_MONITOR_URL do not tell of all servers of NATS ({untold} are missing), or of others: whether a power failure of these takes confirmed events was not looked at"
             ));

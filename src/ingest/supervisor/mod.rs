@@ -167,7 +167,14 @@ struct Supervisor {
 impl Supervisor {
     /// Looks at everything once and does what follows from it; returns when to look again.
     async fn turn(&mut self) -> Duration {
-        if self.recorder.oldest_attempt().is_some_and(|underway| underway >= RECORDING_PATIENCE) {
+        // Here, and not where the end of a session is waited for: that is given up for the next look.
+        if self.starved > 1 {
+            self.connect_anew().await;
+        }
+        // Only a session takes it back; without one, what is underway is a replay.
+        if self.plan.consume
+            && self.recorder.oldest_attempt().is_some_and(|underway| underway >= RECORDING_PATIENCE)
+        {
             self.health.down(INGEST, "the database does not answer");
         }
         let found = match self.look_at_stream().await {
@@ -183,6 +190,7 @@ impl Supervisor {
         self.tell(&wrong, postgres.as_ref());
         let Some(stream) = stream.filter(|_| wrong.is_empty() && postgres.is_some()) else {
             self.pause();
+            self.waits("recording waits for the settings");
             return LOOK_EVERY;
         };
         match self.life(&stream).await {
@@ -200,7 +208,17 @@ impl Supervisor {
                 LOOK_EVERY
             }
             // The database does not answer. What runs may go on; nothing new starts.
-            None => LOOK_EVERY,
+            None => {
+                self.waits("recording waits for the database");
+                LOOK_EVERY
+            }
+        }
+    }
+
+    /// Says why nothing is taken from the stream, although it answers.
+    fn waits(&self, why: &str) {
+        if self.plan.consume && self.session.is_none() {
+            self.health.down(STREAM, why);
         }
     }
 
@@ -305,9 +323,6 @@ impl Supervisor {
         self.ended(ended);
         if failed {
             tokio::time::sleep(SESSION_RETRY).await;
-        }
-        if self.starved > 1 {
-            self.connect_anew().await;
         }
     }
 
