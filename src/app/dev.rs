@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,11 +42,14 @@ pub async fn run(args: &DevArgs) -> anyhow::Result<ExitCode> {
         database_url: args.database_url.clone(),
         nats_url: args.nats_url.clone(),
     };
+    // Listened for once, so that none is lost between two steps.
+    let asked = signalled();
+    tokio::pin!(asked);
     let mut servers = tokio::select! {
         servers = Servers::start(options) => servers?,
-        signal = signalled() => { signal?; return Ok(ExitCode::SUCCESS); }
+        signal = &mut asked => { signal?; return Ok(ExitCode::SUCCESS); }
     };
-    let served = serve(args, &mut servers, &step).await;
+    let served = serve(args, &mut servers, &step, asked).await;
     step.done();
     println!("Stopping the servers.");
     let stopped = servers.stop().await;
@@ -54,36 +58,23 @@ pub async fn run(args: &DevArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::Result<ExitCode> {
-    step.begin("migrating, publishing the starter prices");
-    store::migrate(servers.database_url()).await?;
-    let database = Database::connect(servers.database_url()).await?;
-    demo::starter_book(&database).await?;
-    let fresh = if args.demo == 1 { demo::set_up(&database).await? } else { false };
-    database.close().await;
-
-    step.begin("starting the service");
-    let mut app = start(&serve_args(args, servers)).await?;
-    let mut env = DevEnv::load(&args.home);
-    env.ensure_keys(&app.database, Clock::System.now()).await?;
-    if let Some(address) = app.http_addr {
-        env.set("WAYBILL_URL", format!("http://{}", reached_at(address)));
-    }
-    env.set("WAYBILL_DATABASE_URL", servers.database_url());
-    env.set("WAYBILL_NATS_URL", servers.nats_url());
-    if let Some(url) = monitor_url(args, servers) {
-        env.set("WAYBILL_NATS_MONITOR_URL", url);
-    }
-    if let Some(url) = servers.nats_gateway_url() {
-        env.set("WAYBILL_NATS_GATEWAY_URL", url);
-    }
-    env.save()?;
+/// Serves until it is asked to stop, or a server is gone.
+async fn serve(
+    args: &DevArgs,
+    servers: &mut Servers,
+    step: &Steps,
+    mut asked: Pin<&mut impl Future<Output = anyhow::Result<()>>>,
+) -> anyhow::Result<ExitCode> {
+    let (mut app, mut env, demo) = tokio::select! {
+        prepared = prepare(args, servers, step) => prepared?,
+        signal = &mut asked => { signal?; return Ok(ExitCode::SUCCESS); }
+    };
     let shutdown = app.shutdown.clone();
     let shown = tokio::select! {
-        shown = show(&mut app, &env, fresh, step) => shown,
+        shown = show(&mut app, &mut env, demo, step) => shown,
         // The service stops at once, and says why.
         _ = shutdown.part_ended() => Ok(()),
-        signal = signalled() => {
+        signal = &mut asked => {
             signal?;
             app.stop().await?;
             return Ok(ExitCode::SUCCESS);
@@ -98,6 +89,12 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
     tokio::pin!(running);
     tokio::select! {
         ended = &mut running => ended,
+        signal = &mut asked => {
+            signal?;
+            // It listens for itself, and is asked as well where the signal came before it did.
+            shutdown.stop();
+            running.await
+        }
         gone = servers.exited() => {
             shutdown.stop();
             // The reason is the server; that the service cannot finish without it follows.
@@ -105,6 +102,39 @@ async fn serve(args: &DevArgs, servers: &mut Servers, step: &Steps) -> anyhow::R
             Err(gone.into())
         }
     }
+}
+
+/// Brings the ledger up to date, sets the demo up and starts the service; up to when the demo's traffic goes where it is to be loaded.
+async fn prepare(
+    args: &DevArgs,
+    servers: &Servers,
+    step: &Steps,
+) -> anyhow::Result<(App, DevEnv, Option<DateTime<Utc>>)> {
+    step.begin("migrating, publishing the starter prices");
+    store::migrate(servers.database_url()).await?;
+    let database = Database::connect(servers.database_url()).await?;
+    demo::starter_book(&database).await?;
+    let mut env = DevEnv::load(&args.home);
+    let now = Clock::System.now();
+    let demo = if args.demo == 1 { demo::begin(&database, &mut env, now).await? } else { None };
+    database.close().await;
+
+    step.begin("starting the service");
+    let app = start(&serve_args(args, servers)).await?;
+    env.ensure_keys(&app.database, Clock::System.now()).await?;
+    if let Some(address) = app.http_addr {
+        env.set("WAYBILL_URL", format!("http://{}", reached_at(address)));
+    }
+    env.set("WAYBILL_DATABASE_URL", servers.database_url());
+    env.set("WAYBILL_NATS_URL", servers.nats_url());
+    if let Some(url) = monitor_url(args, servers) {
+        env.set("WAYBILL_NATS_MONITOR_URL", url);
+    }
+    if let Some(url) = servers.nats_gateway_url() {
+        env.set("WAYBILL_NATS_GATEWAY_URL", url);
+    }
+    env.save()?;
+    Ok((app, env, demo))
 }
 
 /// Where programs of this machine reach a listener: one on all addresses by that of the loopback interface.
@@ -135,13 +165,18 @@ fn serve_args(args: &DevArgs, servers: &Servers) -> ServeArgs {
     }
 }
 
-/// Loads the demo where the ledger was empty, then shows what is there.
-async fn show(app: &mut App, env: &DevEnv, fresh: bool, step: &Steps) -> anyhow::Result<()> {
+/// Loads the demo's traffic where that is to be done, then shows what is there.
+async fn show(
+    app: &mut App,
+    env: &mut DevEnv,
+    demo: Option<DateTime<Utc>>,
+    step: &Steps,
+) -> anyhow::Result<()> {
     app.settled().await?;
     let now = Clock::System.now();
-    if fresh {
+    if let Some(until) = demo {
         step.begin("publishing the demo's traffic through NATS");
-        let sent = demo::traffic(&app.database, &app.publisher, now).await?;
+        let sent = demo::traffic(&app.database, &app.publisher, env, until).await?;
         step.done();
         println!(
             "{} events in {} messages went through the stream and are recorded.",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::DevError;
+use super::keys::DevEnv;
 use super::packing::EVENTS_PER_MESSAGE;
 use super::simulate::{Plan, Sent, simulate};
 use super::traffic::{CUSTOMERS, GATEWAY};
@@ -36,6 +37,11 @@ const DETAILS: [(&str, &str); 3] = [
 ];
 /// Who acts, for the audit log.
 const ACTOR: &str = "waybill dev";
+/// Variable of `dev.env`, there until the demo is loaded: up to when its traffic goes, in seconds since 1970. With the same times
+/// the same events are made, and those that are there count once.
+const BEGUN: &str = "WAYBILL_DEMO_BEGUN";
+/// For how long a demo that was begun is gone on with: after that its first events come too late to be taken.
+const RESUMED_FOR: TimeDelta = TimeDelta::days(1);
 /// How often it is looked whether everything has arrived.
 const ARRIVAL_POLL: Duration = Duration::from_millis(50);
 
@@ -55,15 +61,47 @@ pub async fn starter_book(database: &Database) -> Result<(), DevError> {
     Ok(())
 }
 
-/// Makes gateway, customers and sell book; `false` where they are there already.
+/// Sets the demo up where there is none yet; up to when the traffic goes that is to be loaded now, by [`traffic`]. Of a demo that an
+/// earlier run began and did not load it is that of this run; `None` where nothing is to be loaded.
 ///
 /// # Errors
 /// [`DevError`].
-pub async fn set_up(database: &Database) -> Result<bool, DevError> {
-    let mut tx = database.begin().await?;
-    if gateways::id_of(&mut tx, GATEWAY).await?.is_some() {
-        return Ok(false);
+pub async fn begin(
+    database: &Database,
+    env: &mut DevEnv,
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DevError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let there = gateways::id_of(&mut tx, GATEWAY).await?.is_some();
+    let recorded = completeness::progress(&mut tx).await?.events > 0;
+    drop(tx);
+    let begun = env.get(BEGUN).parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let until = match begun {
+        // It was loaded, or the ledger is somebody's own.
+        None if there || recorded => return Ok(None),
+        None => now,
+        Some(begun) if there && now - begun < RESUMED_FOR => begun,
+        Some(_) if !there || !recorded => now,
+        Some(begun) => {
+            tracing::warn!(
+                %begun,
+                "the demo was not loaded to its end, which cannot be done any more; for all of it start with an empty database and stream, in an empty WAYBILL_HOME"
+            );
+            return Ok(None);
+        }
+    };
+    // Before anything is made: a run that ends early leaves it for the next.
+    env.set(BEGUN, until.timestamp().to_string());
+    env.save()?;
+    if !there {
+        set_up(database).await?;
     }
+    Ok(DateTime::from_timestamp(until.timestamp(), 0))
+}
+
+/// Makes gateway, customers and sell book.
+async fn set_up(database: &Database) -> Result<(), DevError> {
+    let mut tx = database.begin().await?;
     gateways::create(&mut tx, GATEWAY, None).await?;
     let sell = NewBook {
         name: SELL_BOOK.to_owned(),
@@ -93,35 +131,42 @@ pub async fn set_up(database: &Database) -> Result<bool, DevError> {
     }
     catalog::bump(&mut tx).await?;
     commit(tx).await?;
-    Ok(true)
+    Ok(())
 }
 
-/// Publishes the demo's traffic and waits until all of it is recorded and posted.
+/// Publishes the demo's traffic, waits until all of it is recorded and posted, and notes that it is loaded.
 ///
 /// # Errors
 /// [`DevError`].
 pub async fn traffic(
     database: &Database,
     publisher: &Publisher,
-    now: DateTime<Utc>,
+    env: &mut DevEnv,
+    until: DateTime<Utc>,
 ) -> Result<Sent, DevError> {
     let plan = Plan {
         events: EVENTS,
         seed: SEED,
-        from: now - TimeDelta::days(DAYS_BACK),
+        from: until - TimeDelta::days(DAYS_BACK),
         // The longest task ends before now, so that nothing comes from the future.
-        to: now - TimeDelta::hours(1),
+        to: until - TimeDelta::hours(1),
         per_message: EVENTS_PER_MESSAGE,
         zstd: false,
         rate: None,
     };
+    let mut tx = database.read(Scope::Everything).await?;
+    // Copies of what an earlier run published are counted as well.
+    let before = completeness::progress(&mut tx).await?.events;
+    drop(tx);
     let sent = simulate(publisher, &plan).await?;
+    let expected = before.saturating_add(i64::try_from(sent.events).unwrap_or(i64::MAX));
     loop {
         let mut tx = database.read(Scope::Everything).await?;
         let progress = completeness::progress(&mut tx).await?;
         drop(tx);
-        if progress.unposted_batches == 0 && progress.events >= i64::try_from(sent.events).unwrap_or(i64::MAX)
-        {
+        if progress.unposted_batches == 0 && progress.events >= expected {
+            env.unset(BEGUN);
+            env.save()?;
             return Ok(sent);
         }
         tokio::time::sleep(ARRIVAL_POLL).await;

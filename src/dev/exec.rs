@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::num::NonZero;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
@@ -23,10 +24,16 @@ const TEMPLATE: &str = "waybill_template";
 const PASSED_ON: [&str; 6] =
     ["WAYBILL_BENCH", "WAYBILL_FAULTS", "WAYBILL_LOG", "WAYBILL_SABOTAGE", "WAYBILL_SHARED", "WAYBILL_SOAK"];
 
+/// How many tests run at a time where the command is not told: on a larger machine as many as it has processors would need
+/// more connections than the servers give.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
+const TEST_THREADS_MAX: usize = 6;
+
 /// Runs a command with `DATABASE_URL`, `WAYBILL_TEST_DATABASE_URL` (the template that tests copy), `WAYBILL_TEST_NATS_URL`
 /// and `WAYBILL_TEST_NATS_MONITOR_URL` set, forwards signals to it, stops the servers whatever happens, and returns its
 /// exit code. What the command starts of Waybill is told that these servers do not force anything to disk; of the other
-/// `WAYBILL_*` variables it is given those of [`PASSED_ON`] only.
+/// `WAYBILL_*` variables it is given those of [`PASSED_ON`] only. Tests in it run at most six at a time where
+/// `RUST_TEST_THREADS` does not say otherwise.
 ///
 /// # Errors
 /// [`DevError`] where the servers cannot be started or the command cannot be run.
@@ -69,6 +76,10 @@ async fn run(
     command.env("WAYBILL_TEST_NATS_URL", servers.nats_url());
     if let Some(url) = servers.nats_monitor_url() {
         command.env("WAYBILL_TEST_NATS_MONITOR_URL", url);
+    }
+    if std::env::var_os(TEST_THREADS).is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        command.env(TEST_THREADS, processors.min(TEST_THREADS_MAX).to_string());
     }
     command.env("WAYBILL_NATS_DURABILITY", "any").env("WAYBILL_POSTGRES_DURABILITY", "any");
     let terminal = std::io::stdin().is_terminal();

@@ -46,6 +46,11 @@ impl DevEnv {
         self.variables.insert(name.to_owned(), value.into());
     }
 
+    /// Takes a variable away.
+    pub fn unset(&mut self, name: &str) {
+        self.variables.remove(name);
+    }
+
     /// A variable, empty where it is not set.
     pub fn get(&self, name: &str) -> &str {
         self.variables.get(name).map_or("", String::as_str)

@@ -142,6 +142,9 @@ pub enum StatedVerdict {
 }
 
 impl StatedVerdict {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Agrees, Self::Above, Self::Below];
+
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
         match self {

@@ -34,7 +34,8 @@ const TICK: Duration = Duration::from_secs(1);
 const COUNT: &str = "count";
 /// What is wrong with a journal whose numbers the ledger has seen before.
 const OLDER_COPY: &str = "the ledger has higher numbers of this journal than the journal itself, so this is an older copy of it; events are \
-                          forwarded, but nothing is removed: stop, and start with a new folder once all is published";
+                          forwarded, but nothing is removed: once waybill_forward_unpublished_events is 0 stop, start with a new folder, and keep \
+                          this one until the ledger has its events";
 /// The part of the program that reads the journal.
 const DELIVERY: &str = "delivery";
 /// What is wrong where it cannot.
@@ -427,7 +428,7 @@ impl Loop {
         // Of what cannot be read nobody knows when it was accepted.
         let oldest_ms = self.unsettled.oldest_ms().into_iter().chain(self.unreadable.since_ms).min();
         let age_ms = oldest_ms.map_or(0, |oldest| (self.clock.now().timestamp_millis() - oldest).max(0));
-        meters::state(sent + unread, age_ms, journal);
+        meters::state((sent + unread, self.unsettled.on_way() + unread), age_ms, journal);
     }
 }
 

@@ -35,15 +35,17 @@ pub fn republished(events: usize) {
     metrics::counter!("waybill_forward_republished_events_total").increment(events as u64);
 }
 
-/// Shows what is not settled yet, how old the oldest of it is, and the journal.
+/// Shows how many events are not settled yet, how many of them the stream has not acknowledged, how old the oldest is, and the
+/// journal.
 #[expect(
     clippy::cast_precision_loss,
     clippy::float_arithmetic,
     reason = "metrics, not quantities that are billed"
 )]
-pub fn state(unsettled: u64, oldest_ms: i64, journal: &Journal) {
+pub fn state((unsettled, unpublished): (u64, u64), oldest_ms: i64, journal: &Journal) {
     let ((bytes, bytes_max), kept) = (journal.bytes(), journal.kept_bytes());
     metrics::gauge!("waybill_forward_unsettled_events").set(unsettled as f64);
+    metrics::gauge!("waybill_forward_unpublished_events").set(unpublished as f64);
     metrics::gauge!("waybill_forward_oldest_unsettled_seconds").set(oldest_ms as f64 / 1000.0);
     metrics::gauge!("waybill_forward_journal_bytes").set(bytes.saturating_sub(kept) as f64);
     metrics::gauge!("waybill_forward_journal_kept_bytes").set(kept as f64);

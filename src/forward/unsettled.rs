@@ -152,6 +152,12 @@ impl Unsettled {
         self.0.range(number..).map(|(first, sent)| sent.last - first + 1).sum()
     }
 
+    /// How many numbers the stream has not acknowledged: handed to it for the first time, or again.
+    pub fn on_way(&self) -> u64 {
+        let on_way = self.0.iter().filter(|(_, sent)| sent.waits.is_none());
+        on_way.map(|(first, sent)| sent.last - first + 1).sum()
+    }
+
     /// When the oldest was accepted, in milliseconds since 1970.
     pub fn oldest_ms(&self) -> Option<i64> {
         self.0.first_key_value().map(|(_, sent)| sent.accepted_ms)
@@ -272,8 +278,11 @@ mod tests {
         unsettled.acknowledged(Some(1), at(0));
         unsettled.acknowledged(Some(3), at(0));
         assert_eq!(unsettled.0.len(), 4, "2 is on its way");
+        assert_eq!(unsettled.on_way(), 2);
         unsettled.acknowledged(Some(2), at(1));
+        assert_eq!(unsettled.on_way(), 1);
         unsettled.acknowledged(Some(4), at(100));
+        assert_eq!(unsettled.on_way(), 0);
         assert_eq!((unsettled.last(1), unsettled.last(4)), (Some(3), Some(4)), "4 came long after");
     }
 }

@@ -96,13 +96,21 @@ async fn a_start_while_nobody_answers_does_not_publish_again_what_is_settled() {
     forwarder.kill();
     setting.api.stop().await;
     let forwarder = setting.start().await;
-    forwarder.post(&ids("new", 1)).await;
-    all.extend(ids("new", 1));
-    wait_until("it is recorded", async || (recorded(&world).await == all).then_some(())).await;
-    assert_eq!(forwarder.metric("waybill_forward_published_events_total").await.to_string(), "1");
+    // One after the other: the stream has what was settled, had it been published, before the second.
+    for name in ["new", "newer"] {
+        let published = forwarder.metric("waybill_forward_published_events_total").await;
+        forwarder.post(&ids(name, 1)).await;
+        all.extend(ids(name, 1));
+        wait_until("it is recorded", async || (recorded(&world).await == all).then_some(())).await;
+        wait_until("that is counted", async || {
+            (forwarder.metric("waybill_forward_published_events_total").await > published).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(forwarder.metric("waybill_forward_published_events_total").await.to_string(), "2");
     setting.api.start().await;
     forwarder.settled().await;
-    assert_eq!(watermark(&setting).await, [(31, 31)]);
+    assert_eq!(watermark(&setting).await, [(32, 32)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,6 +148,16 @@ async fn an_older_copy_of_a_journal_is_recognised_and_believes_nothing() {
     wait_until("they are recorded", async || (recorded(&world).await.len() == all.len()).then_some(())).await;
     recorded_exactly(&world, &all).await;
     assert_eq!(forwarder.metric("waybill_forward_settled_sequence").await.to_string(), "0");
+    // What `/readyz` says to wait for before it is stopped; of what the ledger lacks nobody can tell any more.
+    wait_until("the stream has everything", async || {
+        let text = get(forwarder.metrics, "/metrics").await?;
+        let shows = |line: &str| text.lines().any(|shown| shown == line);
+        (shows("waybill_forward_unsettled_events 5") && shows("waybill_forward_unpublished_events 0"))
+            .then_some(())
+    })
+    .await;
+    let said = get(forwarder.metrics, "/readyz").await.unwrap();
+    assert!(said.contains("waybill_forward_unpublished_events"), "{said}");
     // By now the journal's own count has reached the ledger's: the next run knows it all the same.
     forwarder.kill();
     let forwarder = setting.start().await;

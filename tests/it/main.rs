@@ -11,6 +11,7 @@ mod architecture;
 mod bad_inputs;
 mod compaction;
 mod coverage;
+mod dev;
 mod forward;
 mod forward_bed;
 mod forward_ledger;

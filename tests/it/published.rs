@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use waybill::domain::event::StatedVerdict;
 use waybill::metering::Reason;
 
 #[test]
@@ -38,6 +39,46 @@ fn alerts_and_dashboard_ask_for_metrics_that_exist() {
         let unknown: Vec<_> = asked.difference(&described).collect();
         assert!(unknown.is_empty(), "{path} asks for {unknown:?}, which src/telemetry.rs does not describe");
     }
+}
+
+/// What is asked of the labels of our metrics in a text, as `(label, value)`; one for each value of `label=~"a|b"`.
+fn labels_in(text: &str) -> BTreeSet<(String, String)> {
+    let text = text.replace("\\\"", "\"");
+    let braces = text.match_indices("waybill_").filter_map(|(at, _)| {
+        let rest = text[at..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        rest.strip_prefix('{')?.split('}').next()
+    });
+    let mut labels = BTreeSet::new();
+    for asked in braces {
+        for matcher in asked.split("\",").filter(|matcher| !matcher.is_empty()) {
+            let (label, values) = matcher.split_once('"').unwrap();
+            let label = label.trim().trim_end_matches(['=', '~', '!']);
+            let values = values.trim_end_matches('"').split('|');
+            labels.extend(values.map(|value| (label.to_owned(), value.to_owned())));
+        }
+    }
+    labels
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_labels_that_are_given() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let meters = read("src/ingest/meters.rs");
+    let verdicts = StatedVerdict::ALL.map(StatedVerdict::name);
+    let given = |label: &str, value: &str| match label {
+        "reason" => value.parse::<Reason>().is_ok(),
+        "verdict" => verdicts.contains(&value),
+        "outcome" => meters.contains(&format!("(\"{value}\", outcome.")),
+        _ => false,
+    };
+    let labels =
+        labels_in(&(read("docs/monitoring/alerts.yml") + &read("docs/monitoring/grafana-dashboard.json")));
+    for named in ["reason", "verdict", "outcome"] {
+        assert!(labels.iter().any(|(label, _)| label == named), "{named}");
+    }
+    let unknown: Vec<_> = labels.iter().filter(|(label, value)| !given(label, value)).collect();
+    assert!(unknown.is_empty(), "no metric has these labels: {unknown:?}");
 }
 
 /// The reasons of rejections that alerts name: `{reason="…"}`, or several in `{reason=~"…|…"}`.

@@ -84,6 +84,27 @@ async fn a_home_keeps_its_data_and_addresses() {
 }
 
 #[tokio::test]
+async fn a_home_with_one_port_for_two_listeners_starts_with_another_for_one_of_them() {
+    let folder = Folder::new();
+    // No PostgreSQL is needed.
+    let options = || Options { database_url: Some(String::new()), ..folder.options() };
+    let path = folder.0.join("servers.json");
+    let ports = || {
+        let text = std::fs::read_to_string(&path).expect("is there");
+        let state: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+        (state["nats_port"].clone(), state["nats_monitor_port"].clone(), state)
+    };
+    Servers::start(options()).await.expect("starts").stop().await.expect("ends");
+    let (kept, _, mut state) = ports();
+    state["nats_monitor_port"] = kept.clone();
+    std::fs::write(&path, state.to_string()).expect("is written");
+    Servers::start(options()).await.expect("starts").stop().await.expect("ends");
+    let (client, monitor, _) = ports();
+    assert_eq!(client, kept);
+    assert_ne!(monitor, kept);
+}
+
+#[tokio::test]
 async fn servers_that_are_dropped_end_as_well() {
     let folder = Folder::new();
     let servers = Servers::start(folder.options()).await.expect("starts");
@@ -133,6 +154,13 @@ async fn a_command_gets_its_exit_code_and_signals_through() {
         (Some(5), &b""[..]),
         "nothing of the command is left"
     );
+    let threads = |command: &mut Command| {
+        let output = command.output().expect("runs").stdout;
+        String::from_utf8(output).expect("text").trim().parse::<usize>().expect("a number")
+    };
+    let mut told = exec("echo $RUST_TEST_THREADS");
+    assert!((1..=6).contains(&threads(told.env_remove("RUST_TEST_THREADS"))));
+    assert_eq!(threads(told.env("RUST_TEST_THREADS", "9")), 9);
     // The command's parent is waybill: asked to end, it passes that on.
     let output =
         exec("trap 'echo told; exit 4' TERM; kill -TERM $PPID; while :; do sleep 0.1; done").output();

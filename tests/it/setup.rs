@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 const NATS: &str = include_str!("../../src/dev/servers/nats.conf");
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
+const README: &str = include_str!("../../README.md");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
 const TOOLS: &str = include_str!("../../.ci/tools");
 
@@ -17,11 +18,12 @@ fn names_after<'a>(text: &'a str, start: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn compose_sets_every_variable_of_the_nats_configuration() {
+fn every_variable_of_the_nats_configuration_is_told_of_and_set_by_compose() {
     let wanted = names_after(NATS, "$WAYBILL_NATS_");
     assert!(wanted.contains("PASSWORD"), "{wanted:?}");
     for variable in wanted {
         assert!(COMPOSE.contains(&format!("\n      WAYBILL_NATS_{variable}: ")), "{variable}");
+        assert!(README.contains(&format!("`WAYBILL_NATS_{variable}`")), "{variable} is not in README.md");
     }
     assert!(COMPOSE.contains("./src/dev/servers/nats.conf:"));
 }

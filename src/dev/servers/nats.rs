@@ -36,8 +36,8 @@ impl Nats {
     }
 
     async fn launch(home: &Path, state: &mut State, program: &Path, keep: Keep) -> Result<Self, DevError> {
-        state.nats_port = process::free_port(state.nats_port)?;
-        state.nats_monitor_port = process::free_port(state.nats_monitor_port)?;
+        [state.nats_port, state.nats_monitor_port] =
+            process::free_ports([state.nats_port, state.nats_monitor_port])?;
         state.save(home)?;
         let configuration = home.join("nats.conf");
         std::fs::write(&configuration, CONFIGURATION)

@@ -280,14 +280,32 @@ pub(super) fn exited(server: &'static str, log: &Path) -> DevError {
 
 /// A free TCP port of the loopback interface: the wished one if it is free, 0 wishing none.
 pub(super) fn free_port(wish: u16) -> Result<u16, DevError> {
+    let [port] = free_ports([wish])?;
+    Ok(port)
+}
+
+/// The same for several, no two of them the same: each is held until all are found.
+pub(super) fn free_ports<const N: usize>(wishes: [u16; N]) -> Result<[u16; N], DevError> {
+    let mut held = Vec::new();
+    for wish in wishes {
+        held.push(listener(wish)?);
+    }
+    let mut ports = wishes;
+    for (port, listener) in ports.iter_mut().zip(held) {
+        let address = listener.local_addr();
+        *port = address.map_err(DevError::io("cannot listen on", Path::new(LOOPBACK)))?.port();
+    }
+    Ok(ports)
+}
+
+/// Holds such a port.
+fn listener(wish: u16) -> Result<TcpListener, DevError> {
     let others = std::iter::repeat_with(|| rand::random_range(PORTS)).take(PORT_TRIES);
     let mut candidates = (wish != 0).then_some(wish).into_iter().chain(others);
-    if let Some(port) = candidates.find(|port| TcpListener::bind((LOOPBACK, *port)).is_ok()) {
-        return Ok(port);
+    if let Some(listener) = candidates.find_map(|port| TcpListener::bind((LOOPBACK, port)).ok()) {
+        return Ok(listener);
     }
-    let bound = TcpListener::bind((LOOPBACK, 0));
-    let address = bound.and_then(|listener| listener.local_addr());
-    Ok(address.map_err(DevError::io("cannot listen on", Path::new(LOOPBACK)))?.port())
+    TcpListener::bind((LOOPBACK, 0)).map_err(DevError::io("cannot listen on", Path::new(LOOPBACK)))
 }
 
 /// Sets the permission bits of a file or folder.

@@ -146,7 +146,14 @@ impl Folder {
         } else {
             std::fs::remove_file(path)
         };
-        removed.map_err(JournalError::io("cannot remove", path))
+        match removed {
+            // Somebody else has removed it: what stands behind it goes all the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(file = %path.display(), "a segment of the journal that was to be removed is gone already");
+                Ok(())
+            }
+            removed => removed.map_err(JournalError::io("cannot remove", path)),
+        }
     }
 }
 

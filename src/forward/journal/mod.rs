@@ -30,6 +30,7 @@ mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,7 +43,7 @@ pub use writer::{Appended, Refusal, Writer};
 use super::settled::Settled;
 use folder::Folder;
 use record::{HEADER_BYTES, Item, Walk};
-use state::{INDEX_EVERY_BYTES, Segment, State};
+use state::{INDEX_EVERY_BYTES, Ledger, Segment, State};
 
 /// A segment is full at this size, or at an eighth of the journal's bound.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -90,6 +91,12 @@ impl JournalError {
     fn io(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |cause| Self::Io { what, path: path.clone(), cause }
+    }
+
+    /// Whether a file is not there, or not ours to open.
+    fn cannot_be_opened(&self) -> bool {
+        let Self::Io { cause, .. } = self else { return false };
+        matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
     }
 }
 
@@ -192,7 +199,7 @@ impl Journal {
     /// The number of the first event of the oldest segment that is not settled.
     pub fn oldest_unsettled(&self) -> u64 {
         let state = self.state();
-        let first = state.segments.iter().find(|segment| !segment.settled).map(|segment| segment.first);
+        let first = state.segments.iter().find(|segment| !segment.settled()).map(|segment| segment.first);
         first.unwrap_or(self.durable() + 1)
     }
 
@@ -204,27 +211,62 @@ impl Journal {
     pub fn read(&self, from: u64, events_max: usize, bytes_max: usize) -> Result<Vec<Record>, JournalError> {
         let mut from = from;
         loop {
-            self.state().read_unread(from, self.epoch)?;
             let Some(piece) = self.piece(from, bytes_max) else { return Ok(Vec::new()) };
-            let records = match self.read_piece(&piece, from, events_max, bytes_max) {
-                // Settled, and removed at this moment, because its room was needed.
-                Err(_) if self.state().segments.iter().all(|segment| segment.first != piece.first) => {
-                    continue;
-                }
-                records => records?,
+            let read = if piece.unread {
+                // Then once more, with the records' places.
+                self.read_unread(&piece).map(|()| (Vec::new(), from))
+            } else {
+                self.read_piece(&piece, from, events_max, bytes_max).map(|records| (records, piece.after))
             };
-            if !records.is_empty() {
-                return Ok(records);
+            match read {
+                Ok((records, _)) if !records.is_empty() => return Ok(records),
+                // Nothing readable in what was looked at: on with what follows.
+                Ok((_, next)) => from = next,
+                Err(error) => from = self.passed_over(&piece, from, error)?,
             }
-            // Nothing readable in what was looked at: on with what follows.
-            from = piece.after;
         }
+    }
+
+    /// Reads a segment of which the start took for granted what it holds. Nobody who appends waits for that: a disk can take long.
+    fn read_unread(&self, piece: &Piece) -> Result<(), JournalError> {
+        let mut segment = Segment::empty(piece.path.clone(), piece.first);
+        let mut found = segment.read(self.epoch, Some(piece.after))?;
+        if segment.next < piece.after {
+            found.damage.push((segment.next..=piece.after - 1, "numbers that no segment holds"));
+            (segment.next, segment.damaged) = (piece.after, true);
+        }
+        self.state().put_read(segment, found);
+        Ok(())
+    }
+
+    /// Where to go on after a piece that could not be read.
+    ///
+    /// # Errors
+    /// The one that was met, where it is to be tried again.
+    fn passed_over(&self, piece: &Piece, from: u64, error: JournalError) -> Result<u64, JournalError> {
+        let mut state = self.state();
+        let Some(segment) = state.segments.iter().find(|segment| segment.first == piece.first) else {
+            // Settled, and removed at this moment, because its room was needed.
+            return Ok(from);
+        };
+        // Kept for a ledger that is restored: for what is gone of that, nothing new waits.
+        if segment.ledger == Ledger::Lacks || !error.cannot_be_opened() {
+            return Err(error);
+        }
+        let next = segment.next;
+        state.found_damaged(piece.first, from.max(piece.first)..=next - 1, &error.to_string());
+        Ok(next)
     }
 
     /// Where to look for a number.
     fn piece(&self, from: u64, bytes_max: usize) -> Option<Piece> {
         let state = self.state();
         let segment = state.segments.iter().find(|segment| segment.next > from)?;
+        let (path, first, unread) = (segment.path.clone(), segment.first, segment.unread);
+        if unread {
+            let (end, after) = (segment.bytes, segment.next);
+            return Some(Piece { path, first, expected: first, start: 0, end, after, unread });
+        }
         let noted = segment.index.partition_point(|(sequence, _)| *sequence <= from);
         let (expected, start) = noted.checked_sub(1).map_or((segment.first, 0), |noted| segment.index[noted]);
         // The record itself can lie a whole step behind the place that was noted.
@@ -233,7 +275,7 @@ impl Journal {
             .iter()
             .find(|(_, at)| *at >= reach)
             .map_or((segment.bytes, segment.next), |(sequence, at)| (*at, *sequence));
-        Some(Piece { path: segment.path.clone(), first: segment.first, expected, start, end, after })
+        Some(Piece { path, first, expected, start, end, after, unread })
     }
 
     fn read_piece(
@@ -263,15 +305,19 @@ impl Journal {
                 }
                 Item::Damaged(range) => {
                     next = range.end() + 1;
-                    self.state().found_damaged(piece.first, range);
+                    self.found_damaged(piece, range);
                 }
-                Item::Torn { .. } => self.state().found_damaged(piece.first, next..=piece.after - 1),
+                Item::Torn { .. } => self.found_damaged(piece, next..=piece.after - 1),
                 Item::DamagedTail { numbers, .. } => {
-                    self.state().found_damaged(piece.first, *numbers.start()..=piece.after - 1);
+                    self.found_damaged(piece, *numbers.start()..=piece.after - 1);
                 }
             }
         }
         Ok(records)
+    }
+
+    fn found_damaged(&self, piece: &Piece, range: RangeInclusive<u64>) {
+        self.state().found_damaged(piece.first, range, "records that cannot be read");
     }
 
     /// Removes the oldest segments whose events are all settled, and were accepted before a time, in milliseconds since 1970. Of the
@@ -302,7 +348,9 @@ impl Journal {
 
     /// Takes back that anything is settled: the ledger has forgotten some of it.
     pub fn unsettle(&self) {
-        self.state().segments.iter_mut().for_each(|segment| segment.settled = false);
+        for segment in self.state().segments.iter_mut().filter(|segment| segment.settled()) {
+            segment.ledger = Ledger::Forgot;
+        }
     }
 
     /// Removes the oldest settled segments until so many bytes are free; returns how many are. Nothing is removed where all of
@@ -348,7 +396,7 @@ fn noted_beside(folder: &Path, epoch: Uuid) -> Option<Settled> {
     if is_older_copy(folder) { None } else { noted::read(folder, epoch) }
 }
 
-/// A part of a segment that begins with a record.
+/// A part of a segment, or all of it, that begins with a record.
 #[derive(Debug)]
 struct Piece {
     path: PathBuf,
@@ -360,6 +408,8 @@ struct Piece {
     end: u64,
     /// The number after the piece's last record.
     after: u64,
+    /// Whether it is a whole segment whose records are not known yet.
+    unread: bool,
 }
 
 /// What a record of an event takes on disk, in bytes.

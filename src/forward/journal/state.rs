@@ -16,6 +16,18 @@ use super::{JournalError, Settled, read};
 /// A place of the index for about so many bytes of a segment.
 pub const INDEX_EVERY_BYTES: u64 = 64 * 1024;
 
+/// What the ledger has of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ledger {
+    /// It never had all of it.
+    Lacks,
+    /// It had all of it once, which does not count any more: where the file cannot be opened, what was never settled does not wait
+    /// for it.
+    Forgot,
+    /// It has all of it.
+    Has,
+}
+
 /// One file of the journal.
 #[derive(Debug)]
 pub struct Segment {
@@ -34,7 +46,7 @@ pub struct Segment {
     /// When its newest record was accepted, in milliseconds since 1970.
     pub newest_ms: i64,
     /// Whether the ledger has everything in it that can be read, and in all before it.
-    pub settled: bool,
+    pub ledger: Ledger,
     /// Whether the start took for granted what it holds: it is read before anything in it is.
     pub unread: bool,
 }
@@ -51,9 +63,14 @@ impl Segment {
             index: Vec::new(),
             damaged: false,
             newest_ms,
-            settled: false,
+            ledger: Ledger::Lacks,
             unread: false,
         }
+    }
+
+    /// Whether it is kept for a ledger that is restored, and for nothing else.
+    pub fn settled(&self) -> bool {
+        self.ledger == Ledger::Has
     }
 
     /// Takes for granted that it holds the numbers before the next one's, and that they are settled.
@@ -61,8 +78,53 @@ impl Segment {
         let data = self.path.metadata()?;
         let written = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.newest_ms = i64::try_from(written.as_millis()).unwrap_or(i64::MAX);
-        (self.next, self.bytes, self.settled, self.unread) = (before, data.len(), true, true);
+        (self.next, self.bytes, self.ledger, self.unread) = (before, data.len(), Ledger::Has, true);
         Ok(())
+    }
+
+    /// Reads its file into its index; all its numbers are below `before`, which only the newest has not.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn read(&mut self, epoch: Uuid, before: Option<u64>) -> Result<Found, JournalError> {
+        let read = || File::open(&self.path).and_then(|file| read::range(&file, 0..file.metadata()?.len()));
+        let bytes = read().map_err(JournalError::io("cannot read", &self.path))?;
+        let mut end = bytes.len();
+        let mut found = Found::default();
+        for item in Walk::new(&bytes, epoch.as_bytes(), self.first) {
+            match item {
+                Item::Whole { at, sequence, accepted_ms, .. } => {
+                    self.note(sequence, at as u64);
+                    (self.next, self.newest_ms) = (sequence + 1, accepted_ms);
+                }
+                Item::Damaged(range) => {
+                    self.damaged = true;
+                    self.next = range.end() + 1;
+                    found.damage.push((range, "records that cannot be read"));
+                }
+                Item::Torn { at } if before.is_none() => {
+                    cut(&self.path, at as u64)?;
+                    tracing::warn!(
+                        file = %self.path.display(), bytes = bytes.len() - at,
+                        "the journal ended in a half-written record, which was never acknowledged; it is cut off"
+                    );
+                    end = at;
+                }
+                // The write of a segment that is full was acknowledged, so what is missing of it shows as a hole before the next.
+                Item::Torn { .. } => self.damaged = true,
+                Item::DamagedTail { numbers, .. } => {
+                    (self.damaged, found.sealed) = (true, true);
+                    let (first, last) = numbers.into_inner();
+                    let last = before.map_or(last, |before| last.min(before.saturating_sub(1)));
+                    self.next = last + 1;
+                    found
+                        .damage
+                        .push((first..=last, "its end, with at most so many records, cannot be read"));
+                }
+            }
+        }
+        self.bytes = end as u64;
+        Ok(found)
     }
 
     /// Notes where a record stands, if it is far enough from the last one noted.
@@ -71,6 +133,15 @@ impl Segment {
             self.index.push((sequence, at));
         }
     }
+}
+
+/// What was found in the file of a segment, beside records.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Numbers that were accepted and cannot be read, and why.
+    pub damage: Vec<(RangeInclusive<u64>, &'static str)>,
+    /// Whether the file must not be written to any more.
+    pub sealed: bool,
 }
 
 /// What is known of all of them.
@@ -119,7 +190,9 @@ impl State {
             {
                 segment.unread(before).map_err(JournalError::io("cannot look at", &segment.path))?;
             } else {
-                sealed = state.read_segment(&mut segment, epoch, before)?;
+                let found = segment.read(epoch, before)?;
+                sealed = found.sealed;
+                state.report_found(found, &segment.path);
             }
             next = next.max(segment.next);
             state.segments.push_back(segment);
@@ -134,30 +207,30 @@ impl State {
 
     /// What those of them take that are settled and kept all the same.
     pub fn kept_bytes(&self) -> u64 {
-        self.segments.iter().take_while(|segment| segment.settled).map(|segment| segment.bytes).sum()
+        self.segments.iter().take_while(|segment| segment.settled()).map(|segment| segment.bytes).sum()
     }
 
     /// How many of them are not settled; the newest counts.
     pub fn unsettled(&self) -> usize {
-        self.segments.iter().skip_while(|segment| segment.settled).count()
+        self.segments.iter().skip_while(|segment| segment.settled()).count()
     }
 
     /// The oldest segment, where it is settled.
     pub fn oldest_kept(&self) -> Option<&Segment> {
-        self.segments.front().filter(|segment| segment.settled)
+        self.segments.front().filter(|segment| segment.settled())
     }
 
     /// Marks the oldest segments that are settled; the newest never is, because it carries the count on. What was settled once is
     /// not looked at again.
     pub fn settle(&mut self, settled: &Settled) {
-        let known = self.segments.iter().take_while(|segment| segment.settled).count();
+        let known = self.segments.iter().take_while(|segment| segment.settled()).count();
         for number in known..self.segments.len().saturating_sub(1) {
             let segment = &self.segments[number];
             let done = |number| settled.contains(number) || self.is_damaged(number);
             if !(settled.through() + 1 >= segment.next || (segment.first..segment.next).all(done)) {
                 return;
             }
-            self.segments[number].settled = true;
+            self.segments[number].ledger = Ledger::Has;
         }
     }
 
@@ -171,29 +244,17 @@ impl State {
         Ok(self.segments.pop_front().map_or(0, |oldest| oldest.bytes))
     }
 
-    /// Reads the segment that a number lies in where the start took for granted what it holds; what it lacks is reported.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; it is as before then.
-    pub fn read_unread(&mut self, number: u64, epoch: Uuid) -> Result<(), JournalError> {
-        let Some(place) = self.segments.iter().position(|segment| segment.next > number) else {
-            return Ok(());
+    /// Puts a segment in the place of what the start took for granted of it, where that is still there and still so; says what it
+    /// lacks.
+    pub fn put_read(&mut self, mut segment: Segment, found: Found) {
+        let Some(taken) = self.segments.iter_mut().find(|taken| taken.first == segment.first && taken.unread)
+        else {
+            return;
         };
-        let taken = &self.segments[place];
-        if !taken.unread {
-            return Ok(());
-        }
-        let (before, settled) = (taken.next, taken.settled);
-        let mut segment = Segment::empty(taken.path.clone(), taken.first);
-        self.read_segment(&mut segment, epoch, Some(before))?;
-        if segment.next < before {
-            let path = segment.path.clone();
-            self.report(segment.next..=before - 1, &path, "numbers that no segment holds");
-            (segment.next, segment.damaged) = (before, true);
-        }
-        segment.settled = settled;
-        self.segments[place] = segment;
-        Ok(())
+        segment.ledger = taken.ledger;
+        let path = segment.path.clone();
+        *taken = segment;
+        self.report_found(found, &path);
     }
 
     /// Whether a number was accepted and cannot be read.
@@ -201,55 +262,11 @@ impl State {
         self.damaged.iter().any(|range| range.contains(&sequence))
     }
 
-    /// Reads a segment into its index; all its numbers are below `before`, which only the newest has not. Returns whether it must
-    /// not be written to any more.
-    fn read_segment(
-        &mut self,
-        segment: &mut Segment,
-        epoch: Uuid,
-        before: Option<u64>,
-    ) -> Result<bool, JournalError> {
-        let read =
-            || File::open(&segment.path).and_then(|file| read::range(&file, 0..file.metadata()?.len()));
-        let bytes = read().map_err(JournalError::io("cannot read", &segment.path))?;
-        let mut end = bytes.len();
-        let mut sealed = false;
-        for item in Walk::new(&bytes, epoch.as_bytes(), segment.first) {
-            match item {
-                Item::Whole { at, sequence, accepted_ms, .. } => {
-                    segment.note(sequence, at as u64);
-                    (segment.next, segment.newest_ms) = (sequence + 1, accepted_ms);
-                }
-                Item::Damaged(range) => {
-                    segment.damaged = true;
-                    segment.next = range.end() + 1;
-                    self.report(range, &segment.path, "records that cannot be read");
-                }
-                Item::Torn { at } if before.is_none() => {
-                    cut(&segment.path, at as u64)?;
-                    tracing::warn!(
-                        file = %segment.path.display(), bytes = bytes.len() - at,
-                        "the journal ended in a half-written record, which was never acknowledged; it is cut off"
-                    );
-                    end = at;
-                }
-                // The write of a segment that is full was acknowledged, so what is missing of it shows as a hole before the next.
-                Item::Torn { .. } => segment.damaged = true,
-                Item::DamagedTail { numbers, .. } => {
-                    (segment.damaged, sealed) = (true, true);
-                    let (first, last) = numbers.into_inner();
-                    let last = before.map_or(last, |before| last.min(before.saturating_sub(1)));
-                    segment.next = last + 1;
-                    self.report(
-                        first..=last,
-                        &segment.path,
-                        "its end, with at most so many records, cannot be read",
-                    );
-                }
-            }
+    /// Says what was found in the file of a segment.
+    fn report_found(&mut self, found: Found, file: &Path) {
+        for (range, what) in found.damage {
+            self.report(range, file, what);
         }
-        segment.bytes = end as u64;
-        Ok(sealed)
     }
 
     /// Says, once, which accepted events are lost.
@@ -274,14 +291,14 @@ impl State {
     }
 
     /// Damage that came up after the start, in the segment that begins with `first`.
-    pub fn found_damaged(&mut self, first: u64, range: RangeInclusive<u64>) {
+    pub fn found_damaged(&mut self, first: u64, range: RangeInclusive<u64>, what: &str) {
         if range.is_empty() || range.clone().all(|sequence| self.is_damaged(sequence)) {
             return;
         }
         let Some(segment) = self.segments.iter_mut().find(|segment| segment.first == first) else { return };
         segment.damaged = true;
         let path = segment.path.clone();
-        self.report(range, &path, "records that cannot be read");
+        self.report(range, &path, what);
     }
 }
 

@@ -348,7 +348,9 @@ impl Commits {
         let works = match gone {
             None => {
                 let (bytes, bytes_max) = self.journal.bytes();
-                bytes - self.journal.kept_bytes() + (PROBE_BYTES as u64) < bytes_max
+                // What is settled is room only where it can be removed.
+                let missing = (bytes + PROBE_BYTES as u64).saturating_sub(bytes_max);
+                missing == 0 || self.journal.give_room(missing) >= missing
             }
             Some(()) => match self.fits() {
                 Ok(()) => true,

@@ -8,6 +8,8 @@ use uuid::Uuid;
 use super::*;
 use crate::forward::settled::EpochAnswer;
 
+mod kept;
+
 const GATEWAY: &str = "gw-1";
 const BYTES_MAX: u64 = 64 << 20;
 
@@ -377,93 +379,6 @@ fn sixty(place: &Place) -> (Journal, Writer) {
         append(&writer, vec![event(number, 10_000)]).unwrap();
     }
     (journal, writer)
-}
-
-#[test]
-fn what_is_settled_is_kept_until_its_room_is_needed() {
-    let place = Place::new();
-    let (journal, writer) = sixty(&place);
-    let segments = place.segments().len();
-    journal.release(&settled(60, 60, ""), ACCEPTED_MS).unwrap();
-    assert_eq!((place.segments().len(), all(&journal).len()), (segments, 60), "not old enough");
-    let kept = journal.kept_bytes();
-    assert!(kept > 400_000, "all but the newest segment: {kept}");
-    // A ledger that has forgotten them: they are not given away.
-    journal.unsettle();
-    let full = (61..1_000).find(|number| append(&writer, vec![event(*number, 10_000)]).is_err()).unwrap();
-    assert_eq!((journal.kept_bytes(), all(&journal).len() as u64), (0, full - 1));
-    journal.release(&settled(60, 60, ""), ACCEPTED_MS).unwrap();
-    assert_eq!(journal.kept_bytes(), kept);
-    let taken = (full..1_000).find(|number| append(&writer, vec![event(*number, 10_000)]).is_err()).unwrap();
-    assert!(taken > 60 + 90, "all the room that the bound gives is for what is not settled: {taken}");
-    assert_eq!(journal.kept_bytes(), 0);
-    assert!(journal.bytes().0 <= 1 << 20 && journal.oldest() <= 61);
-}
-
-#[test]
-fn what_the_ledger_had_is_known_after_a_start() {
-    let place = Place::new();
-    let (journal, writer) = sixty(&place);
-    assert_eq!(journal.noted_settled(), None);
-    let some = settled(50, 60, r#"{"first":51,"last":52}"#);
-    journal.note_settled(&some).unwrap();
-    drop((journal, writer));
-    // What is settled is not read at a start, and when it is its damage shows.
-    let path = place.segments().remove(0);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[100] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    let (journal, writer) = place.open_bounded(1 << 20);
-    assert_eq!((journal.noted_settled(), journal.damaged(), journal.durable()), (Some(some.clone()), 0, 60));
-    assert!(journal.kept_bytes() > 300_000, "{}", journal.kept_bytes());
-    assert_eq!((all(&journal).len(), journal.damaged()), (59, 1));
-    journal.release(&some, i64::MAX).unwrap();
-    assert!(path.with_extension("damaged").exists() && journal.oldest() == 40);
-    drop((journal, writer));
-    let noted = place.0.join("settled.json");
-    let text = std::fs::read_to_string(&noted).unwrap();
-    std::fs::write(&noted, text.replace("50", "59")).unwrap();
-    assert_eq!(place.open().0.noted_settled(), None, "its sum is wrong");
-}
-
-#[test]
-fn what_a_settled_segment_lacks_shows_when_it_is_read_after_all() {
-    let place = Place::new();
-    let (journal, writer) = sixty(&place);
-    let some = settled(50, 60, r#"{"first":51,"last":52}"#);
-    journal.note_settled(&some).unwrap();
-    drop((journal, writer));
-    // Its last records are gone, at the border of a record.
-    let path = place.segments().remove(0);
-    let whole: usize = (1..=10).map(|number| HEADER_BYTES + event(number, 10_000).len()).sum();
-    OpenOptions::new().write(true).open(&path).unwrap().set_len(whole as u64).unwrap();
-    let (journal, _writer) = place.open_bounded(1 << 20);
-    assert_eq!((journal.damaged(), journal.oldest(), journal.oldest_unsettled()), (0, 1, 40));
-    journal.unsettle();
-    assert_eq!(journal.oldest_unsettled(), 1);
-    assert_eq!((all(&journal).len(), journal.damaged()), (57, 3), "11 to 13 are lost");
-    journal.release(&some, i64::MAX).unwrap();
-    assert_eq!(journal.oldest(), 40, "what is lost holds nothing up");
-}
-
-#[test]
-fn what_a_newer_ledger_had_marks_an_older_copy_before_it_gives_a_number() {
-    let place = Place::new();
-    let (journal, writer) = sixty(&place);
-    journal.note_settled(&settled(70, 70, "")).unwrap();
-    drop((journal, writer));
-    let (journal, writer) = place.open_bounded(1 << 20);
-    assert!(journal.older_copy() && journal.noted_settled().is_none());
-    assert!(journal.kept_bytes() > 300_000, "its own numbers that the original has settled");
-    journal.release_through(60).unwrap();
-    assert!(journal.oldest() >= 40 && journal.kept_bytes() == 0);
-    append(&writer, (61..=100).map(|number| event(number, 10_000)).collect()).unwrap();
-    drop((journal, writer));
-    let (journal, _writer) = place.open_bounded(1 << 20);
-    assert!(journal.older_copy());
-    journal.release_through(journal.durable()).unwrap();
-    assert_eq!(journal.kept_bytes(), 0, "what it noted before is not believed of its new numbers");
-    assert!(all(&journal).len() > 40);
 }
 
 #[test]

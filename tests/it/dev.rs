@@ -1,0 +1,118 @@
+//! `waybill dev` as somebody starts it for the first time.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::harness::wait_until;
+use crate::program::free_address;
+
+/// Events of the demo.
+const DEMO_EVENTS: i64 = 4_000;
+/// How long servers may take to start, and the demo to be loaded.
+const LOADED_WITHIN: Duration = Duration::from_mins(2);
+/// What it says then.
+const LOADED: &str = "4000 events in ";
+
+/// A folder that is removed when dropped.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("waybill-dev-{}", Uuid::new_v4().simple())))
+    }
+
+    /// A variable of its `dev.env`.
+    fn variable(&self, name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.0.join("dev.env")).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn dev(home: &Path, http: SocketAddr) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
+    command.arg("dev").env("WAYBILL_HOME", home).env("WAYBILL_HTTP_ADDR", http.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Asks it to stop, and waits until it has.
+async fn terminated(mut child: Child) -> Option<i32> {
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
+    wait_until("it ends", async || child.try_wait().unwrap()).await.code()
+}
+
+/// Starts it, waits until it has loaded the demo, counts what is recorded, and stops it.
+async fn loads(home: &Home) -> i64 {
+    let mut child = dev(&home.0, free_address()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let loaded = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with(LOADED) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(tokio::time::timeout(LOADED_WITHIN, loaded).await.unwrap(), "it ended before that");
+    let url = home.variable("WAYBILL_DATABASE_URL").unwrap();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let recorded = "SELECT count(*) FROM (SELECT DISTINCT source, id FROM usage_events) AS events";
+    let recorded: i64 = sqlx::query_scalar(recorded).fetch_one(&mut connection).await.unwrap();
+    wait_until("that it is loaded is noted", async || {
+        home.variable("WAYBILL_DEMO_BEGUN").is_none().then_some(())
+    })
+    .await;
+    // What it shows is read to the end: else it would wait for that.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    assert_eq!(terminated(child).await, Some(0));
+    recorded
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_that_a_first_start_did_not_load_is_loaded_by_the_next() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut first = dev(&home.0, taken.local_addr().unwrap());
+    let first = first.stderr(Stdio::piped()).output().await.unwrap();
+    let said = String::from_utf8(first.stderr).unwrap();
+    assert_eq!(first.status.code(), Some(1), "{said}");
+    assert!(said.contains("set WAYBILL_HTTP_ADDR to a free address"), "{said}");
+    let begun = home.variable("WAYBILL_DEMO_BEGUN").unwrap();
+    assert_eq!(loads(&home).await, DEMO_EVENTS);
+    // As if it had been killed before it knew that everything is there: the same events again, which count once.
+    let env = home.0.join("dev.env");
+    let text = std::fs::read_to_string(&env).unwrap();
+    std::fs::write(&env, format!("{text}WAYBILL_DEMO_BEGUN={begun}\n")).unwrap();
+    assert_eq!(loads(&home).await, DEMO_EVENTS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_when_it_is_told_to_while_it_starts() {
+    let home = Home::new();
+    // Lets everybody in and answers nobody.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let child = dev(&home.0, free_address())
+        .env("WAYBILL_DATABASE_URL", format!("postgres://somebody:else@{address}/none"))
+        .env("WAYBILL_NATS_URL", format!("nats://{address}"))
+        .spawn()
+        .unwrap();
+    let connection = silent.accept().await.unwrap();
+    assert_eq!(terminated(child).await, Some(0));
+    drop(connection);
+}
