@@ -5,14 +5,16 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::prices::published;
 use super::{answered, ledger};
 use crate::clock::Clock;
 use crate::config::{PriceCheckArgs, PriceListArgs, PriceSource, Shown};
+use crate::domain::ids::PriceId;
 use crate::domain::money::{Amount, Currency, Rate};
+use crate::domain::price::quotation::PriceDraft;
 use crate::domain::tokens::TokenClass;
 use crate::http::table::Format;
 use crate::http::v1::price_list;
@@ -23,6 +25,8 @@ use crate::store::{Rights, Scope, Tx};
 
 /// Prices read from the database together.
 const PAGE: i64 = 1000;
+/// How long before its end a price that none follows is named.
+const ENDING_DAYS: i64 = 30;
 /// What rates of tokens are shown for.
 const PER_TOKENS: i64 = 1_000_000;
 
@@ -50,9 +54,11 @@ pub async fn list(args: &PriceListArgs) -> anyhow::Result<()> {
         after = Some(last.cursor());
         found.extend(page.into_iter().filter(|price| named(price, args.model.as_deref())));
     }
+    let now = Clock::System.now();
+    let ending = prices::ending(&mut tx, now, now + TimeDelta::days(ENDING_DAYS)).await?;
     let mut out = std::io::stdout().lock();
     match args.format {
-        Shown::Table => out.write_all(table(&found).as_bytes())?,
+        Shown::Table => out.write_all((table(&found) + &unfollowed(&found, &ending)).as_bytes())?,
         Shown::Csv => out.write_all(&written(found, Format::Csv)?)?,
         Shown::Json => out.write_all(&written(found, Format::Json)?)?,
     }
@@ -106,17 +112,33 @@ fn table(prices: &[StoredPrice]) -> String {
             draft.provider.clone(),
             draft.model.clone(),
             draft.conditions_key.clone(),
-            draft.valid_from.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true),
-            draft.valid_to.map_or_else(
-                || "open".to_owned(),
-                |end| end.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true),
-            ),
+            instant(draft.valid_from),
+            draft.valid_to.map_or_else(|| "open".to_owned(), instant),
             format!("{} {}", price.book.currency, rates.join(", ")),
         ]);
     }
     let mut text = columns(&rows);
     let _ = writeln!(text, "{} prices; token rates are for {PER_TOKENS} units, fees for one.", prices.len());
     text
+}
+
+/// The listed prices that end soon with none to follow: from then on calls like that are unpriced.
+fn unfollowed(listed: &[StoredPrice], ending: &[PriceId]) -> String {
+    let mut text = String::new();
+    for price in listed.iter().filter(|price| ending.contains(&price.id)) {
+        let PriceDraft { provider, model, conditions_key, valid_to, .. } = &price.draft;
+        let end = valid_to.map(instant).unwrap_or_default();
+        let book = &price.book.name;
+        let _ = writeln!(
+            text,
+            "ends     {provider} {model} ({conditions_key}) in {book} at {end}: no price follows"
+        );
+    }
+    text
+}
+
+fn instant(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
 /// Rows with every column but the last as wide as its longest cell.

@@ -316,7 +316,7 @@ async fn a_price_that_collides_names_the_other_and_nothing_is_stored() {
     for (prices, field, id) in [
         // The same model and conditions at the same time, with another rate.
         (json!([changed(standard, "rates", json!({"input": "2"}))]), "[0].valid_from", gpt5),
-        (json!([overlapping("valid_from", json!("2026-05-31T23:59:59.999999Z"))]), "[0].valid_from", peak_id),
+        (json!([overlapping("valid_to", json!("2026-06-01T00:00:00.000001Z"))]), "[0].valid_from", peak_id),
         (json!([overlapping("valid_from", json!("2025-06-01T00:00:00Z"))]), "[0].valid_from", peak_id),
         // Other hours that share some minutes: neither is more specific.
         (
@@ -382,6 +382,7 @@ async fn prices_are_listed_read_and_ended() {
     let ended = api.patch(finance, &path, &json!({"valid_to": "2026-12-01T00:00:00Z"})).await;
     assert_eq!(ended.status, StatusCode::OK, "{}", ended.text);
     assert_eq!(ended.json()["valid_to"], "2026-12-01T00:00:00Z");
+    assert_eq!(ended.json()["no_price_from"], "2026-12-01T00:00:00Z");
     let old = api.get(finance, &path).await.json();
     assert_eq!(old["superseded_by"], ended.json()["id"]);
     expect(&api.patch(finance, &path, &json!({"valid_to": "2026-12-01T00:00:00Z"})).await, 409, "conflict");

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use chrono::TimeDelta;
 use serde_json::{Value, json};
+use waybill::clock::Clock;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::store::{commit, prices};
 
@@ -107,6 +109,31 @@ async fn prices_are_listed_in_every_form_and_narrowed() {
         let (code, out, err) = shell.check(&["list", &format!("csv:{csv}"), "--at", at]);
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_names_the_prices_that_end_soon_with_none_to_follow() {
+    let shell = Shell::new().await;
+    let in_days = |days| (Clock::System.now() + TimeDelta::days(days)).to_rfc3339();
+    let ends = |model: &str, days| {
+        let mut ends = price(model, "1", "2025-01-01T00:00:00Z");
+        ends["valid_to"] = json!(in_days(days));
+        ends
+    };
+    let followed = [price("followed", "1", "2025-01-01T00:00:00Z"), price("followed", "2", &in_days(10))];
+    let list = json!([ends("soon", 29), ends("late", 31), ends("gone", -1), followed[0], followed[1]]);
+    let file = shell.file("ending.json", &list.to_string());
+    let applied = shell.shown(&["import", &file, "--format", "json", "--book", "list", "--apply"]);
+    assert!(applied.contains("4 added, 1 changed,"), "{applied}");
+    let named = |args: &[&str]| {
+        let shown = shell.shown(&[&["list"], args].concat());
+        let lines = shown.lines().filter(|line| line.starts_with("ends "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let [soon] = &named(&[])[..] else { panic!("one of them: {:?}", named(&[])) };
+    assert!(soon.starts_with("ends     openai soon (standard) in list at 2"), "{soon}");
+    assert!(soon.ends_with(": no price follows"), "{soon}");
+    assert_eq!(named(&["--model", "late"]), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use waybill::domain::price::quotation::NewPrice;
 use waybill::domain::tokens::{Quantities, TokenClass};
 use waybill::rating::{PriceBook, Unpriced};
 use waybill::store::prices::{
-    self, Book, NewBook, PriceCursor, PriceFilter, PricesError, Publication, Status,
+    self, Book, Closed, NewBook, PriceCursor, PriceFilter, PricesError, Publication, Status,
 };
 use waybill::store::{self, Database, Scope, StoreError, catalog};
 
@@ -37,11 +37,11 @@ async fn publish(database: &Database, book: &str, new: &[NewPrice]) -> Result<Pu
     Ok(publication)
 }
 
-async fn close(database: &Database, id: PriceId, end: &str) -> Result<Option<PriceId>, PricesError> {
+async fn close(database: &Database, id: PriceId, end: &str) -> Result<Closed, PricesError> {
     let mut tx = database.begin().await?;
-    let copy = prices::close(&mut tx, id, at(end), now(), "test").await?;
+    let closed = prices::close(&mut tx, id, at(end), now(), "test").await?;
     store::commit(tx).await?;
-    Ok(copy)
+    Ok(closed)
 }
 
 async fn create(database: &Database, json: &str) -> Result<Book, PricesError> {
@@ -259,7 +259,8 @@ async fn an_announced_price_can_be_withdrawn_and_one_in_force_be_closed() {
         publish(database, "cost", &[price("3", "2027-01-01", "")]).await.expect("announced").prices[0].id;
     assert_eq!(cost(database, "sell", "2027-01-01T00:00:00Z").await, "3.6");
 
-    assert_eq!(close(database, rise, "2027-01-01T00:00:00Z").await.expect("withdrawn"), None);
+    let withdrawn = Closed { copy: None, no_price_from: Some(at("2027-01-01T00:00:00Z")) };
+    assert_eq!(close(database, rise, "2027-01-01T00:00:00Z").await.expect("withdrawn"), withdrawn);
     assert_eq!(cost(database, "cost", "2027-01-01T00:00:00Z").await, "no price");
     assert_eq!(cost(database, "sell", "2027-01-01T00:00:00Z").await, "no price");
     assert_eq!(cost(database, "sell", "2026-12-31T23:59:59Z").await, "2.4");
@@ -269,7 +270,9 @@ async fn an_announced_price_can_be_withdrawn_and_one_in_force_be_closed() {
     let in_force = standing[0].id;
     let refused = close(database, in_force, "2026-01-01T00:00:00Z").await;
     assert!(matches!(refused, Err(PricesError::NotClosable { .. })), "{refused:?}");
-    let copy = close(database, in_force, "2026-12-01T00:00:00Z").await.expect("closed").expect("a copy");
+    let closed = close(database, in_force, "2026-12-01T00:00:00Z").await.expect("closed");
+    assert_eq!(closed.no_price_from, Some(at("2026-12-01T00:00:00Z")));
+    let copy = closed.copy.expect("a copy");
     assert_eq!(cost(database, "sell", "2026-11-30T23:59:59Z").await, "2.4");
     assert_eq!(cost(database, "sell", "2026-12-01T00:00:00Z").await, "no price");
     for (id, what) in [(rise, "withdrawn"), (in_force, "superseded"), (PriceId(0), "unknown")] {
@@ -283,6 +286,32 @@ async fn an_announced_price_can_be_withdrawn_and_one_in_force_be_closed() {
     assert_eq!(derived[0].derived_from, Some(copy));
     let refused = close(database, derived[0].id, "2026-11-30T00:00:00Z").await;
     assert!(matches!(refused, Err(PricesError::NotClosable { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_announced_rise_is_cancelled_by_publishing_the_old_price_again() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[latest("gpt-5", "2026-01-01")]).await.expect("a price");
+    let announced = publish(database, "cost", &[price("3", "2027-01-01", "")]).await.expect("announced");
+    // A nearer cut is valid up to the announced rise, and the answer says so.
+    let nearer = publish(database, "cost", &[price("1", "2026-12-10", "")]).await.expect("a place for it");
+    assert_eq!(nearer.prices[0].draft.valid_to, Some(at("2027-01-01T00:00:00Z")));
+    for (time, rate) in [("2026-12-09", "2.4"), ("2026-12-10", "1.2"), ("2027-01-01", "3.6")] {
+        assert_eq!(cost(database, "sell", &format!("{time}T00:00:00Z")).await, rate, "{time}");
+    }
+    let rise = announced.prices[0].id;
+    let withdrawn = close(database, rise, "2027-01-01T00:00:00Z").await.expect("withdrawn");
+    assert_eq!(withdrawn, Closed { copy: None, no_price_from: Some(at("2027-01-01T00:00:00Z")) });
+    let again = price("1", "2027-01-01", r#","aliases":["latest"]"#);
+    publish(database, "cost", &[again]).await.expect("it goes on");
+    assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "gpt-5");
+    assert_eq!(cost(database, "sell", "2027-01-01T00:00:00Z").await, "1.2");
+    // Beneath an explicit price of a markup book the derived one goes on.
+    let explicit = publish(database, "sell", &[price("9", "2027-01-01", "")]).await.expect("announced");
+    let withdrawn = close(database, explicit.prices[0].id, "2027-01-01T00:00:00Z").await.expect("withdrawn");
+    assert_eq!(withdrawn, Closed { copy: None, no_price_from: None });
 }
 
 /// A price of a model that is also called `latest`.
@@ -327,8 +356,18 @@ async fn a_name_moves_to_another_model_and_ends_with_the_prices_of_its_own() {
     // An announced model is withdrawn with its name, and what the name meant before does not come back by itself.
     let announced = publish(database, "cost", &[latest("gpt-6", "2027-01-01")]).await.expect("announced");
     assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "gpt-6");
+    let of_then = PriceFilter { model: Some("gpt-6".to_owned()), ..PriceFilter::default() };
+    let as_announced = listed(database, &of_then).await;
     close(database, announced.prices[0].id, "2027-01-01T00:00:00Z").await.expect("withdrawn");
     assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "no price");
+    // What was called what on a date stays as answerable as the prices.
+    let back_then = PriceFilter { as_of: Some(as_announced[0].recorded_at), ..of_then.clone() };
+    let called = |found: &[prices::StoredPrice]| {
+        found.iter().map(|price| price.draft.aliases.join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(called(&as_announced), ["latest", "latest"]);
+    assert_eq!(called(&listed(database, &back_then).await), ["latest", "latest"]);
+    assert_eq!(listed(database, &of_then).await, []);
     publish(database, "cost", &[latest("gpt-5", "2027-01-01")]).await.expect("it means gpt-5 again");
     assert_eq!(meaning(database, "sell", "2027-01-01T00:00:00Z").await, "gpt-5");
 

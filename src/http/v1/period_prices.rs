@@ -314,7 +314,7 @@ struct PublicationView {
     dry_run: bool,
     /// One per price, in the order given.
     prices: Vec<PublishedView>,
-    /// Those that stood open, and the copies that end where a published one starts.
+    /// Those that stood, and the copies that end where a published one starts.
     continued: Vec<ContinuedView>,
 }
 
@@ -329,7 +329,7 @@ struct PublishedView {
     price: PeriodPriceView,
 }
 
-/// One that stood open and was continued by a copy with an end.
+/// One that stood and was continued by a copy with an earlier end.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ContinuedPeriodPrice)]
 struct ContinuedView {
@@ -344,8 +344,8 @@ struct ContinuedView {
 /// Publish period prices
 ///
 /// Into a sell book, all of them or none. Usage is recorded at its list rate as ever; what these change is on lines of their
-/// own in the preview and on the invoice. One of a name supersedes the open-ended one of that name that started earlier, from
-/// its own `valid_from` on. No two may count the same usage or the same tasks at the same time. Invoices that are final stay
+/// own in the preview and on the invoice. One of a name supersedes the one of that name that started earlier, from its own
+/// `valid_from` on, up to its end or to where another of the name is announced. No two may count the same usage or the same tasks at the same time. Invoices that are final stay
 /// as they are.
 #[utoipa::path(post, path = "/v1/price-books/{book}/period-prices", operation_id = "publish_period_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "standard"), PublishParams),

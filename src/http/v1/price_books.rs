@@ -168,7 +168,7 @@ struct PublicationView {
     dry_run: bool,
     /// One per price, in the order given.
     prices: Vec<PublishedView>,
-    /// Prices that stood open, and the copies that end where a published one starts.
+    /// Prices that stood, and the copies that end where a published one starts.
     continued: Vec<ContinuedView>,
     /// How many model aliases are new.
     aliases: usize,
@@ -217,7 +217,7 @@ struct PublishedView {
     rounded: Vec<TokenClass>,
 }
 
-/// A price that stood open and was continued by a copy with an end.
+/// A price that stood and was continued by a copy with an earlier end.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ContinuedPrice)]
 struct ContinuedView {
@@ -262,8 +262,9 @@ pub(super) fn change_view(change: RateChange, draft: &PriceDraft, currency: Curr
 
 /// Publish prices
 ///
-/// All of them or none. A price supersedes the open-ended one of the same model and conditions that started earlier, from
-/// its own `valid_from` on; where it has an end, the earlier one goes on after it. Publishing the same again changes nothing.
+/// All of them or none. A price supersedes the one of the same model and conditions that started earlier, from its own
+/// `valid_from` on; where it ends before that one would, that one goes on after it. A price without an end is up to where
+/// another is announced to follow: the answer shows its `valid_to`. Publishing the same again changes nothing.
 /// What is recorded already keeps the price it was rated with.
 #[utoipa::path(post, path = "/v1/price-books/{book}/prices", operation_id = "publish_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "provider-cost"), PublishParams),

@@ -29,7 +29,7 @@ use crate::http::table::{Cells, CsvRow, Format, csv};
 use crate::http::write::Write;
 use crate::metering::parse_usage;
 use crate::reports::{self, Quote, QuoteBy, QuoteError, QuotedLine, QuotedPart};
-use crate::store::prices::{self, PriceCursor, PriceFilter, StoredPrice};
+use crate::store::prices::{self, Closed, PriceCursor, PriceFilter, StoredPrice};
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -340,31 +340,43 @@ struct PriceEnd {
     alias: Option<String>,
 }
 
+/// The price that stands now, or the one withdrawn.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EndedPrice)]
+struct EndedPriceView {
+    #[serde(flatten)]
+    price: PriceView,
+    /// From when on the book has no price of the same model and conditions; null where one stands then, as a derived one does
+    /// beneath an explicit one, and where only a name ended.
+    no_price_from: Option<DateTime<Utc>>,
+}
+
 /// End a price
 ///
-/// It is superseded by a copy that ends at `valid_to`, or withdrawn where that is before the start of an announced price. The
-/// answer is the copy, or the price that was withdrawn. Prices that a markup derived from it follow, and aliases of its model
-/// end with the last price of the model in the book. With `alias`, that name ends instead of the price, and the answer is the
-/// price.
+/// It is superseded by a copy that ends at `valid_to`, or withdrawn where that is at or before the start of an announced price.
+/// The answer is the copy, or the price that was withdrawn. The price that an announced one was to follow keeps its end: calls
+/// are unpriced from `no_price_from` on until a price is published for that time, with the aliases of the model. Prices that a
+/// markup derived from it follow, and aliases of its model end with the last price of the model in the book. With `alias`, that
+/// name ends instead of the price, and the answer is the price.
 #[utoipa::path(patch, path = "/v1/prices/{id}", operation_id = "update_price", tag = "prices",
     params(("id" = i64, Path, description = "The price's id")),
     request_body = PriceEnd,
-    responses((status = 200, description = "The price that stands now, or the one withdrawn", body = PriceView)))]
+    responses((status = 200, description = "The price that stands now, or the one withdrawn", body = EndedPriceView)))]
 async fn update_price(
     Path(id): Path<i64>,
     Write { mut work, body, .. }: Write<Finance, PriceEnd>,
 ) -> Result<Response, Problem> {
     let (now, actor) = (work.now, work.caller.public_id.clone());
     let PriceEnd { valid_to, alias } = body;
-    let copy = if let Some(alias) = alias {
+    let Closed { copy, no_price_from } = if let Some(alias) = alias {
         prices::close_alias(work.db(), PriceId(id), &alias, valid_to, now, &actor).await?;
-        None
+        Closed { copy: None, no_price_from: None }
     } else {
         prices::close(work.db(), PriceId(id), valid_to, now, &actor).await?
     };
     let shown = prices::get(work.db(), copy.unwrap_or(PriceId(id))).await?;
     let price = shown.ok_or_else(|| Problem::not_found("price"))?;
-    work.done(&PriceView::new(price, true)).await
+    work.done(&EndedPriceView { price: PriceView::new(price, true), no_price_from }).await
 }
 
 /// A call to be quoted.

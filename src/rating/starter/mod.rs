@@ -2,7 +2,9 @@
 //!
 //! Starts of validity that no source dates are set early rather than late: a model has no calls before it exists.
 //! Where a source gives a tier's or batch's price without saying since when, it stands for as long as the standard price
-//! that it was listed beside.
+//! that it was listed beside. Where nobody dates a cut, the lower rate starts with the first list that shows it, and the
+//! rate before lasts until then. A price for data that stays in a region is the standard one of every tier times 1.1, for
+//! as long as that one: for the models of which a source says so, and no others.
 
 use crate::domain::money::Currency;
 use crate::domain::price::quotation::NewPrice;
@@ -32,6 +34,7 @@ pub(crate) mod tests {
     use crate::domain::event::{CallConditions, UsagePart};
     use crate::domain::ids::BookId;
     use crate::domain::price::publication::{Published, plan};
+    use crate::domain::price::quotation::Quote;
     use crate::domain::price::{BookInfo, BookKind};
     use crate::domain::tokens::Quantities;
     use crate::rating::{PriceBook, Unpriced};
@@ -96,6 +99,8 @@ pub(crate) mod tests {
     #[test]
     fn known_calls_cost_what_they_did_at_their_time() {
         let now = "2026-11-23T10:00:00Z";
+        // Cached input of Gemini 2.5 gets cheaper.
+        let (before, after) = ("2025-11-06T23:59:59Z", "2025-11-07T00:00:00Z");
         let cases = [
             // The dated history.
             ("openai gpt-4 input 1000 output 100", "2023-11-16T18:00:00Z", "0.036"),
@@ -106,6 +111,20 @@ pub(crate) mod tests {
             ("anthropic claude-opus-4-6 input 200001", "2026-03-12T23:59:59Z", "2.00001"),
             ("anthropic claude-opus-4-6 input 200001", "2026-03-13T00:00:00Z", "1.000005"),
             ("google gemini-4-argon input 1000000", "2026-12-01T00:00:00Z", "4"),
+            ("openai o3 input 1000000 cache_read 1000000 output 1000000", "2025-06-09T23:59:59Z", "52.5"),
+            ("openai o3 input 1000000 cache_read 1000000 output 1000000", "2025-06-10T00:00:00Z", "10.5"),
+            ("google gemini-1.5-pro input 100000 output 10000", "2024-09-30T23:59:59Z", "0.455"),
+            ("google gemini-1.5-pro input 100000 output 10000", "2024-10-01T00:00:00Z", "0.175"),
+            ("google gemini-1.5-pro input 200000 output 10000", "2024-11-30T23:59:59Z", "1.61"),
+            ("google gemini-1.5-pro input 200000 output 10000", "2024-12-01T00:00:00Z", "0.6"),
+            ("google gemini-2.5-pro input 100000 cache_read 100000 output 10000", before, "0.25625"),
+            ("google gemini-2.5-pro input 100000 cache_read 100000 output 10000", after, "0.2375"),
+            ("google gemini-2.5-pro input 100001 cache_read 100000", before, "0.3125025"),
+            ("google gemini-2.5-pro input 100001 cache_read 100000", after, "0.2750025"),
+            ("google gemini-2.5-flash cache_read 1000000 cache_read_audio 1000000", before, "0.325"),
+            ("google gemini-2.5-flash cache_read 1000000 cache_read_audio 1000000", after, "0.13"),
+            ("google gemini-2.5-flash-lite input_audio 1000000 cache_read 1000000", before, "0.525"),
+            ("google gemini-2.5-flash-lite input_audio 1000000 cache_read 1000000", after, "0.31"),
             // Cache writes, reasoning, context tiers.
             ("openai gpt-5.6-sol input 200 cache_read 2000 cache_write_5m 400 output 500", now, "0.0136"),
             ("openai gpt-5.6-sol input 72001 cache_read 200000 output 1000", now, "0.766008"),
@@ -171,5 +190,117 @@ pub(crate) mod tests {
         assert_eq!(cost(&batch, at).as_deref(), Ok("0.0405"));
         batch.conditions.service_tier = Some("scale".into());
         assert!(matches!(cost(&batch, at), Err(Unpriced::NoPriceFor { .. })));
+    }
+
+    /// Models that cost more where their data stays in a region, and their regions.
+    const REGIONAL: [(&str, &[&str], &[&str]); 2] = [
+        (
+            "openai",
+            &["eu", "us"],
+            &[
+                "gpt-5.4",
+                "gpt-5.4-mini",
+                "gpt-5.4-nano",
+                "gpt-5.4-pro",
+                "gpt-5.5",
+                "gpt-5.5-pro",
+                "gpt-5.6-luna",
+                "gpt-5.6-sol",
+                "gpt-5.6-terra",
+                "gpt-6-astra",
+                "gpt-6-luna",
+                "gpt-6-sol",
+                "gpt-6.1-sol",
+                "gpt-realtime-2.1-mini",
+            ],
+        ),
+        (
+            "anthropic",
+            &["us"],
+            &[
+                "claude-fable-5",
+                "claude-fable-5-1",
+                "claude-fable-5-2",
+                "claude-haiku-5-5",
+                "claude-opus-4-6",
+                "claude-opus-4-7",
+                "claude-opus-4-8",
+                "claude-opus-5",
+                "claude-opus-5-5",
+                "claude-sonnet-4-6",
+                "claude-sonnet-5",
+                "claude-sonnet-5-5",
+            ],
+        ),
+    ];
+
+    #[test]
+    fn a_region_has_a_price_wherever_the_model_has_one() {
+        let regional = |price: &NewPrice| {
+            REGIONAL.iter().find(|(provider, _, models)| {
+                *provider == price.provider && models.contains(&price.model.as_str())
+            })
+        };
+        // What a standard price is in a region. Without it a call there would be rated as anywhere else.
+        let twin = |price: &NewPrice, region: &str| {
+            let mut twin = NewPrice { aliases: Vec::new(), source: None, checked_at: None, ..price.clone() };
+            twin.conditions.region = Some(region.to_owned());
+            twin.multiplier = Some(Quote("1.1".to_owned()));
+            twin
+        };
+        let prices = prices().unwrap();
+        let (there, anywhere): (Vec<_>, Vec<_>) =
+            prices.into_iter().partition(|price| price.conditions.region.is_some());
+        let mut there: Vec<NewPrice> =
+            there.into_iter().map(|price| NewPrice { source: None, checked_at: None, ..price }).collect();
+        for price in &anywhere {
+            for region in regional(price).map(|(_, regions, _)| *regions).unwrap_or_default() {
+                let twin = twin(price, region);
+                let at = there.iter().position(|price| *price == twin);
+                there.swap_remove(
+                    at.unwrap_or_else(|| panic!("no price for {region} like {}", price.title())),
+                );
+            }
+        }
+        assert!(there.is_empty(), "no standard price like {}", there[0].title());
+    }
+
+    #[test]
+    fn data_that_stays_in_a_region_costs_more_in_every_tier() {
+        let now = "2026-11-23T10:00:00Z";
+        let cases = [
+            ("openai gpt-5.4 input 100000 output 10000", "eu", None, now, "0.44"),
+            ("openai gpt-5.4 input 100000 output 10000", "us", None, now, "0.44"),
+            ("openai gpt-5.4 input 100000 output 10000", "eu", Some("flex"), now, "0.22"),
+            ("openai gpt-5.4 input 100000 output 10000", "jp", None, now, "0.4"),
+            ("openai gpt-5.6 input 300000", "eu", Some("priority"), now, "5.28"),
+            ("openai gpt-5.6 input 300000", "eu", None, "2026-08-20T00:00:00Z", "3.3"),
+            ("openai gpt-5.4 web_search 1", "eu", None, now, "0.01"),
+            // No source names a higher price for these.
+            ("openai gpt-5 input 100000 output 10000", "eu", None, now, "0.225"),
+            ("anthropic claude-opus-4-6 input 100000 output 10000", "eu", None, now, "0.75"),
+            (
+                "anthropic claude-opus-4-6 input 100000 output 10000",
+                "us",
+                None,
+                "2026-02-01T00:00:00Z",
+                "0.825",
+            ),
+            (
+                "anthropic claude-opus-4-6 input 200001 output 10000",
+                "us",
+                None,
+                "2026-02-01T00:00:00Z",
+                "2.612511",
+            ),
+            ("anthropic claude-sonnet-4-6 input 200001", "us", None, "2026-02-01T00:00:00Z", "1.3200066"),
+            ("anthropic claude-fable-5-2 cache_write_1h 100000", "us", None, now, "1.76"),
+        ];
+        for (used, region, tier, at, expected) in cases {
+            let mut part = parsed(used);
+            part.conditions.region = Some(region.into());
+            part.conditions.service_tier = tier.map(Into::into);
+            assert_eq!(cost(&part, at).as_deref(), Ok(expected), "{used} in {region} at {at}");
+        }
     }
 }

@@ -18,9 +18,9 @@ pub use books::{
 };
 pub use markups::{MarkupChange, MarkupEffect, MarkupRow, NewMarkup, change_markup, markup_history};
 pub use publish::{
-    Publication, PublishedPrice, RateChange, Status, close, close_alias, publish, publish_fitting,
+    Closed, Publication, PublishedPrice, RateChange, Status, close, close_alias, publish, publish_fitting,
 };
-pub use read::{PriceCursor, PriceFilter, StoredPrice, get, list};
+pub use read::{PriceCursor, PriceFilter, StoredPrice, ending, get, list};
 
 use chrono::{DateTime, Utc};
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::books::{dependents, derived_prices, find_book};
-use super::read::{Selection, get, select};
+use super::read::{Selection, get, is_priced, select};
 use super::write::{Insertion, insert, reserve_ids, supersede, supersede_aliases};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
@@ -230,10 +230,19 @@ pub(super) fn changes(old: &BTreeMap<TokenClass, Rate>, new: &BTreeMap<TokenClas
         .collect()
 }
 
+/// What became of a price that was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// The copy with the new end; `None` where it was withdrawn.
+    pub copy: Option<PriceId>,
+    /// From when on the book has no price of the same model and conditions; `None` where one stands then, as a derived one
+    /// does beneath an explicit one.
+    pub no_price_from: Option<DateTime<Utc>>,
+}
+
 /// Ends a price at an instant by superseding it with a copy that ends there; at or before its start this withdraws it,
 /// which only an announced price can be. Aliases of its model end with the last price of the model in the book.
-///
-/// Returns the copy's id, or `None` where it was withdrawn.
+/// The price that it took the place of keeps its end: nothing comes back by itself.
 ///
 /// # Errors
 /// [`PricesError`]; the caller rolls back.
@@ -243,7 +252,7 @@ pub async fn close(
     at: DateTime<Utc>,
     now: DateTime<Utc>,
     actor: &str,
-) -> Result<Option<PriceId>, PricesError> {
+) -> Result<Closed, PricesError> {
     let unlocked = get(connection, id).await?.ok_or(PricesError::UnknownPrice(id))?;
     sqlx::query!("SELECT id FROM price_books WHERE id = $1 FOR UPDATE", unlocked.book.id.0)
         .fetch_one(&mut *connection)
@@ -282,7 +291,9 @@ pub async fn close(
     let detail = json!({"price": id, "at": at, "continued_by": copy, "ended_aliases": names(&ended)});
     let action = if withdrawn { "prices.withdraw" } else { "prices.close" };
     audit::record(connection, actor, action, &price.book.name, Some(detail)).await?;
-    Ok(copy)
+    let gone = at.max(price.draft.valid_from);
+    let priced = is_priced(connection, price.book.id, &price.draft, gone).await?;
+    Ok(Closed { copy, no_price_from: (!priced).then_some(gone) })
 }
 
 /// Ends the aliases of a model where its last standing price in the book ends; returns those that stood longer.

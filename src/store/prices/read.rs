@@ -112,7 +112,7 @@ pub async fn list(
         ..Selection::default()
     };
     let mut prices = select(connection, &selection).await?;
-    add_aliases(connection, &mut prices).await?;
+    add_aliases(connection, &mut prices, filter.as_of).await?;
     Ok(prices)
 }
 
@@ -124,8 +124,57 @@ pub async fn get(connection: &mut PgConnection, id: PriceId) -> Result<Option<St
     let filter = PriceFilter { superseded: true, ..PriceFilter::default() };
     let selection = Selection { ids: Some(vec![id.0]), filter, ..Selection::default() };
     let mut prices = select(connection, &selection).await?;
-    add_aliases(connection, &mut prices).await?;
+    add_aliases(connection, &mut prices, None).await?;
     Ok(prices.pop())
+}
+
+/// The standing prices that end after one instant and not after another, and that no price of the same book, model and
+/// conditions follows.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn ending(
+    connection: &mut PgConnection,
+    after: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<Vec<PriceId>, StoreError> {
+    let ids = sqlx::query_scalar!(
+        r#"SELECT p.id AS "id: PriceId" FROM prices p
+           WHERE p.superseded_at IS NULL AND $1 < p.valid_to AND p.valid_to <= $2
+             AND NOT EXISTS (
+                 SELECT FROM prices n
+                 WHERE n.book_id = p.book_id AND n.provider = p.provider AND n.model = p.model
+                   AND n.conditions_key = p.conditions_key AND n.superseded_at IS NULL
+                   AND n.valid_from <= p.valid_to AND (n.valid_to IS NULL OR p.valid_to < n.valid_to))"#,
+        after,
+        until,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ids)
+}
+
+/// Whether a book has a standing price of the model and conditions of this one at an instant.
+pub(super) async fn is_priced(
+    connection: &mut PgConnection,
+    book: BookId,
+    like: &PriceDraft,
+    at: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let priced = sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM prices
+               WHERE book_id = $1 AND provider = $2 AND model = $3 AND conditions_key = $4 AND superseded_at IS NULL
+                 AND valid_from <= $5 AND (valid_to IS NULL OR $5 < valid_to)) AS "priced!""#,
+        book.0,
+        like.provider,
+        like.model,
+        like.conditions_key,
+        at,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(priced)
 }
 
 /// Which rows to read, by whatever key the caller has.
@@ -313,13 +362,22 @@ fn was_rounded(quoted: Amount, per: i64, multiplier: Decimal) -> bool {
         .is_some_and(|(_, rounded)| rounded)
 }
 
-async fn add_aliases(connection: &mut PgConnection, prices: &mut [StoredPrice]) -> Result<(), StoreError> {
+/// Names the models' aliases, as they stand or as they stood at an instant.
+async fn add_aliases(
+    connection: &mut PgConnection,
+    prices: &mut [StoredPrice],
+    as_of: Option<DateTime<Utc>>,
+) -> Result<(), StoreError> {
     let books: Vec<i32> = prices.iter().map(|price| price.book.id.0).collect();
     let rows = sqlx::query!(
         r#"SELECT b.id AS "book: BookId", a.provider, a.model, a.alias, a.valid_from, a.valid_to
            FROM price_books b JOIN model_aliases a ON a.book_id IN (b.id, b.base_book_id)
-           WHERE b.id = ANY($1) AND a.superseded_at IS NULL ORDER BY a.alias, a.valid_from"#,
+           WHERE b.id = ANY($1)
+             AND ($2::timestamptz IS NULL OR a.recorded_at <= $2)
+             AND (a.superseded_at IS NULL OR $2 < a.superseded_at)
+           ORDER BY a.alias, a.valid_from"#,
         &books,
+        as_of,
     )
     .fetch_all(connection)
     .await?;

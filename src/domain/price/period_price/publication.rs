@@ -1,8 +1,9 @@
 //! What publishing period prices does to those that stand: pure, so that a dry run and the real one cannot differ.
 //!
-//! As with prices: a new one supersedes the open-ended one of its name that started earlier, which is copied, ending where
-//! the new one starts, and goes on after it where the new one has an end. Every other overlap of a name is refused, and so
-//! is a price that would count usage or tasks that one of another name counts at the same time.
+//! As with prices: a new one supersedes the one of its name in whose validity it lies, which is copied, ending where the new
+//! one starts, and goes on after it where the new one ends earlier; where another is announced to follow, one without an end
+//! is up to there. Every other overlap of a name is refused, and so is a price that would count usage or tasks that one of
+//! another name counts at the same time.
 
 use chrono::{DateTime, Utc};
 
@@ -10,6 +11,7 @@ use super::PeriodDraft;
 use super::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::price::intervals_meet;
+use crate::domain::price::succession::{Fit, Interval, advice, end_of, fit};
 
 /// Where a period price is kept, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,37 +81,32 @@ struct Planner {
 
 impl Planner {
     fn place(&mut self, index: usize, draft: PeriodDraft) -> Result<Slot, PeriodFault> {
-        let interval = interval(&draft);
-        let overlapping: Vec<usize> = (0..self.entries.len())
-            .filter(|at| intervals_meet(self::interval(&self.entries[*at].draft), interval))
-            .filter(|at| self.entries[*at].draft.name == draft.name)
-            .collect();
-        if let Some(at) = overlapping.iter().find(|at| self.says_already(&self.entries[**at].draft, &draft)) {
-            return Ok(self.entries[*at].slot);
+        let of_name = || self.entries.iter().enumerate().filter(|(_, entry)| entry.draft.name == draft.name);
+        let stands = of_name().find(|(_, entry)| {
+            intervals_meet(interval(&entry.draft), interval(&draft))
+                && self.says_already(&entry.draft, &draft)
+        });
+        if let Some((_, entry)) = stands {
+            return Ok(entry.slot);
         }
+        let intervals = || of_name().map(|(at, entry)| (at, interval(&entry.draft)));
+        let valid_to = end_of(intervals(), interval(&draft));
+        let fit = fit(intervals(), (draft.valid_from, valid_to));
+        let draft = PeriodDraft { valid_to, ..draft };
         self.refuse_double_counting(index, &draft)?;
-        match overlapping[..] {
-            [] => {}
-            [at] if self.entries[at].draft.valid_to.is_none()
-                && self.entries[at].draft.valid_from < draft.valid_from =>
-            {
+        match fit {
+            Fit::Free => {}
+            Fit::Within(at) => {
+                let (old, was) = (self.entries[at].draft.clone(), self.entries[at].was);
                 self.cut(at, draft.valid_from);
-                if let Some(end) = draft.valid_to {
-                    let entry = &self.entries[at];
-                    let resumed = PeriodDraft { valid_from: end, valid_to: None, ..entry.draft.clone() };
-                    let was = entry.was;
-                    self.add(resumed, was);
+                if let Some(end) = draft.valid_to.filter(|end| old.valid_to != Some(*end)) {
+                    self.add(PeriodDraft { valid_from: end, ..old }, was);
                 }
             }
-            [at, ..] => {
+            Fit::Collides(at) => {
                 let entry = &self.entries[at];
-                let until = entry.draft.valid_to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
-                let detail = format!(
-                    "{} of the same name is valid from {} {until}; only an open-ended one that starts earlier is \
-                     continued, so give this one a valid_to or end the other first",
-                    name(entry),
-                    entry.draft.valid_from,
-                );
+                let advice = advice(interval(&entry.draft), interval(&draft));
+                let detail = format!("{} of the same name {advice}", name(entry));
                 return Err(fault(index, "valid_from", detail, entry));
             }
         }
@@ -148,7 +145,7 @@ impl Planner {
         nothing_new && there.scheme == new.scheme
     }
 
-    /// Ends an open price where a new one starts.
+    /// Ends a price where a new one starts.
     fn cut(&mut self, at: usize, end: DateTime<Utc>) {
         let entry = &mut self.entries[at];
         entry.draft.valid_to = Some(end);
@@ -171,7 +168,7 @@ impl Planner {
     }
 }
 
-const fn interval(draft: &PeriodDraft) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+const fn interval(draft: &PeriodDraft) -> Interval {
     (draft.valid_from, draft.valid_to)
 }
 
@@ -227,6 +224,23 @@ mod tests {
         assert_eq!(days(&promotion), ["01-10", "10-20", "20-"]);
         let same = plan(vec![standing(7, &stood)], std::slice::from_ref(&stood)).unwrap();
         assert_eq!((same.rows.len(), same.published[0]), (0, Slot::Standing(PeriodPriceId(7))));
+    }
+
+    #[test]
+    fn a_nearer_price_is_valid_up_to_the_announced_one() {
+        let stands = || {
+            vec![
+                standing(7, &new("a", "gpt-5", 1, Some(20), "0.9")),
+                standing(8, &new("a", "gpt-5", 20, None, "0.8")),
+            ]
+        };
+        for nearer in [new("a", "gpt-5", 10, None, "0.7"), new("a", "gpt-5", 10, Some(20), "0.7")] {
+            let nearer = plan(stands(), &[nearer]).unwrap();
+            assert_eq!(days(&nearer), ["01-10", "10-20"]);
+            assert_eq!(nearer.superseded, [(PeriodPriceId(7), 0)]);
+        }
+        let promotion = plan(stands(), &[new("a", "gpt-5", 10, Some(15), "0.7")]).unwrap();
+        assert_eq!(days(&promotion), ["01-10", "10-15", "15-20"]);
     }
 
     #[test]

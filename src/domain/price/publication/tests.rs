@@ -1,0 +1,280 @@
+//! Prices that meet others: what supersedes what, and what is refused.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::price::PriceConditions;
+use crate::domain::price::quotation::Quote;
+
+fn at(day: u32) -> DateTime<Utc> {
+    let start: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();
+    start + chrono::TimeDelta::days(i64::from(day))
+}
+
+fn price(from: u32, to: Option<u32>, input: &str) -> NewPrice {
+    NewPrice {
+        provider: "openai".to_owned(),
+        model: "gpt-5".to_owned(),
+        aliases: Vec::new(),
+        conditions: PriceConditions::default(),
+        per: Some(1_000_000),
+        rates: BTreeMap::from([("input".to_owned(), Quote(input.to_owned()))]),
+        fees: BTreeMap::new(),
+        multiplier: None,
+        valid_from: at(from),
+        valid_to: to.map(at),
+        source: None,
+        checked_at: None,
+    }
+}
+
+fn standing(id: i64, price: &NewPrice) -> Standing {
+    Standing { id: PriceId(id), draft: price.check(0).unwrap() }
+}
+
+fn intervals(plan: &Plan) -> Vec<(DateTime<Utc>, Option<DateTime<Utc>>, String)> {
+    let mut rows: Vec<_> = plan
+        .rows
+        .iter()
+        .map(|row| (row.valid_from, row.valid_to, row.rates.values().next().unwrap().quoted.to_string()))
+        .collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn a_successor_continues_its_open_predecessor_up_to_its_start() {
+    let plan = plan(vec![standing(7, &price(0, None, "2"))], vec![], &[price(10, None, "1")]).unwrap();
+    assert_eq!(intervals(&plan), [(at(0), Some(at(10)), "2".to_owned()), (at(10), None, "1".to_owned())]);
+    assert_eq!(plan.superseded, [(PriceId(7), 0)]);
+    let before = Some(standing(7, &price(0, None, "2")).draft.own_rates());
+    assert_eq!(plan.published, [Published::Added { row: 1, before }]);
+}
+
+#[test]
+fn after_a_price_with_an_end_the_open_one_goes_on() {
+    let plan = plan(vec![standing(7, &price(0, None, "2"))], vec![], &[price(10, Some(20), "1")]).unwrap();
+    let expected =
+        [(at(0), Some(at(10)), "2".into()), (at(10), Some(at(20)), "1".into()), (at(20), None, "2".into())];
+    assert_eq!(intervals(&plan), expected);
+}
+
+#[test]
+fn a_nearer_price_is_valid_up_to_the_announced_one() {
+    let stands = || vec![standing(7, &price(0, Some(20), "2")), standing(8, &price(20, None, "3"))];
+    for nearer in [price(10, None, "1"), price(10, Some(20), "1")] {
+        let first = plan(stands(), vec![], std::slice::from_ref(&nearer)).unwrap();
+        let expected = [(at(0), Some(at(10)), "2".to_owned()), (at(10), Some(at(20)), "1".to_owned())];
+        assert_eq!((intervals(&first), &first.superseded), (expected.to_vec(), &vec![(PriceId(7), 0)]));
+        assert!(matches!(first.published[0], Published::Added { row: 1, before: Some(_) }), "{first:?}");
+        let rows = first.rows.into_iter().zip([PriceId(9), PriceId(10)]);
+        let mut now: Vec<Standing> = rows.map(|(draft, id)| Standing { id, draft }).collect();
+        now.push(standing(8, &price(20, None, "3")));
+        let again = plan(now, vec![], &[nearer]).unwrap();
+        assert_eq!(again.published, [Published::Unchanged(Slot::Standing(PriceId(10)))]);
+    }
+    let promotion = plan(stands(), vec![], &[price(10, Some(15), "1")]).unwrap();
+    let expected = [
+        (at(0), Some(at(10)), "2".into()),
+        (at(10), Some(at(15)), "1".into()),
+        (at(15), Some(at(20)), "2".into()),
+    ];
+    assert_eq!(intervals(&promotion), expected);
+}
+
+#[test]
+fn the_same_price_again_changes_nothing() {
+    let stands = || vec![standing(7, &price(0, None, "2"))];
+    for again in [price(0, None, "2.0"), price(5, None, "2")] {
+        let plan = plan(stands(), vec![], &[again]).unwrap();
+        assert_eq!(plan.rows, []);
+        assert_eq!(plan.published, [Published::Unchanged(Slot::Standing(PriceId(7)))]);
+    }
+    assert!(plan(stands(), vec![], &[price(0, Some(5), "2")]).is_err(), "an earlier end is a change");
+}
+
+#[test]
+fn a_history_without_ends_can_be_published_again() {
+    let history = [price(0, None, "3"), price(10, None, "2"), price(20, None, "1"), price(30, Some(40), "9")];
+    let rows = plan(vec![], vec![], &history).unwrap().rows;
+    let stands = rows.into_iter().zip(1..).map(|(draft, id)| Standing { id: PriceId(id), draft }).collect();
+    let again = plan(stands, vec![], &history).unwrap();
+    assert_eq!(again.rows, []);
+    let closed = vec![standing(7, &price(0, Some(5), "2"))];
+    assert!(plan(closed, vec![], &[price(0, None, "2")]).is_err(), "what was closed does not open by itself");
+}
+
+#[test]
+fn any_other_overlap_names_the_price_it_collides_with() {
+    let refused =
+        |stands: NewPrice, new: NewPrice| plan(vec![standing(7, &stands)], vec![], &[new]).unwrap_err();
+    for (stands, new) in [
+        (price(0, None, "2"), price(0, None, "1")),
+        (price(5, None, "2"), price(0, None, "1")),
+        (price(0, Some(10), "2"), price(5, None, "1")),
+        (price(0, Some(10), "2"), price(5, Some(11), "1")),
+    ] {
+        let faults = refused(stands, new);
+        assert_eq!(faults[0].conflicts_with, Some(PriceId(7)));
+        assert_eq!((faults[0].path.as_str(), faults[0].index), ("valid_from", 0));
+    }
+    assert!(plan(vec![standing(7, &price(0, Some(10), "2"))], vec![], &[price(10, None, "1")]).is_ok());
+}
+
+#[test]
+fn a_whole_history_may_come_in_any_order() {
+    let history = [price(20, None, "1"), price(0, None, "3"), price(10, None, "2")];
+    let plan = plan(vec![], vec![], &history).unwrap();
+    let expected =
+        [(at(0), Some(at(10)), "3".into()), (at(10), Some(at(20)), "2".into()), (at(20), None, "1".into())];
+    assert_eq!(intervals(&plan), expected);
+    assert_eq!(plan.superseded, []);
+}
+
+#[test]
+fn an_ambiguous_price_is_refused_and_names_the_other() {
+    let with = |conditions: PriceConditions| NewPrice { conditions, ..price(0, None, "2") };
+    let context = |inclusive| PriceConditions {
+        context_above: Some(200_000),
+        context_inclusive: inclusive,
+        ..PriceConditions::default()
+    };
+    let stands = vec![standing(7, &with(context(true)))];
+    let faults = plan(stands.clone(), vec![], &[with(context(false))]).unwrap_err();
+    assert_eq!(faults[0].path, "conditions");
+    assert_eq!(faults[0].conflicts_with, Some(PriceId(7)));
+    let together = plan(vec![], vec![], &[with(context(true)), with(context(false))]).unwrap_err();
+    assert!(together[0].detail.contains("prices[0] published with it"), "{}", together[0]);
+    assert!(plan(stands, vec![], &[price(0, None, "1")]).is_ok());
+}
+
+#[test]
+fn an_alias_has_one_meaning_and_covers_what_its_prices_cover() {
+    let alias = |model: &str, from, to: Option<u32>| ModelAlias {
+        provider: "openai".to_owned(),
+        alias: "latest".to_owned(),
+        model: model.to_owned(),
+        valid_from: at(from),
+        valid_to: to.map(at),
+        inherited: false,
+    };
+    let named = |from, to| NewPrice { aliases: vec!["latest".to_owned()], ..price(from, to, "2") };
+    let plan_of = |known, new: &[NewPrice]| plan(vec![], known, new).map(|plan| plan.aliases);
+    assert_eq!(plan_of(vec![], &[named(0, None)]).unwrap(), [alias("gpt-5", 0, None)]);
+    assert_eq!(
+        plan_of(vec![alias("gpt-5", 5, None)], &[named(0, None)]).unwrap(),
+        [alias("gpt-5", 0, Some(5))]
+    );
+    assert_eq!(plan_of(vec![alias("gpt-5", 0, None)], &[named(3, None)]).unwrap(), []);
+    assert_eq!(
+        plan_of(vec![alias("gpt-4", 0, Some(3))], &[named(3, None)]).unwrap(),
+        [alias("gpt-5", 3, None)]
+    );
+    // A later meaning ends an open one; where it has an end, the other goes on.
+    assert_eq!(
+        plan_of(vec![alias("gpt-4", 0, None)], &[named(3, None)]).unwrap(),
+        [alias("gpt-4", 0, Some(3)), alias("gpt-5", 3, None)]
+    );
+    let moved = plan(vec![], vec![alias("gpt-4", 0, None)], &[named(3, Some(5))]).unwrap();
+    assert_eq!(moved.superseded_aliases, [alias("gpt-4", 0, None)]);
+    assert_eq!(moved.ended_aliases().collect::<Vec<_>>(), [&alias("gpt-4", 0, Some(3))]);
+    assert_eq!(
+        moved.aliases,
+        [alias("gpt-4", 0, Some(3)), alias("gpt-5", 3, Some(5)), alias("gpt-4", 5, None)]
+    );
+    // The price comes again after its name has moved on.
+    let gone = || vec![alias("gpt-5", 0, Some(3)), alias("gpt-6", 3, None)];
+    for again in [named(0, None), named(2, None), named(0, Some(9))] {
+        assert_eq!(plan_of(gone(), &[again]).unwrap(), []);
+    }
+    assert_eq!(
+        plan_of(gone(), &[named(4, None)]).unwrap(),
+        [alias("gpt-6", 3, Some(4)), alias("gpt-5", 4, None)]
+    );
+    // Anything else has no place.
+    for known in [alias("gpt-4", 3, None), alias("gpt-4", 0, Some(9)), alias("gpt-4", 5, Some(9))] {
+        let fault = plan_of(vec![known], &[named(3, None)]).unwrap_err().remove(0);
+        assert_eq!(fault.path, "aliases[0]");
+        assert!(fault.detail.contains("gpt-4"));
+    }
+}
+
+#[test]
+fn a_name_moves_within_one_publication() {
+    let of = |model: &str, from| NewPrice {
+        model: model.to_owned(),
+        aliases: vec!["latest".to_owned()],
+        ..price(from, None, "2")
+    };
+    let plan = plan(vec![], vec![], &[of("gpt-5", 3), of("gpt-4", 0)]).unwrap();
+    let meanings: Vec<_> =
+        plan.aliases.iter().map(|alias| (alias.model.as_str(), alias.valid_from, alias.valid_to)).collect();
+    assert_eq!(meanings, [("gpt-4", at(0), Some(at(3))), ("gpt-5", at(3), None)]);
+    assert_eq!(plan.superseded_aliases, []);
+}
+
+#[test]
+fn aliases_end_with_the_last_price() {
+    let alias = |from, to: Option<u32>| ModelAlias {
+        provider: "openai".to_owned(),
+        alias: "latest".to_owned(),
+        model: "gpt-5".to_owned(),
+        valid_from: at(from),
+        valid_to: to.map(at),
+        inherited: false,
+    };
+    let known = || vec![alias(0, Some(5)), alias(5, Some(9)), alias(9, Some(12)), alias(20, None)];
+    let (superseded, copies) = end_aliases(known(), Some(at(9)));
+    assert_eq!((superseded, copies), (known()[2..].to_vec(), vec![]));
+    let (superseded, copies) = end_aliases(known(), Some(at(7)));
+    assert_eq!((superseded, copies), (known()[1..].to_vec(), vec![alias(5, Some(7))]));
+    assert_eq!(end_aliases(known(), None), (known(), vec![]));
+}
+
+proptest! {
+    /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, and
+    /// what stood before the first new start is untouched.
+    #[test]
+    fn no_two_prices_of_a_key_ever_overlap(
+        published in prop::collection::vec((0_u32..40, prop::option::of(1_u32..20), 1_u32..5), 1..12),
+    ) {
+        let mut stands: Vec<Standing> = Vec::new();
+        let mut next_id = 1;
+        for (from, length, rate) in published {
+            let new = price(from, length.map(|days| from + days), &rate.to_string());
+            let covered_before = |day: u32, stands: &[Standing]| {
+                stands.iter().filter(|s| covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
+            };
+            let before: Vec<usize> = (0..80).map(|day| covered_before(day, &stands)).collect();
+            if let Ok(plan) = plan(stands.clone(), vec![], &[new]) {
+                stands.retain(|s| !plan.superseded.iter().any(|(id, _)| *id == s.id));
+                for draft in plan.rows {
+                    stands.push(Standing { id: PriceId(next_id), draft });
+                    next_id += 1;
+                }
+            }
+            for day in 0..80 {
+                let now = covered_before(day, &stands);
+                prop_assert!(now <= 1);
+                prop_assert!(now >= before[usize::try_from(day).unwrap()], "publishing never unprices");
+            }
+        }
+    }
+
+    /// Prices published together do not depend on their order.
+    #[test]
+    fn the_order_within_a_publication_does_not_matter(
+        starts in prop::collection::btree_set(0_u32..100, 1..8),
+        seed in any::<u64>(),
+    ) {
+        let ordered: Vec<NewPrice> =
+            starts.iter().map(|start| price(*start, None, &(start + 1).to_string())).collect();
+        let mut shuffled = ordered.clone();
+        let turn = usize::try_from(seed % ordered.len() as u64).unwrap();
+        shuffled.rotate_left(turn);
+        let rows = |prices: &[NewPrice]| intervals(&plan(vec![], vec![], prices).unwrap());
+        prop_assert_eq!(rows(&ordered), rows(&shuffled));
+    }
+}
