@@ -3,6 +3,9 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::context::DeleteStreamErrorKind;
+use async_nats::jetstream::stream::Config;
+use async_nats::jetstream::{Context, ErrorCode};
 use chrono::DateTime;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -23,6 +26,12 @@ const ACK_WAIT: Duration = Duration::from_mins(1);
 /// How often it is looked whether everything is posted, and how long that may take.
 const POLL: Duration = Duration::from_millis(25);
 const DEADLINE: Duration = Duration::from_mins(30);
+
+/// A stream that stays. When the last stream of an account goes, the server removes the account's folder after it has
+/// answered, and a stream that is made meanwhile cannot be stored ("error creating store for stream").
+const KEPT: &str = "KEPT";
+/// All it may hold.
+const KEPT_BYTES_MAX: i64 = 4096;
 
 /// The servers of some runs.
 pub struct Bed {
@@ -66,6 +75,8 @@ impl Bed {
         let database = Database::connect(servers.database_url()).await.unwrap();
         fill_catalog(&database).await;
         database.close().await;
+        let kept = Config { name: KEPT.to_owned(), max_bytes: KEPT_BYTES_MAX, ..Config::default() };
+        context(&servers).await.create_stream(kept).await.unwrap();
         Self { servers, runs: 0 }
     }
 
@@ -97,9 +108,9 @@ impl Bed {
     }
 
     async fn stream(&self) -> (UsageStream, Publisher) {
-        let context = ingest::jetstream(self.servers.nats_url(), "waybill-bench").await.unwrap();
+        let context = context(&self.servers).await;
         let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
-        context.delete_stream(&names.stream).await.ok();
+        remove_stream(&context, &names.stream).await;
         let stream = ingest::stream::open(&context, &names, limits()).await.unwrap();
         (stream, Publisher::new(context, &names.prefix))
     }
@@ -123,6 +134,19 @@ impl Bed {
         let drop = format!("DROP DATABASE {name}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&admin).await.unwrap();
         admin.close().await;
+    }
+}
+
+async fn context(servers: &Servers) -> Context {
+    ingest::jetstream(servers.nats_url(), "waybill-bench").await.unwrap()
+}
+
+/// Removes a stream; the first run has none yet.
+async fn remove_stream(context: &Context, name: &str) {
+    if let Err(error) = context.delete_stream(name).await {
+        let missing = matches!(error.kind(), DeleteStreamErrorKind::JetStream(said)
+            if said.error_code() == ErrorCode::STREAM_NOT_FOUND);
+        assert!(missing, "the stream of the run before cannot be removed: {error}");
     }
 }
 

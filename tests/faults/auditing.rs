@@ -13,14 +13,14 @@ use waybill::shutdown::Shutdown;
 use waybill::store::Database;
 
 use crate::api::event;
-use crate::bed::{Bed, CUSTOMERS, Verdict};
+use crate::bed::{Bed, CUSTOMERS, LONG_ACK_WAIT_SECONDS, Verdict};
 use crate::publisher::{Gateway, Load, now};
 use crate::rounds::seed;
 use crate::servers::copy;
 
 /// Damages that a ledger could have, or that the auditor should notice in what it compares it with: the file, the row, what is
 /// done to it, and the invariants that must break.
-const DAMAGES: [(&str, Row, Damage, &[&str]); 35] = [
+const DAMAGES: [(&str, Row, Damage, &[&str]); 36] = [
     (EVENTS, USAGE, Damage::Drop, &["I1", "I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Double, &["I2", "I3", "I9"]),
     (EVENTS, USAGE, Damage::Add(1, &["input"]), &["I2", "I3", "I9"]),
@@ -50,6 +50,8 @@ const DAMAGES: [(&str, Row, Damage, &[&str]); 35] = [
     (BATCHES, Row::Any, Damage::Drop, &["I9"]),
     // An event that nobody has counted.
     (BATCHES, Row::IsNot("duplicates", "0"), Damage::Add(-1, &["events", "duplicates"]), &["I9"]),
+    // Copies that nobody has sent, as many as there would be if one of its messages of one event had come twice.
+    (BATCHES, Row::MessagesWithCopies, Damage::Add(1, &["events", "duplicates"]), &["I9"]),
     (BATCHES, Row::OneMessageWithCopies, Damage::Split, &["I9"]),
     (REJECTIONS, Row::Is("reason", "conflict"), Damage::Drop, &["I2", "I9"]),
     (REJECTIONS, Row::Is("reason", "conflict"), Damage::Set("reason", "time"), &["I2", "I9"]),
@@ -75,6 +77,8 @@ enum Row {
     IsNot(&'static str, &'static str),
     /// A batch of one message that has copies.
     OneMessageWithCopies,
+    /// One of several messages that has copies.
+    MessagesWithCopies,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -148,6 +152,9 @@ impl Table {
             Row::OneMessageWithCopies => self.rows.iter().rposition(|row| {
                 row[self.column("messages")] == "1" && row[self.column("duplicates")] != "0"
             }),
+            Row::MessagesWithCopies => self.rows.iter().rposition(|row| {
+                row[self.column("messages")] != "1" && row[self.column("duplicates")] != "0"
+            }),
         };
         found.unwrap_or_else(|| panic!("there is no such row: {row:?}"))
     }
@@ -203,7 +210,8 @@ impl Table {
 /// closed and usage that came too late for them, copies, conflicts, an estimate and its correction, and what cannot be recorded.
 async fn eventful(bed: &mut Bed) {
     let seed = seed("auditing");
-    let service = bed.serve().start();
+    // So that nothing is delivered again: a batch has no event twice.
+    let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS).start();
     service.ready().await;
     bed.take_snapshots();
     Load::seeded(seed).sent(bed).await;

@@ -21,7 +21,7 @@ use waybill::store::{self, Database, catalog, commit, customers, gateways, price
 
 use crate::cluster_bed::{Cluster, NODES};
 use crate::dump;
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, wait_until, wait_until_done};
 use crate::protocol::Protocol;
 use crate::proxy::Proxy;
 use crate::rounds::thorough;
@@ -116,7 +116,7 @@ pub struct Bed {
     snapshots: Option<Snapshots>,
     // Removed last.
     _shared: Option<TestBed>,
-    _share: SemaphorePermit<'static>,
+    share: SemaphorePermit<'static>,
 }
 
 impl Bed {
@@ -133,7 +133,12 @@ impl Bed {
 
     /// On the servers that all tests share, with no other test beside it, because it compares times.
     pub async fn alone(name: &str) -> Self {
-        Box::pin(Self::start(name, Own::default(), BEDS_MAX)).await
+        Self::alone_with(name, Own::default()).await
+    }
+
+    /// The same with servers of its own.
+    pub async fn alone_with(name: &str, own: Own) -> Self {
+        Box::pin(Self::start(name, own, BEDS_MAX)).await
     }
 
     async fn start(name: &str, own: Own, share: u32) -> Self {
@@ -196,8 +201,13 @@ impl Bed {
             stream_bytes_max: bytes_max,
             snapshots: None,
             _shared: shared,
-            _share: share,
+            share,
         }
+    }
+
+    /// Lets other tests run beside one that was alone: it compares no times any more.
+    pub fn is_alone_no_longer(&mut self) {
+        drop(self.share.split(BEDS_MAX as usize - 1));
     }
 
     /// The program as it is built, with both its servers behind the proxies, but for a cluster.
@@ -280,11 +290,16 @@ impl Bed {
         stream.consumer_info(ingest::stream::CONSUMER).await.ok()
     }
 
-    /// Waits until every message of the stream is acknowledged, whether the ledger has it or not.
+    /// Waits until every message of the stream is acknowledged, whether the ledger has it or not. Those may be many, as long
+    /// as it goes on.
     pub async fn acknowledged(&self) {
-        wait_until("nothing waits for its acknowledgement", async || {
-            let consumer = self.consumer_info().await?;
-            (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
+        wait_until_done("every message is acknowledged", async || {
+            let Some(consumer) = self.consumer_info().await else {
+                return Some("the consumer does not answer".to_owned());
+            };
+            let (waiting, delivered) = (consumer.num_pending, consumer.num_ack_pending);
+            (waiting > 0 || delivered > 0)
+                .then(|| format!("{waiting} messages wait, {delivered} are delivered"))
         })
         .await;
     }
@@ -294,10 +309,14 @@ impl Bed {
         self.number(UNPOSTED).await
     }
 
-    /// Waits until every batch is posted, and no correction waits for an estimate that is recorded.
+    /// Waits until every batch is posted, and no correction waits for an estimate that is recorded. Those may be many, as
+    /// long as it goes on.
     pub async fn posted(&self) {
-        wait_until("every batch is posted", async || (self.number(UNFINISHED).await == 0).then_some(()))
-            .await;
+        wait_until_done("every batch is posted", async || {
+            let left = self.number(UNFINISHED).await;
+            (left > 0).then(|| format!("{left} batches or corrections"))
+        })
+        .await;
     }
 
     /// Waits until a message of the stream is recorded.
@@ -388,6 +407,10 @@ impl Bed {
         let end = self.folder.join("end");
         dump::ledger(&self.database_url, &end).await.unwrap();
         dump::stream(&self.context, &self.names.stream, &end.join("stream.jsonl")).await;
+        // A server that a test may kill can forget what it has delivered.
+        if self.own_nats.is_none() && self.cluster.is_none() {
+            dump::deliveries(&self.context, &self.names.stream, &end.join("deliveries.json")).await;
+        }
         Verdict::of(&self.folder)
     }
 }

@@ -38,9 +38,21 @@ struct Running {
     load: Sending,
 }
 
+fn own_cluster() -> Own {
+    Own { cluster: true, ..Own::default() }
+}
+
 impl Running {
     async fn start(name: &str) -> Self {
-        let mut bed = Bed::with(name, Own { cluster: true, ..Own::default() }).await;
+        Self::over(name, Bed::with(name, own_cluster()).await).await
+    }
+
+    /// With no other test beside it, because it compares times.
+    async fn alone(name: &str) -> Self {
+        Self::over(name, Bed::alone_with(name, own_cluster()).await).await
+    }
+
+    async fn over(name: &str, mut bed: Bed) -> Self {
         assert!(bed.cluster.as_ref().unwrap().synced().await, "acknowledged means on disk");
         let service = bed.serve().start();
         service.ready().await;
@@ -100,7 +112,7 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f04_a_leader_that_is_killed_costs_an_election_and_no_event() {
-    let mut running = Running::start("f04").await;
+    let mut running = Running::alone("f04").await;
     for _ in 0..rounds(15) {
         let leader = running.leader().await;
         running.cluster().kill(leader);
@@ -115,7 +127,7 @@ async fn f04_a_leader_that_is_killed_costs_an_election_and_no_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f05_a_leader_that_was_frozen_cannot_confirm_what_the_new_one_does_not_have() {
-    let mut running = Running::start("f05").await;
+    let mut running = Running::alone("f05").await;
     for _ in 0..rounds(5) {
         let frozen = running.leader().await;
         running.cluster().freeze(frozen);
@@ -196,7 +208,7 @@ impl Lag {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f18_a_rolling_restart_is_noticed_by_nobody() {
-    let mut running = Running::start("f18").await;
+    let mut running = Running::alone("f18").await;
     let lag = Lag::measure(running.bed.pool.clone(), running.load.counter());
     let stepdown = StepDowns::start(&running.bed);
     for _ in 0..rounds(2) {

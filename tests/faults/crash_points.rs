@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::bed::{Bed, Verdict};
+use crate::bed::{Bed, FULL_BATCH_SECONDS, Verdict};
 use crate::protocol::{Kind, Message, Way};
 use crate::proxy::{End, Hold};
 use crate::publisher::Load;
@@ -199,7 +199,8 @@ async fn large_slice(name: &str) -> Bed {
     let bed = Bed::new(name).await;
     let load = Load { messages: 800, events_max: 40, pause: Duration::ZERO, ..Load::seeded(seed(name)) };
     load.sent(&bed).await;
-    let mut recording = bed.serve().roles(&["--consumer"]).start();
+    let serve = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &FULL_BATCH_SECONDS);
+    let mut recording = serve.roles(&["--consumer"]).start();
     bed.acknowledged().await;
     recording.kill();
     bed

@@ -7,8 +7,9 @@ use async_nats::jetstream::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+use waybill::ingest::stream::CONSUMER;
 
 /// The tables that the auditor knows; whatever columns they have.
 const TABLES: [&str; 13] = [
@@ -91,6 +92,18 @@ const SUMS: [(&str, &str); 5] = [
 pub async fn sums(database_url: &str, folder: &Path) -> Result<(), sqlx::Error> {
     let queries = SUMS.map(|(name, query)| (name, query.to_owned()));
     copy_out(database_url, folder, &queries).await
+}
+
+/// Writes how often the consumer has delivered something, and up to which message, in which life of the stream; null where there
+/// is no consumer.
+pub async fn deliveries(context: &Context, name: &str, path: &Path) {
+    let stream = context.get_stream(name).await.unwrap();
+    let incarnation = &stream.cached_info().config.metadata["waybill_incarnation"];
+    let told = stream.consumer_info(CONSUMER).await.map_or(Value::Null, |consumer| {
+        json!({"incarnation": incarnation, "deliveries": consumer.delivered.consumer_sequence,
+               "last_sequence": consumer.delivered.stream_sequence})
+    });
+    std::fs::write(path, told.to_string()).unwrap();
 }
 
 /// Writes every message of the stream as a line: its life of the stream, sequence, subject, and its body decompressed.

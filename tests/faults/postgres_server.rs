@@ -204,7 +204,7 @@ async fn still(bed: &Bed) -> i64 {
 
 /// F32: PostgreSQL stands still: no message is acknowledged, the API says so soon, and all goes on afterwards.
 async fn f32(seconds: u64) {
-    let mut bed = Bed::with("f32", own_postgres()).await;
+    let mut bed = Bed::alone_with("f32", own_postgres()).await;
     let keys = customer_keys(&bed).await;
     let (service, load) = caught_up_under_load(&mut bed, "f32").await;
     let http = service.now(|service| service.http);
@@ -229,6 +229,7 @@ async fn f32(seconds: u64) {
     wait_until("it is not ready", async || is_ready(http).await.filter(|ready| !ready)).await;
     let took = asked.elapsed();
     assert!(took < NOT_READY_WITHIN, "it was ready for {took:?}");
+    bed.is_alone_no_longer();
     tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(frozen.elapsed())).await;
     let (floor, (last, _)) = (ack_floor(&bed).await.unwrap(), bed.stream_state().await.unwrap());
     assert!(i64::try_from(floor).unwrap() <= committed, "{floor} acknowledged, {committed} committed");

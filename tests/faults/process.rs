@@ -33,6 +33,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_millis(600);
 /// The most that an idle program uses in that time, in clock ticks: a tenth of a processor.
 const IDLE_TICKS_MAX: u64 = 6;
+/// How long it is measured what a program uses of a processor.
+const SHARE_MEASURED: Duration = Duration::from_secs(2);
+/// What a busy loop would use beside everything else, in percent of a processor, where it had to share it.
+const BUSY_LOOP_SHARE: u64 = 40;
 /// Exports at a time beside full batches, and how many must have been answered.
 const EXPORTS: usize = 50;
 /// How soon they must be, and all must be recorded.
@@ -277,6 +281,13 @@ async fn f54_full_batches_stay_within_the_memory_limit() {
     bed.audit().await.clean();
 }
 
+/// The share of one processor that a program uses for a moment, in percent.
+async fn processor_share(service: &Service) -> u64 {
+    let (ticks, started) = (cpu_ticks(service), Instant::now());
+    tokio::time::sleep(SHARE_MEASURED).await;
+    (cpu_ticks(service) - ticks) * 1_000 / u64::try_from(started.elapsed().as_millis()).unwrap()
+}
+
 /// F55: no file handles are left for clients: what runs goes on, without a busy loop, and clients are served again later.
 #[tokio::test(flavor = "multi_thread")]
 async fn f55_without_file_handles_recording_goes_on() {
@@ -293,6 +304,7 @@ async fn f55_without_file_handles_recording_goes_on() {
     bed.take_snapshots();
     let load = Load::endless(seed("f55")).start(&bed).await;
     caught_up(&bed).await;
+    let usual = processor_share(&service).await;
     let mut clients = Vec::new();
     for _ in 0..100 {
         // Accepted by the system, if not by the program.
@@ -300,13 +312,9 @@ async fn f55_without_file_handles_recording_goes_on() {
     }
     wait_until("all handles are taken", async || (service.open_files() >= 64).then_some(())).await;
     assert!(get(service.http, "/livez").await.is_none(), "a client is served without a handle");
-    let idle = {
-        let (ticks, started) = (cpu_ticks(&service), Instant::now());
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        (cpu_ticks(&service) - ticks) * 1_000 / u64::try_from(started.elapsed().as_millis()).unwrap()
-    };
-    println!("{idle} % of a processor without handles");
-    assert!(idle < 80, "a busy loop: {idle} % of a processor");
+    let share = processor_share(&service).await;
+    println!("{share} % of a processor without handles, {usual} % with them");
+    assert!(share < usual + BUSY_LOOP_SHARE, "a busy loop: {share} % of a processor, {usual} % before");
     let lag = caught_up(&bed).await;
     println!("recorded within {lag:?}");
     drop(clients);
@@ -344,9 +352,12 @@ async fn f56_a_tenth_of_a_processor_is_only_slower() {
     });
     let before = accounted(&bed).await.unwrap();
     tokio::time::sleep(Duration::from_secs(if thorough() { 300 } else { 6 })).await;
-    let recorded = accounted(&bed).await.unwrap() - before;
+    let recorded = wait_until("something is recorded meanwhile", async || {
+        let recorded = accounted(&bed).await? - before;
+        (recorded > 0).then_some(recorded)
+    })
+    .await;
     println!("{recorded} messages were recorded meanwhile");
-    assert!(recorded > 0, "it does not get on at all");
     nothing_unearned(&bed).await;
     stop.store(true, Ordering::Relaxed);
     starving.join().unwrap();

@@ -13,7 +13,7 @@ use waybill::ingest;
 use waybill::ingest::stream::CONSUMER;
 
 use crate::bed::{Bed, CUSTOMERS, Own, Verdict, limits};
-use crate::harness::wait_until;
+use crate::harness::{wait_until, wait_until_within};
 use crate::publisher::{Load, copies_not_meant, send_again, write_down};
 use crate::rounds::{rounds, seed, thorough};
 use crate::servers::copy;
@@ -21,6 +21,8 @@ use crate::service::{Serve, metric};
 
 /// Messages that are published again after the stream's window for copies.
 const RETRIED: usize = 20;
+/// How long it may take until a stream that is gone is made anew: the program gives it 20 s to be restored.
+const MADE_ANEW: Duration = Duration::from_mins(1);
 
 /// What the server must not refuse.
 async fn ask(bed: &Bed, subject: String, request: &Value) {
@@ -126,7 +128,7 @@ async fn f13(bed: &mut Bed, serve: Serve, again: u32) -> Verdict {
         if round.is_multiple_of(2) {
             make_stream(bed).await;
         }
-        let life = wait_until("the new life is recorded", async || {
+        let life = wait_until_within("the new life is recorded", MADE_ANEW, async || {
             let (_, life) = bed.stream_state().await?;
             let recorded: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM ingest_batches WHERE incarnation = $1")
@@ -285,7 +287,7 @@ async fn f14_what_the_consumer_keeps_back_is_read_from_the_stream() {
 /// F17: a message is published again with its id, within the stream's window for copies and after it. What the auditor
 /// says, and how many copies came after the window.
 async fn f17(bed: &mut Bed, serve: Serve) -> (Verdict, i64) {
-    const WINDOW: Duration = Duration::from_secs(1);
+    const WINDOW: Duration = Duration::from_secs(3);
     let short = Config { duplicate_window: WINDOW, ..stream_config(bed).await };
     bed.context.update_stream(short).await.unwrap();
     let service = serve.start();
@@ -294,16 +296,15 @@ async fn f17(bed: &mut Bed, serve: Serve) -> (Verdict, i64) {
     let load = Load::endless(seed("f17")).start(bed).await;
     let gateway = bed.gateways[0].clone();
     let bodies: Vec<String> = (1..=RETRIED).map(|number| event(&gateway, number).to_string()).collect();
-    for (note, copy) in [("new", false), ("copy", true)] {
-        publish_with_ids(bed, &gateway, &bodies, note, copy).await;
-    }
+    // Each copy right after its message, long before the window is over.
+    publish_with_ids(bed, &gateway, &bodies, &[("new", false), ("copy", true)]).await;
     // Copies of its own would hide those that count here.
     load.stop().await;
     bed.settled().await;
     let copies = "SELECT sum(duplicates)::bigint FROM ingest_batches";
     let before = bed.number(copies).await;
     sleep(WINDOW + Duration::from_secs(1)).await;
-    publish_with_ids(bed, &gateway, &bodies, "copy", false).await;
+    publish_with_ids(bed, &gateway, &bodies, &[("copy", false)]).await;
     bed.settled().await;
     let copies = bed.number(copies).await - before;
     (bed.audit().await, copies)
@@ -328,15 +329,17 @@ async fn f17_control_without_the_look_up_a_retry_is_recorded_again() {
     f17(&mut bed, serve).await.0.violates("I2");
 }
 
-/// Publishes messages with ids for the stream, each of which must take it for a copy, or not.
-async fn publish_with_ids(bed: &Bed, gateway: &str, bodies: &[String], note: &str, copy: bool) {
+/// Publishes messages with ids for the stream, each as often as said: whether the stream must take it for a copy.
+async fn publish_with_ids(bed: &Bed, gateway: &str, bodies: &[String], times: &[(&str, bool)]) {
     for (number, body) in bodies.iter().enumerate() {
-        write_down(bed, gateway, body, &[note]);
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Msg-Id", format!("{gateway}:{number}"));
-        let subject = format!("{}.{gateway}", bed.names.prefix);
-        let sent = bed.context.publish_with_headers(subject, headers, body.clone().into()).await;
-        assert_eq!(sent.unwrap().await.unwrap().duplicate, copy, "{note} of {number}");
+        for (note, copy) in times {
+            write_down(bed, gateway, body, &[note]);
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", format!("{gateway}:{number}"));
+            let subject = format!("{}.{gateway}", bed.names.prefix);
+            let sent = bed.context.publish_with_headers(subject, headers, body.clone().into()).await;
+            assert_eq!(sent.unwrap().await.unwrap().duplicate, *copy, "{note} of {number}");
+        }
     }
 }
 

@@ -119,13 +119,41 @@ impl Drop for TestBed {
 ///
 /// # Panics
 /// Where it has not within the deadline.
-pub async fn wait_until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub async fn wait_until<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
+    wait_until_within(what, DEADLINE, condition).await
+}
+
+/// The same with another deadline, for what includes a long wait of the program.
+///
+/// # Panics
+/// Where it has not within that.
+pub async fn wait_until_within<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        assert!(Instant::now() < deadline, "not within {} s: {what}", limit.as_secs());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until nothing is left to do. What there is may take its time, as long as what is left of it changes.
+///
+/// # Panics
+/// Where it does not change within the deadline.
+pub async fn wait_until_done(what: &str, mut left: impl AsyncFnMut() -> Option<String>) {
+    let (mut before, mut since) = (None, Instant::now());
+    while let Some(left) = left().await {
+        if before.as_ref() != Some(&left) {
+            since = Instant::now();
+        }
+        assert!(since.elapsed() < DEADLINE, "nothing was done for {} s: {what}: {left}", DEADLINE.as_secs());
+        before = Some(left);
         tokio::time::sleep(POLL).await;
     }
 }

@@ -70,7 +70,7 @@ impl Billed {
 
     /// Publishes as the attacker, and returns the sequence that the stream gave it.
     async fn attack(&self, raw: &mut Raw, headers: &[(&str, &str)], body: &str) -> i64 {
-        let said = raw.acknowledged(&format!("usage.v1.{ATTACKER}"), headers, body).await.unwrap();
+        let said = raw.acknowledged(&format!("usage.v1.{ATTACKER}"), headers, body).await;
         let said: Value = serde_json::from_str(&said).unwrap();
         assert!(said["error"].is_null(), "{said}");
         said["seq"].as_i64().unwrap()

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// How long something that must not come is waited for.
-pub const SILENCE: Duration = Duration::from_millis(300);
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// A connection that speaks the protocol itself, so that no client library stands between us and what is not allowed.
 pub struct Raw {
@@ -112,30 +112,57 @@ impl Raw {
         }
     }
 
-    /// Publishes with an inbox of ours as reply subject, and returns the stream's word, if there is one.
-    pub async fn acknowledged(
+    /// Publishes with an inbox of ours as reply subject, and returns the stream's word, which must come.
+    pub async fn acknowledged(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> String {
+        let inbox = self.publish_asking(subject, headers, body).await;
+        loop {
+            let line = self.line().await.expect("the stream answers");
+            if let Some(answer) = self.answer(&inbox, line).await {
+                return answer;
+            }
+        }
+    }
+
+    /// The same where the stream may say nothing.
+    pub async fn acknowledged_or_silent(
         &mut self,
         subject: &str,
         headers: &[(&str, &str)],
         body: &str,
     ) -> Option<String> {
+        let inbox = self.publish_asking(subject, headers, body).await;
+        loop {
+            // A line that has begun is read to its end.
+            tokio::time::timeout(SILENCE, self.stream.fill_buf()).await.ok()?.ok()?;
+            let line = self.line().await?;
+            if let Some(answer) = self.answer(&inbox, line).await {
+                return Some(answer);
+            }
+        }
+    }
+
+    /// Publishes with a new inbox of ours as reply subject, which is returned.
+    async fn publish_asking(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> String {
         self.inboxes += 1;
         let inbox = format!("_INBOX_{}.{}", self.user, self.inboxes);
         let publish = published(subject, &inbox, headers, body);
         self.send(&format!("SUB {inbox} {}\r\n{publish}", self.inboxes)).await;
-        loop {
-            let line = tokio::time::timeout(SILENCE, self.line()).await.ok()??;
-            if let Some(length) = line.strip_prefix("MSG ").and_then(|line| line.rsplit(' ').next()) {
-                let mut payload = vec![0; length.parse().unwrap()];
-                self.stream.read_exact(&mut payload).await.unwrap();
-                return Some(String::from_utf8(payload).unwrap());
-            }
-            if line == "PING" {
-                self.send("PONG").await;
-            } else if line.starts_with("-ERR") || line.starts_with("HMSG") {
-                return Some(line);
-            }
+        inbox
+    }
+
+    /// What a line says to what was published with the inbox, the rest of its message included; one that comes late to an
+    /// earlier inbox says nothing.
+    async fn answer(&mut self, inbox: &str, line: String) -> Option<String> {
+        let words: Vec<&str> = line.split(' ').collect();
+        if let (["MSG" | "HMSG", subject, ..], Some(length)) = (&words[..], words.last()) {
+            let mut message = vec![0; length.parse::<usize>().unwrap() + 2];
+            self.stream.read_exact(&mut message).await.unwrap();
+            return (*subject == inbox).then(|| String::from_utf8(message).unwrap().trim_end().to_owned());
         }
+        if line == "PING" {
+            self.send("PONG").await;
+        }
+        line.starts_with("-ERR").then_some(line)
     }
 }
 

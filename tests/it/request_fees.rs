@@ -85,7 +85,7 @@ async fn a_fee_per_request_is_charged_once_a_call_and_comes_and_goes_with_a_re_r
 
     let acme = world.customer("acme").await;
     let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
-    let draft = invoicing::preview(&mut tx, acme, world::now(), world::now()).await.unwrap();
+    let draft = invoicing::preview(&mut tx, acme, world::event_time(), world::now()).await.unwrap();
     let totals: Vec<String> =
         draft.documents.iter().map(|document| document.exact_total.to_string()).collect();
     assert_eq!(totals, ["0.0019875"]);

@@ -27,7 +27,7 @@ use waybill::store::journal::JOURNAL_LOCK;
 use waybill::store::reports::TaskScope;
 use waybill::store::{Scope, catalog, commit, customers, gateways, prices};
 
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, wait_until, wait_until_done};
 
 /// Customers of every world.
 pub const CUSTOMERS: [&str; 3] = ["acme", "globex", "initech"];
@@ -121,7 +121,7 @@ pub fn now() -> DateTime<Utc> {
 }
 
 /// When test events happen: the same in one test run, so that two copies of an event are equal.
-fn event_time() -> DateTime<Utc> {
+pub fn event_time() -> DateTime<Utc> {
     static TIME: std::sync::OnceLock<DateTime<Utc>> = std::sync::OnceLock::new();
     *TIME.get_or_init(|| DateTime::from_timestamp(Clock::System.now().timestamp() - 60, 0).unwrap())
 }
@@ -333,20 +333,23 @@ impl World {
         self.stream.stream.get_info().await.unwrap().state.messages
     }
 
-    /// Waits until every message is accounted for, every batch posted, and the consumer has nothing left.
+    /// Waits until every message is accounted for, every batch posted, and the consumer has nothing left. A backlog may take
+    /// its time, as long as it changes.
     pub async fn settled(&self) {
         let last = i64::try_from(self.stream.stream.get_info().await.unwrap().state.last_sequence).unwrap();
-        wait_until("every message is recorded and posted", async || {
-            let row = sqlx::query(
-                "SELECT COALESCE(range_agg(r), '{}') @> int8range(1, $1, '[]') AS complete,
-                        NOT EXISTS (SELECT 1 FROM ingest_batches WHERE posted_at IS NULL) AS posted
-                 FROM (SELECT unnest(sequences) AS r FROM ingest_batches) AS ranges",
+        wait_until_done("every message is recorded and posted", async || {
+            let (missing, unposted): (i64, i64) = sqlx::query_as(
+                "SELECT COALESCE((SELECT sum(upper(r) - lower(r)) FROM (
+                            SELECT unnest(int8multirange(int8range(1, $1, '[]')) - COALESCE(range_agg(sequences), '{}')) AS r
+                            FROM ingest_batches) AS missing), 0)::bigint,
+                        (SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL)",
             )
             .bind(last)
             .fetch_one(&self.pool)
             .await
             .unwrap();
-            (last == 0 || row.get::<bool, _>("complete") && row.get("posted")).then_some(())
+            (last > 0 && (missing, unposted) != (0, 0))
+                .then(|| format!("{missing} of {last} messages, and {unposted} batches to post"))
         })
         .await;
     }

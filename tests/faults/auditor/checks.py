@@ -184,13 +184,30 @@ class Ends:
 def counted(ledger, counts):
     """Part of I9: a batch has the events of all its messages, as far as the stream still has them. One may be in it twice,
     where it was delivered again while it waited; none is there in part."""
+    once = delivered_once(ledger)
     for row in ledger.batches:
         places = [(row["incarnation"], s) for low, high in multirange(row["sequences"]) for s in range(low, high)]
         if not places or not all(place in counts for place in places):
             continue
         events, sent = int(row["events"]), sum(counts[place] for place in places)
-        if events != sent and events < sent + min(counts[place] for place in places):
+        again = row["incarnation"] != once and events >= sent + min(counts[place] for place in places)
+        if events != sent and not again:
             yield f"batch {row['id']} has {events} events, its messages have {sent}"
+
+
+def delivered_once(ledger):
+    """The life of the stream of which no message was delivered or read twice; None where that is not known. A consumer that
+    was made anew counts from the start: then sequences are in more than one batch."""
+    path = ledger.folder / "deliveries.json"
+    told = json.loads(path.read_text("utf-8")) if path.exists() else None
+    if told is None:
+        return None
+    life = told["incarnation"]
+    batches = [row for row in ledger.batches if row["incarnation"] == life]
+    ranges = [part for row in batches for part in multirange(row["sequences"])]
+    overlap = sum(high - low for low, high in ranges) != len({s for low, high in ranges for s in range(low, high)})
+    repaired = any(row["origin"] == "repair" for row in batches)
+    return life if told["deliveries"] == told["last_sequence"] and not overlap and not repaired else None
 
 
 def held(ledger):

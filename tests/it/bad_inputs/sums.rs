@@ -47,12 +47,11 @@ fn message(number: i64, time: &str) -> Vec<u8> {
     zstd::encode_all(format!("[{}]", events.join(",")).as_bytes(), 1).unwrap()
 }
 
-async fn publish_all(world: &World) {
+async fn publish_all(world: &World, time: &str) {
     let mut packed = HeaderMap::new();
     packed.insert("Content-Encoding", "zstd");
-    let time = now().to_rfc3339();
     for number in 0..EVENTS / EVENTS_PER_MESSAGE {
-        world.publish_raw("gw-1", packed.clone(), message(number, &time)).await;
+        world.publish_raw("gw-1", packed.clone(), message(number, time)).await;
         wait_until("the consumer keeps up", async || {
             (world.accounted_messages().await + MESSAGES_AHEAD > number).then_some(())
         })
@@ -70,7 +69,9 @@ async fn a_million_events_of_the_largest_size_are_summed_exactly() {
             "valid_from": "2025-01-01T00:00:00Z", "source": "test"}]))
         .await;
     world.start_consumer();
-    publish_all(&world).await;
+    // The same for all of them: they are in one period.
+    let time = now();
+    publish_all(&world, &time.to_rfc3339()).await;
 
     let units = i128::from(EVENTS) * i128::from(QUANTITY_MAX);
     let amount = |rate: Amount| Amount::from_femtos(rate.femtos().checked_mul(units).unwrap());
@@ -99,7 +100,7 @@ async fn a_million_events_of_the_largest_size_are_summed_exactly() {
     let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
     let task = tasks::get(&mut tx, acme, "t").await.unwrap().unwrap();
     assert_eq!((task.calls, task.charge), (EVENTS, total));
-    let documents = preview(&mut tx, acme, now(), now()).await.unwrap().documents;
+    let documents = preview(&mut tx, acme, time, now()).await.unwrap().documents;
     let [document] = documents.as_slice() else { panic!("one currency: {documents:?}") };
     assert_eq!(document.exact_total, total);
     for (line, (class, rate)) in document.lines.iter().zip(classes()) {
