@@ -64,10 +64,10 @@ EDITS = [
     }"""),
     # Takes what has a lower sequence than something else for known.
     ("skip_below", "src/ingest/sorted.rs",
-     "                        match known(tx, candidate, life, &held, &seen).await? {",
-     """                        let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
-                        let known = known(tx, candidate, life, &held, &seen).await?;
-                        match if below { Known::Duplicate } else { known } {"""),
+     "                    match known(tx, candidate, life, &held, &seen).await? {",
+     """                    let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
+                    let known = known(tx, candidate, life, &held, &seen).await?;
+                    match if below { Known::Duplicate } else { known } {"""),
     # Records what the journal has already, under another key.
     ("double", "src/ingest/sorted.rs",
      "        let existing = self.existing(tx, with).await?;",
@@ -84,10 +84,10 @@ EDITS = [
         }"""),
     # Estimates are not found under such keys.
     ("double", "src/ingest/record.rs",
-     "            journal::correct(tx, batch.id, &correction).await?;",
-     """            if !crate::sabotage::on("double") {
-                journal::correct(tx, batch.id, &correction).await?;
-            }"""),
+     "        journal::correct(tx, batch.id, &sorted.corrections()).await?;",
+     """        if !crate::sabotage::on("double") {
+            journal::correct(tx, batch.id, &sorted.corrections()).await?;
+        }"""),
     # One of two writers takes the keys the other way round.
     ("reversed", "src/ingest/record.rs",
      "        events.sort_unstable_by_key(|event| event.key);",
