@@ -122,7 +122,8 @@ fn table(prices: &[StoredPrice]) -> String {
     text
 }
 
-/// The listed prices that end soon with none to follow: from then on calls like that are unpriced.
+/// The listed prices that end soon with none to follow: from then on calls like that are unpriced, or rated by a less
+/// specific price of the model where one matches.
 fn unfollowed(listed: &[StoredPrice], ending: &[PriceId]) -> String {
     let mut text = String::new();
     for price in listed.iter().filter(|price| ending.contains(&price.id)) {

@@ -102,8 +102,9 @@ async fn open_starter_book(tx: &mut Tx, name: &str) -> anyhow::Result<()> {
 fn show(price: &PublishedPrice) {
     let draft = &price.draft;
     let word = if price.status == Status::Added { "added  " } else { "changed" };
+    let end = draft.valid_to.map(|end| format!(" to {end}")).unwrap_or_default();
     println!(
-        "{word}  {} {} ({}) from {}",
+        "{word}  {} {} ({}) from {}{end}",
         draft.provider, draft.model, draft.conditions_key, draft.valid_from
     );
     let quoted = |rate: Option<Rate>, per| {

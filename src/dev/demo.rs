@@ -17,7 +17,7 @@ use crate::ingest::Publisher;
 use crate::rating::starter;
 use crate::store::customers::{self, NewAssignment, NewCustomer};
 use crate::store::prices::{self, NewBook};
-use crate::store::{Database, Scope, audit, catalog, commit, completeness, gateways};
+use crate::store::{Database, Scope, Tx, audit, catalog, commit, completeness, gateways};
 
 /// Events of the demo.
 const EVENTS: usize = 4_000;
@@ -37,8 +37,8 @@ const DETAILS: [(&str, &str); 3] = [
 ];
 /// Who acts, for the audit log.
 const ACTOR: &str = "waybill dev";
-/// Variable of `dev.env`, there until the demo is loaded: up to when its traffic goes, in seconds since 1970. With the same times
-/// the same events are made, and those that are there count once.
+/// Variable of `dev.env`, there until the demo is loaded: up to when its traffic goes, in seconds since 1970, and behind an `@` the
+/// ledger that it is loaded into ([`ledger_mark`]). With the same times the same events are made, and those that are there count once.
 const BEGUN: &str = "WAYBILL_DEMO_BEGUN";
 /// For how long a demo that was begun is gone on with: after that its first events come too late to be taken.
 const RESUMED_FOR: TimeDelta = TimeDelta::days(1);
@@ -74,14 +74,18 @@ pub async fn begin(
     let mut tx = database.read(Scope::Everything).await?;
     let there = gateways::id_of(&mut tx, GATEWAY).await?.is_some();
     let recorded = completeness::progress(&mut tx).await?.events > 0;
+    let ledger = ledger_mark(&mut tx).await?;
     drop(tx);
-    let begun = env.get(BEGUN).parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    // The home may have been used with another database before, of which it says nothing.
+    let begun = env.get(BEGUN).split_once('@').filter(|(_, of)| *of == ledger);
+    let begun = begun.and_then(|(seconds, _)| DateTime::from_timestamp(seconds.parse().ok()?, 0));
     let until = match begun {
         // It was loaded, or the ledger is somebody's own.
         None if there || recorded => return Ok(None),
         None => now,
+        Some(_) if !there && recorded => return Ok(None),
         Some(begun) if there && now - begun < RESUMED_FOR => begun,
-        Some(_) if !there || !recorded => now,
+        Some(_) if !recorded => now,
         Some(begun) => {
             tracing::warn!(
                 %begun,
@@ -91,12 +95,19 @@ pub async fn begin(
         }
     };
     // Before anything is made: a run that ends early leaves it for the next.
-    env.set(BEGUN, until.timestamp().to_string());
+    env.set(BEGUN, format!("{}@{ledger}", until.timestamp()));
     env.save()?;
     if !there {
         set_up(database).await?;
     }
     Ok(DateTime::from_timestamp(until.timestamp(), 0))
+}
+
+/// What tells a ledger from others, wherever it is: when its starter book was made, in microseconds since 1970.
+async fn ledger_mark(tx: &mut Tx) -> Result<String, DevError> {
+    let book = prices::find_book(tx, starter::BOOK).await?;
+    let book = book.ok_or_else(|| prices::PricesError::UnknownBook(starter::BOOK.to_owned()))?;
+    Ok(book.created_at.timestamp_micros().to_string())
 }
 
 /// Makes gateway, customers and sell book.

@@ -11,8 +11,11 @@ use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
+use waybill::clock::Clock;
+use waybill::dev::demo;
+use waybill::dev::keys::DevEnv;
 
-use crate::harness::wait_until;
+use crate::harness::{TestBed, wait_until};
 use crate::program::free_address;
 
 /// Events of the demo.
@@ -99,6 +102,43 @@ async fn a_demo_that_a_first_start_did_not_load_is_loaded_by_the_next() {
     let text = std::fs::read_to_string(&env).unwrap();
     std::fs::write(&env, format!("{text}WAYBILL_DEMO_BEGUN={begun}\n")).unwrap();
     assert_eq!(loads(&home).await, DEMO_EVENTS);
+}
+
+/// Whether there is a demo to load, as a start finds it out; what there is then of gateways and customers.
+async fn begins(bed: &TestBed, env: &mut DevEnv) -> (bool, i64, i64) {
+    demo::starter_book(&bed.database).await.unwrap();
+    let begun = demo::begin(&bed.database, env, Clock::System.now()).await.unwrap();
+    let mut connection = PgConnection::connect(&bed.database_url).await.unwrap();
+    let made = "SELECT (SELECT count(*) FROM gateways), (SELECT count(*) FROM customers)";
+    let (gateways, customers) = sqlx::query_as(made).fetch_one(&mut connection).await.unwrap();
+    (begun.is_some(), gateways, customers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_gets_into_no_ledger_in_use_whatever_the_home_was_used_with() {
+    let recorded =
+        "INSERT INTO ingest_batches (origin, incarnation, sequences, messages, events, recorded, duplicates, rejected, rows, booked_on)
+         VALUES ('stream', gen_random_uuid(), '{[1,2)}', 1, 1, 1, 0, 0, 1, '2026-11-23')";
+    let home = Home::new();
+    std::fs::create_dir_all(&home.0).unwrap();
+    let mut env = DevEnv::load(&home.0);
+    let own = TestBed::new().await;
+    assert_eq!(begins(&own, &mut env).await, (true, 1, 3));
+    let marked = home.variable("WAYBILL_DEMO_BEGUN");
+    for gateway in [false, true] {
+        let other = TestBed::new().await;
+        other.run(recorded).await;
+        if gateway {
+            other.run("INSERT INTO gateways (name) VALUES ('gw-eu-1')").await;
+        }
+        assert_eq!(begins(&other, &mut env).await, (false, i64::from(gateway), 0));
+        assert_eq!(home.variable("WAYBILL_DEMO_BEGUN"), marked);
+    }
+    // Its own goes on, unless it has been put to another use.
+    own.run(recorded).await;
+    assert_eq!(begins(&own, &mut env).await, (true, 1, 3));
+    own.run("UPDATE gateways SET name = 'gw-own'").await;
+    assert_eq!(begins(&own, &mut env).await, (false, 1, 3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -267,13 +267,18 @@ async fn the_starter_prices_make_their_book_and_what_is_refused_is_named() {
 
     let mut priority = price("gpt-5", "9", "2025-08-07T00:00:00Z");
     priority["conditions"] = json!({"region": "eu", "context_above": 10});
+    let mut promotion = price("gpt-9", "9", "2025-08-07T00:00:00Z");
+    promotion["valid_to"] = json!("2025-09-01T00:00:00Z");
     let list = json!([
         price("gpt-5", "", "2025-08-07T00:00:00Z"),
         price("gpt-5", "9", "2025-08-07T00:00:00Z"),
-        priority
+        priority,
+        promotion
     ]);
     let file = shell.file("list.json", &list.to_string());
     let shown = shell.shown(&["import", &file, "--format", "json", "--book", "list"]);
+    let added = "added    openai gpt-9 (standard) from 2025-08-07 00:00:00 UTC to 2025-09-01 00:00:00 UTC";
+    assert!(shown.lines().any(|line| line == added), "{shown}");
     let refused: Vec<&str> = shown.lines().filter(|line| line.starts_with("refused")).collect();
     let [refused] = refused[..] else { panic!("one is refused: {shown}") };
     assert!(

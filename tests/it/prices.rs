@@ -298,6 +298,13 @@ async fn an_announced_rise_is_cancelled_by_publishing_the_old_price_again() {
     // A nearer cut is valid up to the announced rise, and the answer says so.
     let nearer = publish(database, "cost", &[price("1", "2026-12-10", "")]).await.expect("a place for it");
     assert_eq!(nearer.prices[0].draft.valid_to, Some(at("2027-01-01T00:00:00Z")));
+    for time in ["2026-12-10", "2026-12-20"] {
+        let again = publish(database, "cost", &[price("1", time, "")]).await.expect("the same");
+        let (stands, again) = (&nearer.prices[0], &again.prices[0]);
+        assert_eq!((again.id, again.status), (stands.id, Status::Unchanged), "{time}");
+        let validity = (again.draft.valid_from, again.draft.valid_to);
+        assert_eq!(validity, (stands.draft.valid_from, stands.draft.valid_to), "{time}");
+    }
     for (time, rate) in [("2026-12-09", "2.4"), ("2026-12-10", "1.2"), ("2027-01-01", "3.6")] {
         assert_eq!(cost(database, "sell", &format!("{time}T00:00:00Z")).await, rate, "{time}");
     }

@@ -208,7 +208,8 @@ struct PublishedView {
     id: Option<PriceId>,
     /// `unchanged`: the same terms stood already.
     status: Status,
-    /// The price as published, with the rates that apply to each class.
+    /// The price as published, with the rates that apply to each class; where it is unchanged, with the validity of the one that
+    /// stands for it.
     price: PriceView,
     /// Old and new rates from `valid_from` on, where it follows another price.
     changes: Vec<ChangeView>,
@@ -264,7 +265,8 @@ pub(super) fn change_view(change: RateChange, draft: &PriceDraft, currency: Curr
 ///
 /// All of them or none. A price supersedes the one of the same model and conditions that started earlier, from its own
 /// `valid_from` on; where it ends before that one would, that one goes on after it. A price without an end is up to where
-/// another is announced to follow: the answer shows its `valid_to`. Publishing the same again changes nothing.
+/// another is announced to follow: the answer shows its `valid_to`. During a promotion, after which the price before it would
+/// go on, a price without an end is refused. Publishing the same again changes nothing.
 /// What is recorded already keeps the price it was rated with.
 #[utoipa::path(post, path = "/v1/price-books/{book}/prices", operation_id = "publish_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "provider-cost"), PublishParams),

@@ -355,9 +355,10 @@ struct EndedPriceView {
 ///
 /// It is superseded by a copy that ends at `valid_to`, or withdrawn where that is at or before the start of an announced price.
 /// The answer is the copy, or the price that was withdrawn. The price that an announced one was to follow keeps its end: calls
-/// are unpriced from `no_price_from` on until a price is published for that time, with the aliases of the model. Prices that a
-/// markup derived from it follow, and aliases of its model end with the last price of the model in the book. With `alias`, that
-/// name ends instead of the price, and the answer is the price.
+/// are unpriced from `no_price_from` on, or rated by a less specific price of the model where one matches, until a price is
+/// published for that time, with the aliases of the model. Prices that a markup derived from it follow, and aliases of its model
+/// end with the last price of the model in the book. With `alias`, that name ends instead of the price, and the answer is the
+/// price.
 #[utoipa::path(patch, path = "/v1/prices/{id}", operation_id = "update_price", tag = "prices",
     params(("id" = i64, Path, description = "The price's id")),
     request_body = PriceEnd,

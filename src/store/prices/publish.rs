@@ -63,7 +63,7 @@ pub struct PublishedPrice {
     pub id: PriceId,
     /// Added, changed or unchanged.
     pub status: Status,
-    /// What was written (or would have been, had it not stood already).
+    /// What was written; where it stood already what was given, with the validity of the price that stands for it.
     pub draft: PriceDraft,
     /// Old and new rates where it follows another price.
     pub changes: Vec<RateChange>,
@@ -97,6 +97,8 @@ pub async fn publish(
     let book =
         find_book(connection, book).await?.ok_or_else(|| PricesError::UnknownBook(book.to_owned()))?.info;
     let (standing, aliases) = neighbours(connection, book.id, new).await?;
+    let validity = |there: &Standing| (there.id, (there.draft.valid_from, there.draft.valid_to));
+    let stood: HashMap<PriceId, Validity> = standing.iter().map(validity).collect();
     let plan = plan(standing, aliases, new).map_err(PricesError::Refused)?;
 
     let ids = reserve_ids(connection, plan.rows.len()).await?;
@@ -116,7 +118,7 @@ pub async fn publish(
     sqlx::query!("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *connection).await?;
 
     let publication = Publication {
-        prices: outcomes(&plan, &ids, new)?,
+        prices: outcomes(&plan, &ids, new, &stood)?,
         continued: superseded.iter().filter_map(|(old, copy)| Some((*old, (*copy)?))).collect(),
         aliases: plan.aliases.len() - plan.superseded_aliases.len(),
         ended_aliases: plan.ended_aliases().cloned().collect(),
@@ -193,7 +195,15 @@ async fn neighbours(
     Ok((standing, aliases))
 }
 
-fn outcomes(plan: &Plan, ids: &[PriceId], new: &[NewPrice]) -> Result<Vec<PublishedPrice>, PricesError> {
+/// First instant of validity, and first instant after.
+type Validity = (DateTime<Utc>, Option<DateTime<Utc>>);
+
+fn outcomes(
+    plan: &Plan,
+    ids: &[PriceId],
+    new: &[NewPrice],
+    stood: &HashMap<PriceId, Validity>,
+) -> Result<Vec<PublishedPrice>, PricesError> {
     let mut prices = Vec::with_capacity(plan.published.len());
     for (index, published) in plan.published.iter().enumerate() {
         let (row, before) = match published {
@@ -202,11 +212,10 @@ fn outcomes(plan: &Plan, ids: &[PriceId], new: &[NewPrice]) -> Result<Vec<Publis
                 let (id, draft) = match slot {
                     Slot::Planned(row) => (ids[*row], plan.rows[*row].clone()),
                     Slot::Standing(id) => {
-                        let draft = match new[index].check(index) {
-                            Ok(draft) => draft,
-                            Err(faults) => return Err(PricesError::Refused(faults)),
-                        };
-                        (*id, draft)
+                        let draft = new[index].check(index).map_err(PricesError::Refused)?;
+                        let given = (draft.valid_from, draft.valid_to);
+                        let (valid_from, valid_to) = stood.get(id).copied().unwrap_or(given);
+                        (*id, PriceDraft { valid_from, valid_to, ..draft })
                     }
                 };
                 prices.push(PublishedPrice { id, status: Status::Unchanged, draft, changes: Vec::new() });

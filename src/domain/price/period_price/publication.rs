@@ -2,8 +2,8 @@
 //!
 //! As with prices: a new one supersedes the one of its name in whose validity it lies, which is copied, ending where the new
 //! one starts, and goes on after it where the new one ends earlier; where another is announced to follow, one without an end
-//! is up to there. Every other overlap of a name is refused, and so is a price that would count usage or tasks that one of
-//! another name counts at the same time.
+//! is up to there, and where only an earlier one goes on, as after a promotion, it is refused. Every other overlap of a name
+//! is refused, and so is a price that would count usage or tasks that one of another name counts at the same time.
 
 use chrono::{DateTime, Utc};
 
@@ -11,7 +11,7 @@ use super::PeriodDraft;
 use super::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::price::intervals_meet;
-use crate::domain::price::succession::{Fit, Interval, advice, end_of, fit};
+use crate::domain::price::succession::{Fit, Interval, advice, end_of, fit, said_by};
 
 /// Where a period price is kept, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,15 +82,13 @@ struct Planner {
 impl Planner {
     fn place(&mut self, index: usize, draft: PeriodDraft) -> Result<Slot, PeriodFault> {
         let of_name = || self.entries.iter().enumerate().filter(|(_, entry)| entry.draft.name == draft.name);
-        let stands = of_name().find(|(_, entry)| {
-            intervals_meet(interval(&entry.draft), interval(&draft))
-                && self.says_already(&entry.draft, &draft)
-        });
-        if let Some((_, entry)) = stands {
-            return Ok(entry.slot);
-        }
         let intervals = || of_name().map(|(at, entry)| (at, interval(&entry.draft)));
-        let valid_to = end_of(intervals(), interval(&draft));
+        let scheme = |at: usize| &self.entries[at].draft.scheme;
+        let valid_to = end_of(intervals(), interval(&draft), |left, right| scheme(left) == scheme(right));
+        let said = said_by(&intervals(), interval(&draft), valid_to, |there| *scheme(there) == draft.scheme);
+        if let Some((there, _)) = said {
+            return Ok(self.entries[there].slot);
+        }
         let fit = fit(intervals(), (draft.valid_from, valid_to));
         let draft = PeriodDraft { valid_to, ..draft };
         self.refuse_double_counting(index, &draft)?;
@@ -127,22 +125,6 @@ impl Planner {
             name(entry)
         );
         Err(fault(index, field, detail, entry))
-    }
-
-    /// Whether a standing price says what a new one says: the same in the same interval; or both open and standing since
-    /// earlier; or open as published, but continued up to its successor.
-    fn says_already(&self, there: &PeriodDraft, new: &PeriodDraft) -> bool {
-        let same_start = there.valid_from == new.valid_from;
-        let nothing_new = match (there.valid_to, new.valid_to) {
-            (None, None) => there.valid_from <= new.valid_from,
-            (Some(end), None) => {
-                let successor =
-                    |entry: &Entry| entry.draft.name == there.name && entry.draft.valid_from == end;
-                same_start && self.entries.iter().any(successor)
-            }
-            (ends, new_end) => same_start && ends == new_end,
-        };
-        nothing_new && there.scheme == new.scheme
     }
 
     /// Ends a price where a new one starts.
@@ -241,6 +223,46 @@ mod tests {
         }
         let promotion = plan(stands(), &[new("a", "gpt-5", 10, Some(15), "0.7")]).unwrap();
         assert_eq!(days(&promotion), ["01-10", "10-15", "15-20"]);
+    }
+
+    /// What stands after a publication; the ids of what it adds go on from `next`.
+    fn after(
+        mut stands: Vec<(PeriodPriceId, PeriodDraft)>,
+        new: &[NewPeriodPrice],
+        next: i64,
+    ) -> Vec<(PeriodPriceId, PeriodDraft)> {
+        let plan = plan(stands.clone(), new).unwrap();
+        stands.retain(|(id, _)| plan.superseded.iter().all(|(old, _)| old != id));
+        stands.extend((next..).map(PeriodPriceId).zip(plan.rows));
+        stands
+    }
+
+    #[test]
+    fn a_lasting_price_does_not_end_with_a_promotion() {
+        let stands = after(vec![], &[new("a", "gpt-5", 1, None, "0.9")], 1);
+        let stands = after(stands, &[new("a", "gpt-5", 10, Some(20), "0.7")], 2);
+        let refused = plan(stands.clone(), &[new("a", "gpt-5", 15, None, "0.8")]).unwrap_err();
+        assert!(refused[0].detail.contains("a valid_to of 2026-01-20 00:00:00 UTC"), "{}", refused[0].detail);
+        // As it says: up to there, and lasting once what goes on then is withdrawn.
+        let mut stands = after(stands, &[new("a", "gpt-5", 15, Some(20), "0.8")], 5);
+        let refused = plan(stands.clone(), &[new("a", "gpt-5", 17, None, "0.6")]).unwrap_err();
+        assert!(refused[0].detail.contains("a valid_to of 2026-01-20 00:00:00 UTC"), "{}", refused[0].detail);
+        stands.retain(|(_, draft)| draft.valid_to.is_some());
+        assert_eq!(days(&plan(stands, &[new("a", "gpt-5", 20, None, "0.8")]).unwrap()), ["20-"]);
+    }
+
+    #[test]
+    fn the_same_again_changes_nothing_after_others_either() {
+        let first = [new("a", "gpt-5", 1, Some(20), "0.9"), new("a", "gpt-5", 20, None, "0.8")];
+        let stands = after(vec![], &first, 1);
+        // A list without dates starts now, up to what is announced.
+        let listed = plan(stands.clone(), &[new("a", "gpt-5", 5, None, "0.9")]).unwrap();
+        assert_eq!((listed.rows.len(), listed.published[0]), (0, Slot::Standing(PeriodPriceId(1))));
+        let between = [new("a", "gpt-5", 10, None, "0.7")];
+        let stands = after(stands, &between, 3);
+        for again in [first.as_slice(), between.as_slice()] {
+            assert_eq!(plan(stands.clone(), again).unwrap().rows, []);
+        }
     }
 
     #[test]

@@ -2,15 +2,16 @@
 //!
 //! A new price supersedes the one of the same key in whose validity it lies: that one is copied, ending where the new one
 //! starts, and goes on after the new one where that ends earlier. Where another is announced to follow, a new price without
-//! an end is up to there. Every other overlap is refused, and so is a price that would leave it open which of two applies.
-//! A price that gives a name to another model supersedes the open meaning of the alias.
+//! an end is up to there; where only an earlier price goes on, as after a promotion, it is refused. Every other overlap is
+//! refused, and so is a price that would leave it open which of two applies. A price that gives a name to another model
+//! supersedes the open meaning of the alias.
 
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
 use super::quotation::{NewPrice, PriceDraft, PriceFault};
-use super::succession::{Fit, Interval, advice, end_of, fit};
+use super::succession::{Fit, Interval, advice, end_of, fit, said_by};
 use super::{ModelAlias, covers, intervals_meet};
 use crate::domain::ids::PriceId;
 use crate::domain::money::Rate;
@@ -134,13 +135,35 @@ impl Planner {
     }
 
     fn add(&mut self, index: usize, draft: PriceDraft) -> Result<(), PriceFault> {
-        self.add_aliases(index, &draft)?;
         let key = (draft.provider.clone(), draft.model.clone());
         let mut entries = self.entries.remove(&key).unwrap_or_default();
-        let outcome = self.place(index, draft, &mut entries);
+        let outcome = self.settle(index, draft, &mut entries);
         self.entries.insert(key, entries);
         self.plan.published[index] = outcome?;
         Ok(())
+    }
+
+    /// Finds out where the price ends, and dates its aliases like that.
+    fn settle(
+        &mut self,
+        index: usize,
+        draft: PriceDraft,
+        entries: &mut Vec<Entry>,
+    ) -> Result<Published, PriceFault> {
+        let new = (draft.valid_from, draft.valid_to);
+        let key = draft.conditions_key.as_str();
+        let both = |left: usize, right: usize| entries[left].draft.same_terms(&entries[right].draft);
+        let end = end_of(of_key(entries, key), new, both);
+        let same = |there: usize| entries[there].draft.same_terms(&draft);
+        let said = said_by(&of_key(entries, key), new, end, same);
+        let said = said.map(|(there, until)| (entries[there].slot, until));
+        let valid_to = said.map_or(end, |(_, until)| until);
+        let draft = PriceDraft { valid_to, ..draft };
+        self.add_aliases(index, &draft)?;
+        match said {
+            Some((slot, _)) => Ok(Published::Unchanged(slot)),
+            None => self.place(index, draft, entries),
+        }
     }
 
     fn place(
@@ -149,21 +172,7 @@ impl Planner {
         draft: PriceDraft,
         entries: &mut Vec<Entry>,
     ) -> Result<Published, PriceFault> {
-        let same_key = |entry: &Entry| entry.draft.conditions_key == draft.conditions_key;
-        let stands = entries.iter().find(|entry| {
-            let meets = intervals_meet(entry.interval(), (draft.valid_from, draft.valid_to));
-            same_key(entry) && meets && stands_already(&entry.draft, &draft, entries)
-        });
-        if let Some(entry) = stands {
-            return Ok(Published::Unchanged(entry.slot));
-        }
-        let of_key = || {
-            let all = entries.iter().enumerate().filter(|(_, entry)| same_key(entry));
-            all.map(|(at, entry)| (at, entry.interval()))
-        };
-        let valid_to = end_of(of_key(), (draft.valid_from, draft.valid_to));
-        let fit = fit(of_key(), (draft.valid_from, valid_to));
-        let draft = PriceDraft { valid_to, ..draft };
+        let fit = fit(of_key(entries, &draft.conditions_key), (draft.valid_from, draft.valid_to));
         self.refuse_ambiguous(index, &draft, entries)?;
         match fit {
             Fit::Free => {}
@@ -277,21 +286,10 @@ impl Planner {
     }
 }
 
-/// Whether a standing price says what a new one says: the same terms in the same interval; or both open and standing
-/// since earlier; or open as published, but continued up to its successor.
-fn stands_already(there: &PriceDraft, new: &PriceDraft, entries: &[Entry]) -> bool {
-    let same_start = there.valid_from == new.valid_from;
-    let nothing_new = match (there.valid_to, new.valid_to) {
-        (None, None) => there.valid_from <= new.valid_from,
-        (Some(end), None) => {
-            let successor = |entry: &Entry| {
-                entry.draft.conditions_key == there.conditions_key && entry.draft.valid_from == end
-            };
-            same_start && entries.iter().any(successor)
-        }
-        (ends, new_end) => same_start && ends == new_end,
-    };
-    nothing_new && there.same_terms(new)
+/// Where the prices of a key are, and when they are valid.
+fn of_key(entries: &[Entry], key: &str) -> impl Iterator<Item = (usize, Interval)> + Clone {
+    let same_key = move |(_, entry): &(usize, &Entry)| entry.draft.conditions_key == key;
+    entries.iter().enumerate().filter(same_key).map(|(at, entry)| (at, entry.interval()))
 }
 
 /// What a name means for some time.

@@ -84,6 +84,73 @@ fn a_nearer_price_is_valid_up_to_the_announced_one() {
     assert_eq!(intervals(&promotion), expected);
 }
 
+/// What stands after a publication; the ids of what it adds go on from `next`.
+fn after(mut stands: Vec<Standing>, new: &[NewPrice], next: i64) -> Vec<Standing> {
+    let plan = plan(stands.clone(), vec![], new).unwrap();
+    stands.retain(|there| plan.superseded.iter().all(|(old, _)| *old != there.id));
+    stands.extend((next..).zip(plan.rows).map(|(id, draft)| Standing { id: PriceId(id), draft }));
+    stands
+}
+
+#[test]
+fn a_lasting_price_does_not_end_with_a_promotion() {
+    let stands = after(vec![], &[price(0, None, "2")], 1);
+    let stands = after(stands, &[price(10, Some(20), "1")], 2);
+    let refused = plan(stands.clone(), vec![], &[price(15, None, "3")]).unwrap_err();
+    assert_eq!((refused[0].path.as_str(), refused[0].conflicts_with), ("valid_from", Some(PriceId(4))));
+    assert!(refused[0].detail.contains(&format!("a valid_to of {}", at(20))), "{}", refused[0]);
+    // As it says: up to there, and lasting once what goes on then is withdrawn.
+    let mut stands = after(stands, &[price(15, Some(20), "3")], 5);
+    let later = plan(stands.clone(), vec![], &[price(17, None, "4")]).unwrap_err();
+    assert!(later[0].detail.contains(&format!("a valid_to of {}", at(20))), "{}", later[0]);
+    stands.retain(|there| there.draft.valid_to.is_some());
+    let lasting = plan(stands, vec![], &[price(20, None, "3")]).unwrap();
+    assert_eq!(intervals(&lasting), [(at(20), None, "3".to_owned())]);
+}
+
+#[test]
+fn a_lasting_price_does_not_end_where_a_cancelled_rise_was_to_start() {
+    let stands = vec![standing(1, &price(0, Some(20), "2")), standing(2, &price(20, None, "2"))];
+    let refused = plan(stands.clone(), vec![], &[price(10, None, "1")]).unwrap_err();
+    assert_eq!((refused[0].path.as_str(), refused[0].conflicts_with), ("valid_from", Some(PriceId(1))));
+    let named = NewPrice { aliases: vec!["latest".to_owned()], ..price(10, None, "2") };
+    let same = plan(stands, vec![], &[named]).unwrap();
+    assert_eq!((same.rows, same.published), (vec![], vec![Published::Unchanged(Slot::Standing(PriceId(1)))]));
+    assert_eq!((same.aliases[0].valid_from, same.aliases[0].valid_to), (at(10), None));
+}
+
+#[test]
+fn the_same_again_changes_nothing_after_others_either() {
+    let first = [price(0, Some(20), "2"), price(20, None, "3")];
+    let stands = after(vec![], &first, 1);
+    // A list without dates starts now, up to what is announced.
+    let listed = plan(stands.clone(), vec![], &[price(5, None, "2")]).unwrap();
+    assert_eq!(
+        (listed.rows, listed.published),
+        (vec![], vec![Published::Unchanged(Slot::Standing(PriceId(1)))])
+    );
+    let between = [price(10, None, "1")];
+    let stands = after(stands, &between, 3);
+    for again in [first.as_slice(), between.as_slice()] {
+        assert_eq!(plan(stands.clone(), vec![], again).unwrap().rows, []);
+    }
+}
+
+#[test]
+fn aliases_are_dated_as_the_price_finally_is() {
+    let named = |to| NewPrice { aliases: vec!["latest".to_owned()], ..price(10, to, "1") };
+    let stands = vec![standing(1, &price(0, Some(20), "2")), standing(2, &price(20, None, "3"))];
+    let open = plan(stands.clone(), vec![], &[named(None)]).unwrap();
+    assert_eq!(open, plan(stands.clone(), vec![], &[named(Some(20))]).unwrap());
+    let [alias] = &open.aliases[..] else { panic!("one alias: {open:?}") };
+    assert_eq!((alias.valid_from, alias.valid_to), (at(10), Some(at(20))));
+    let stands = after(stands, &[named(None)], 3);
+    for again in [named(None), named(Some(20))] {
+        let again = plan(stands.clone(), open.aliases.clone(), &[again]).unwrap();
+        assert_eq!((again.rows, again.aliases), (vec![], vec![]));
+    }
+}
+
 #[test]
 fn the_same_price_again_changes_nothing() {
     let stands = || vec![standing(7, &price(0, None, "2"))];
@@ -234,21 +301,25 @@ fn aliases_end_with_the_last_price() {
 }
 
 proptest! {
-    /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, and
-    /// what stood before the first new start is untouched.
+    /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, what stood
+    /// before the first new start is untouched, and all that was added can be published again and changes nothing.
     #[test]
     fn no_two_prices_of_a_key_ever_overlap(
         published in prop::collection::vec((0_u32..40, prop::option::of(1_u32..20), 1_u32..5), 1..12),
     ) {
         let mut stands: Vec<Standing> = Vec::new();
         let mut next_id = 1;
+        let mut added: Vec<NewPrice> = Vec::new();
         for (from, length, rate) in published {
             let new = price(from, length.map(|days| from + days), &rate.to_string());
             let covered_before = |day: u32, stands: &[Standing]| {
                 stands.iter().filter(|s| covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
             };
             let before: Vec<usize> = (0..80).map(|day| covered_before(day, &stands)).collect();
-            if let Ok(plan) = plan(stands.clone(), vec![], &[new]) {
+            if let Ok(plan) = plan(stands.clone(), vec![], std::slice::from_ref(&new)) {
+                // What stood already is not on record by its own start, which may be given to another price later.
+                let is_new = matches!(plan.published[0], Published::Added { .. });
+                added.extend(is_new.then_some(new));
                 stands.retain(|s| !plan.superseded.iter().any(|(id, _)| *id == s.id));
                 for draft in plan.rows {
                     stands.push(Standing { id: PriceId(next_id), draft });
@@ -259,6 +330,10 @@ proptest! {
                 let now = covered_before(day, &stands);
                 prop_assert!(now <= 1);
                 prop_assert!(now >= before[usize::try_from(day).unwrap()], "publishing never unprices");
+            }
+            for again in &added {
+                let again = plan(stands.clone(), vec![], std::slice::from_ref(again));
+                prop_assert_eq!(again.map(|plan| plan.rows), Ok(vec![]));
             }
         }
     }
