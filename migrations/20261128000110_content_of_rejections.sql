@@ -3,3 +3,7 @@
 -- discarded under the id of an event that comes in. Null of whole messages, and in rejections of earlier releases, whose
 -- bytes are read.
 ALTER TABLE rejections ADD COLUMN content_hash uuid;
+
+-- Which way of reading payloads the hash comes from. A release that reads them otherwise reads the bytes, too: by its own
+-- reading a copy has another hash.
+ALTER TABLE rejections ADD COLUMN reading smallint;

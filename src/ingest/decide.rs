@@ -457,8 +457,10 @@ fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>)
     };
     // Exactly: there is one part almost always, and thousands of events wait in memory.
     journal.parts.reserve_exact(usage.parts.len());
-    // A correction to nothing takes back what the estimate was billed.
-    let nothing_used = journal.corrects.is_none() && usage.parts.iter().all(|part| part.quantities.is_zero());
+    let estimated = usage.usage_source == UsageSource::Estimated;
+    // A correction to nothing takes back what the estimate was billed, and an estimate of nothing may be corrected to more.
+    let nothing_used =
+        !estimated && journal.corrects.is_none() && usage.parts.iter().all(|part| part.quantities.is_zero());
     for part in usage.parts {
         let rated = rated(part, books, journal.occurred_at);
         journal
@@ -471,7 +473,7 @@ fn add_usage(journal: &mut JournalEvent, usage: Usage, books: Option<Books<'_>>)
     }
     journal.task = usage.task;
     journal.status = usage.status;
-    journal.estimated = usage.usage_source == UsageSource::Estimated;
+    journal.estimated = estimated;
     journal.latency_ms = usage.latency_ms;
     Ok(())
 }

@@ -15,7 +15,8 @@ use crate::metering;
 use crate::store::StoreError;
 use crate::store::journal::{self, DiscardedEvent, RejectionPosition, Suspect};
 
-/// Discarded events whose bytes are read at a time, because an earlier release kept no hash of them: each may have megabytes.
+/// Discarded events whose bytes are read at a time, because an earlier release kept no hash of them, or one by
+/// another reading: each may have megabytes.
 const BODIES_TOGETHER_MAX: usize = 8;
 
 /// An event that may be a copy of a discarded one.
@@ -108,7 +109,7 @@ async fn discards(
     suspects: &[Suspect<'_>],
 ) -> Result<HashMap<usize, Discards>, StoreError> {
     let (mut discards, mut unhashed) = (HashMap::<usize, Discards>::new(), HashMap::new());
-    for event in journal::discarded_events(tx, suspects).await? {
+    for event in journal::discarded_events(tx, suspects, metering::READING).await? {
         let DiscardedEvent { suspect, content_hash, unhashed: rejection, discarded_at } = event;
         let Ok(number) = usize::try_from(suspect) else { continue };
         if let Some(hash) = content_hash {

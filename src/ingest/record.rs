@@ -17,6 +17,7 @@ use super::meters;
 use super::recent::Recent;
 use super::sorted::{Comparison, Sorted};
 use crate::clock::Clock;
+use crate::metering::READING;
 use crate::shutdown::Shutdown;
 use crate::store::journal::{self, BatchRow, JournalEvent, LookUp, Origin, Recorded};
 use crate::store::posting::Unposted;
@@ -472,7 +473,7 @@ impl Recorder {
         {
             let version = batch.catalog_version;
             let rejections = sorted.rejections.iter().map(AsRef::as_ref);
-            journal::copy_rejections(tx, id, incarnation, version, rejections).await?;
+            journal::copy_rejections(tx, id, incarnation, version, READING, rejections).await?;
             // Copies that come again bring no new evidence.
             if !sorted.events.is_empty() {
                 journal::insert_payload(tx, id, &batch.payload()?).await?;

@@ -365,7 +365,7 @@ async fn known(
     let mut superseded = false;
     let estimate = match held.in_batch.get(&correction.original) {
         Some(earlier) => Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer)),
-        None => journal::correction_target(tx, &correction).await?.map(|target| {
+        None => journal::correction_target(tx, &correction, None).await?.map(|target| {
             superseded = target.superseded;
             (target.estimated, target.customer)
         }),

@@ -8,6 +8,9 @@ use crate::domain::event::{Report, TaskRef, UsageEvent, UsagePart};
 const ENCODING: u8 = 1;
 /// Stands in its place where bytes are hashed as they are.
 const BYTES: u8 = 0;
+/// Names how events are read: what they are found to hold, and what is hashed of that. It is raised where an event gets another
+/// hash than the release before gave it, so that hashes which were kept are compared with those of the same reading only.
+pub const READING: i16 = 1;
 
 /// SHA-256, first 16 bytes, over what is billed: customer, time, correction, parts, task and outcome.
 ///

@@ -37,7 +37,7 @@ pub use event::{
     parse_with_payload,
 };
 pub use formats::Format;
-pub use hash::{bytes_hash, content_hash};
+pub use hash::{READING, bytes_hash, content_hash};
 pub use hints::{Hints, hints};
 pub use message::{MESSAGE_MAX_BYTES, MESSAGE_MAX_EVENTS, Message, split, split_shared};
 pub use reason::{Reason, Rejected, UnknownReason};

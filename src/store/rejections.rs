@@ -225,13 +225,8 @@ async fn request(connection: &mut PgConnection, ids: &[i64], waive_window: bool)
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn discard(
-    connection: &mut PgConnection,
-    id: RejectionId,
-    note: &str,
-    now: DateTime<Utc>,
-) -> Result<bool, StoreError> {
-    Ok(discard_each(connection, &[id.0], note, now).await? == 1)
+pub async fn discard(connection: &mut PgConnection, id: RejectionId, note: &str) -> Result<bool, StoreError> {
+    Ok(discard_each(connection, &[id.0], note).await? == 1)
 }
 
 /// The same of the open rejections that match, the oldest first; `bounds`: of how many, and how many more are counted.
@@ -242,25 +237,19 @@ pub async fn discard_many(
     connection: &mut PgConnection,
     filter: RejectionFilter<'_>,
     note: &str,
-    now: DateTime<Utc>,
     bounds: (usize, usize),
 ) -> Result<Done, StoreError> {
     let (ids, left) = open_ones(connection, filter, None, bounds).await?;
-    Ok(Done { done: discard_each(connection, &ids, note, now).await?, left })
+    Ok(Done { done: discard_each(connection, &ids, note).await?, left })
 }
 
-async fn discard_each(
-    connection: &mut PgConnection,
-    ids: &[i64],
-    note: &str,
-    now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
+async fn discard_each(connection: &mut PgConnection, ids: &[i64], note: &str) -> Result<u64, StoreError> {
+    // By the database's clock, as it was rejected: which of both was first decides what a copy of it becomes.
     let result = sqlx::query!(
-        "UPDATE rejections SET resolved_at = $3, resolution = 'discarded', resolution_note = $2, replay_requested = false
+        "UPDATE rejections SET resolved_at = now(), resolution = 'discarded', resolution_note = $2, replay_requested = false
          WHERE id = ANY($1) AND resolved_at IS NULL",
         ids,
-        note,
-        now
+        note
     )
     .execute(connection)
     .await?;

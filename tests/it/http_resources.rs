@@ -408,6 +408,10 @@ async fn rejections_are_replayed_and_discarded() {
     let done = api.post(finance, "/v1/rejections/discard", &many).await;
     assert_eq!((done.status, done.json()), (StatusCode::OK, json!({"discarded": 2, "left": 0})));
     assert_eq!(api.post(finance, "/v1/rejections/discard", &many).await.json()["discarded"], 0);
+    // What was discarded first is told by these times: they are of one clock.
+    let of_another_clock =
+        "SELECT count(*) FROM rejections WHERE resolved_at NOT BETWEEN rejected_at AND now()";
+    assert_eq!(api.number(of_another_clock).await, 0);
     let open = api.get(finance, "/v1/rejections?open=true&from=2020-01-01T00:00:00Z").await.json();
     assert_eq!(open["data"].as_array().unwrap().len(), 1);
     let open = api.get(finance, "/v1/rejections?open=true&to=2020-01-01T00:00:00Z").await.json();

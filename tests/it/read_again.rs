@@ -39,7 +39,7 @@ async fn discard(world: &World, ids: &[&str]) {
                 .await
                 .unwrap();
         let mut tx = world.bed.database.begin().await.unwrap();
-        assert!(rejections::discard(&mut tx, RejectionId(rejection), "a test", now()).await.unwrap());
+        assert!(rejections::discard(&mut tx, RejectionId(rejection), "a test").await.unwrap());
         commit(tx).await.unwrap();
     }
 }
@@ -105,7 +105,7 @@ async fn what_was_discarded_is_not_billed_when_nothing_is_against_it_any_more() 
 async fn discard_all(world: &World, reason: &str) {
     let mut tx = world.bed.database.begin().await.unwrap();
     let filter = RejectionFilter { reason: Some(reason), ..RejectionFilter::default() };
-    let done = rejections::discard_many(&mut tx, filter, "a test", now(), (100, 0)).await.unwrap();
+    let done = rejections::discard_many(&mut tx, filter, "a test", (100, 0)).await.unwrap();
     assert!(done.done > 0);
     commit(tx).await.unwrap();
 }
@@ -136,7 +136,10 @@ async fn what_was_discarded_is_told_without_reading_it() {
     let mut tx = world.pool.begin().await.unwrap();
     let time = usage_event("e-1")["time"].as_str().unwrap().parse().unwrap();
     let asked = Suspect { gateway: "gw-1", source: "gw-1", id: "e-1", time };
-    assert_eq!(journal::discarded_events(&mut tx, &[asked]).await.unwrap().len(), 5);
+    assert_eq!(
+        journal::discarded_events(&mut tx, &[asked], waybill::metering::READING).await.unwrap().len(),
+        5
+    );
     let read = "SELECT COALESCE(sum(seq_tup_read + idx_tup_fetch), 0)::bigint FROM pg_stat_xact_all_tables
                 WHERE relid = (SELECT reltoastrelid FROM pg_class WHERE oid = 'rejections'::regclass)";
     assert_eq!(sqlx::query_scalar::<_, i64>(read).fetch_one(&mut *tx).await.unwrap(), 0);
@@ -181,6 +184,47 @@ async fn what_was_discarded_unread_is_told_by_its_bytes() {
     world.settled().await;
     let outcomes = [Outcome::Duplicate, Outcome::Rejected("unknown_customer")];
     assert_eq!(world.outcomes(sequence, 2).await, outcomes, "bytes are no content");
+}
+
+/// By its reading the event has another hash, or it could not read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_release_has_read_otherwise_and_was_discarded_is_told() {
+    let world = World::idle().await;
+    world.start_consumer();
+    let ids = ["other", "unread", "unhashed", "later"];
+    let events: Vec<Value> = ids.map(usage_event).into();
+    world.publish("gw-1", &json!(events)).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"; 4]);
+    world
+        .bed
+        .run(
+            "UPDATE rejections SET reading = reading - 1;
+             UPDATE rejections SET reading = reading + 2 WHERE event_id = 'later';
+             UPDATE rejections SET content_hash = gen_random_uuid() WHERE event_id IN ('other', 'later');
+             UPDATE rejections SET content_hash = substr(sha256('\\x00' || raw)::text, 3, 32)::uuid WHERE event_id = 'unread';
+             UPDATE rejections SET content_hash = NULL, reading = NULL WHERE event_id = 'unhashed';",
+        )
+        .await;
+    discard(&world, &ids).await;
+    world.publish_prices(gpt5_prices()).await;
+    let sequence = world.publish("gw-1", &json!(events)).await;
+    // With another place in its gateway's count it has other bytes.
+    let stamped: Vec<Value> = events
+        .into_iter()
+        .zip(1..)
+        .map(|(mut event, number)| {
+            (event["epoch"], event["sequence"]) = (json!("boot"), json!(number));
+            event
+        })
+        .collect();
+    let restamped = world.publish("gw-1", &json!(stamped)).await;
+    world.settled().await;
+    for sequence in [sequence, restamped] {
+        assert_eq!(world.outcomes(sequence, 4).await, [Outcome::Duplicate; 4]);
+    }
+    assert_eq!(world.recorded_events().await, 0);
+    world.verified().await;
 }
 
 /// Registers a gateway.

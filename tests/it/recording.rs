@@ -217,17 +217,23 @@ async fn calls_that_used_nothing_of_a_model_without_a_price_are_no_unpriced_usag
     let mut used = of_nothing(usage_event("used"));
     used["data"]["usage"]["output"] = json!(1);
     let void = of_nothing(correction("void", "guess", Value::Null));
-    let events = json!([of_nothing(usage_event("failed")), used, estimate("guess"), void]);
+    let zeros = of_nothing(estimate("zeros"));
+    let mut more = of_nothing(correction("more", "zeros", Value::Null));
+    more["data"]["usage"]["input"] = json!(3);
+    let events = json!([of_nothing(usage_event("failed")), used, estimate("guess"), void, zeros, more]);
     let sequence = world.publish("gw-1", &events).await;
     world.settled().await;
     let (nothing, unpriced) = (Outcome::Rejected("nothing_used"), Outcome::Rejected("unpriced"));
-    // What takes back an estimate is money.
-    assert_eq!(world.outcomes(sequence, 4).await, [nothing, unpriced, Outcome::Recorded, unpriced]);
+    // What takes back an estimate is money, and so may be what is known of an estimate later.
+    let outcomes = [nothing, unpriced, Outcome::Recorded, unpriced, unpriced, unpriced];
+    assert_eq!(world.outcomes(sequence, 6).await, outcomes);
     let mut prices = gpt5_prices();
     prices[0]["model"] = json!("gpt-99");
     world.publish_prices(prices).await;
     wait_until("all are recorded", async || world.open_rejections().await.is_empty().then_some(())).await;
     world.settled().await;
+    let totals = world.totals().await;
+    assert_eq!((totals.input, totals.output), (3, 1));
     world.verified().await;
 }
 

@@ -1,11 +1,18 @@
 //! Which of several corrections of an estimate stands, and what may correct one.
 
 use serde_json::{Value, json};
+use sqlx::PgConnection;
+use uuid::Uuid;
+use waybill::domain::event::SequenceMark;
+use waybill::domain::identity::{EventIdentity, EventKey};
+use waybill::domain::ids::{BatchId, GatewayId};
 use waybill::ingest::replay;
+use waybill::store::StoreError;
+use waybill::store::journal::{self, Correction, JournalEvent};
 
 use crate::harness::wait_until;
 use crate::recording::correction;
-use crate::world::{Outcome, World, estimate, gpt5_prices, usage_event};
+use crate::world::{Outcome, World, estimate, gpt5_prices, now, usage_event};
 
 fn input(units: i64) -> Value {
     json!({"input": units, "output": 0})
@@ -228,4 +235,95 @@ async fn corrections_of_two_counts_or_of_one_without_are_ordered_by_their_places
     world.settled().await;
     assert_eq!(world.totals().await.input, 6);
     world.verified().await;
+}
+
+/// A correction as [`journal::correct`] takes it, recorded by a batch: a copy of the one that there is, at another place.
+async fn recorded(
+    connection: &mut PgConnection,
+    world: &World,
+    batch: BatchId,
+    (id, stream_seq): (&str, i64),
+) -> JournalEvent {
+    let identity = EventIdentity { source: "gw-1".into(), id: id.into() };
+    let key = identity.key();
+    sqlx::query(
+        "INSERT INTO usage_events SELECT (jsonb_populate_record(u, jsonb_build_object(
+             'event_key', $1, 'id', $2, 'stream_seq', $3, 'batch_id', $4))).*
+         FROM usage_events u WHERE id = 'z' AND kind = 'usage'",
+    )
+    .bind(key.0)
+    .bind(id)
+    .bind(stream_seq)
+    .bind(batch.0)
+    .execute(&mut *connection)
+    .await
+    .unwrap();
+    let gateway: i32 = sqlx::query_scalar("SELECT gateway_id FROM usage_events WHERE id = 'z' LIMIT 1")
+        .fetch_one(connection)
+        .await
+        .unwrap();
+    JournalEvent {
+        identity,
+        key,
+        content_hash: Uuid::nil(),
+        stream_seq,
+        event_index: 0,
+        customer: world.customer("acme").await,
+        gateway: GatewayId(gateway),
+        occurred_at: now(),
+        corrects: None,
+        task: None,
+        outcome: None,
+        project: None,
+        attributes: None,
+        status: None,
+        estimated: false,
+        latency_ms: None,
+        parts: Vec::new(),
+    }
+}
+
+/// Another writer was faster with one that is later than the second of them only.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_correction_of_a_batch_takes_back_a_later_one_that_was_recorded_meanwhile() {
+    let world = World::start().await;
+    world.publish("gw-1", &counted(estimate("guess"), "boot", 1)).await;
+    let z = world.publish("gw-1", &counted(correction("z", "guess", input(3)), "boot", 3)).await;
+    world.settled().await;
+    let life: Uuid = sqlx::query_scalar("SELECT incarnation FROM ingest_batches ORDER BY id LIMIT 1")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    let original = EventIdentity { source: "gw-1".into(), id: "guess".into() }.key();
+    let other_life = Uuid::from_u128(7);
+    let mark = |epoch: &str, number| Some(SequenceMark { epoch: epoch.into(), number });
+    for (first, second, may_stand) in [
+        ((other_life, 1, None), (life, z - 1, None), false),
+        ((life, z + 1, mark("other", 9)), (life, z + 2, mark("boot", 2)), false),
+        // Those of its own batch are none that it is compared with.
+        ((life, z + 2, mark("boot", 5)), (life, z + 1, mark("boot", 4)), true),
+    ] {
+        let mut tx = world.pool.begin().await.unwrap();
+        let batch = sqlx::query_scalar(
+            "INSERT INTO ingest_batches (origin, messages, events, recorded, duplicates, rejected, rows, booked_on)
+             SELECT 'replay', 0, 2, 2, 0, 0, 2, booked_on FROM journal_clock RETURNING id",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map(BatchId)
+        .unwrap();
+        let x = recorded(&mut tx, &world, batch, ("x", first.1)).await;
+        let y = recorded(&mut tx, &world, batch, ("y", second.1)).await;
+        let corrections = [
+            Correction { original, life: Some(first.0), mark: first.2.as_ref(), event: &x },
+            Correction { original, life: Some(second.0), mark: second.2.as_ref(), event: &y },
+        ];
+        let corrected = journal::correct(&mut tx, batch, &corrections).await;
+        match corrected {
+            Ok(()) => assert!(may_stand, "{second:?} stands"),
+            Err(StoreError::StandsOtherwise(EventKey(key))) => assert!(key == original.0 && !may_stand),
+            Err(error) => panic!("{error}"),
+        }
+        tx.rollback().await.unwrap();
+    }
 }

@@ -157,7 +157,7 @@ async fn many_rejections_are_replayed_and_discarded_in_steps() {
         assert_eq!((done, left), expected, "{waive}");
     }
     for expected in [(7, 3), (3, 0), (0, 0)] {
-        let Done { done, left } = discard_many(&mut tx, filter, "a test", now(), (7, 100)).await.unwrap();
+        let Done { done, left } = discard_many(&mut tx, filter, "a test", (7, 100)).await.unwrap();
         assert_eq!((done, left), expected);
     }
     let others = "SELECT count(*) FROM rejections WHERE resolution = 'discarded'

@@ -350,18 +350,26 @@ async fn a_stream_restored_to_an_older_state_loses_nothing_of_what_comes_then() 
     world.verified().await;
 }
 
-/// Passes everything on, but the first connections' requests for messages to where nobody sends any.
-async fn deaf_proxy(server: String, deaf: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+/// Passes everything on, but the first connections' requests for messages to where nobody sends any. The connection after
+/// those hears nothing at all. At two addresses, of which a client takes one after the other in any order.
+async fn deaf_proxy(server: String, deaf: usize) -> ([SocketAddr; 2], Arc<AtomicUsize>) {
     const ASKED: &[u8] = b"$JS.API.CONSUMER.MSG.NEXT.";
     const LOST: &[u8] = b"$XX.API.CONSUMER.MSG.NEXT.";
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let bind = || TcpListener::bind("127.0.0.1:0");
+    let (first, second) = (bind().await.unwrap(), bind().await.unwrap());
+    let addresses = [&first, &second].map(|listener| listener.local_addr().unwrap());
     let lost = Arc::new(AtomicUsize::new(0));
     let count = lost.clone();
     tokio::spawn(async move {
-        let mut connections = 0;
-        while let Ok((client, _)) = listener.accept().await {
+        let (mut connections, mut silent) = (0, Vec::new());
+        loop {
+            let accepted = tokio::select! { accepted = first.accept() => accepted, accepted = second.accept() => accepted };
+            let (client, _) = accepted.unwrap();
             connections += 1;
+            if connections == deaf + 1 {
+                silent.push(client);
+                continue;
+            }
             let is_deaf = connections <= deaf;
             let (server, count) = (TcpStream::connect(&server).await.unwrap(), count.clone());
             let (mut from_client, mut to_client) = client.into_split();
@@ -383,7 +391,7 @@ async fn deaf_proxy(server: String, deaf: usize) -> (SocketAddr, Arc<AtomicUsize
             });
         }
     });
-    (address, lost)
+    (addresses, lost)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -391,13 +399,13 @@ async fn a_consumer_that_gets_nothing_although_messages_wait_is_rebuilt() {
     let world = World::idle().await;
     world.publish_prices(gpt5_prices()).await;
     let (credentials, server) = world.bed.nats_url.rsplit_once('@').unwrap();
-    // One connection publishes, one consumes; the third is the rebuilt one.
-    let (proxy, lost) = deaf_proxy(server.to_owned(), 2).await;
+    // One connection publishes, one consumes; the third would be the rebuilt one, but waits for the server until after the next
+    // look.
+    let ([proxy, same], lost) = deaf_proxy(server.to_owned(), 2).await;
     // Somebody takes the requests, or the server would say that nobody does.
     let mut swallow = world.bed.nats.subscribe("$XX.>").await.unwrap();
     tokio::spawn(async move { while swallow.next().await.is_some() {} });
-    let lost_servers = free_addresses::<2>();
-    let url = format!("{credentials}@{proxy},{},{}", lost_servers[0], lost_servers[1]);
+    let url = format!("{credentials}@{proxy},{same}");
     let service = Service::start_with(&world, |command| {
         command.env("WAYBILL_NATS_URL", url);
     });
@@ -405,8 +413,6 @@ async fn a_consumer_that_gets_nothing_although_messages_wait_is_rebuilt() {
     service.refuses(&["the stream does not answer"]).await;
     service.shows("waybill_consumer_rebuilds_total{what=\"subscription\"}").await;
     assert!(lost.load(Ordering::Relaxed) > 0, "requests were lost");
-    // Who connects to one of these from now on waits for it until after the next look.
-    let _silent = lost_servers.map(|server| std::net::TcpListener::bind(server).unwrap());
     assert_eq!(world.recorded_events().await, 0);
     wait_until("another subscription did not help", async || {
         get(service.metrics, "/metrics")

@@ -364,8 +364,7 @@ async fn discard_rejection(
 ) -> Result<Response, Problem> {
     let note = checked_note(&body.note)?;
     let id = RejectionId(id);
-    let now = work.now;
-    if !rejections::discard(work.db(), id, note, now).await? {
+    if !rejections::discard(work.db(), id, note).await? {
         return Err(not_open(&mut work, id).await);
     }
     work.audit("rejection.discard", &id.to_string(), Some(json!({"note": note}))).await?;
@@ -426,8 +425,8 @@ async fn discard_rejections(
         to: body.to,
         ..RejectionFilter::default()
     };
-    let (now, bounds) = (work.now, (CHANGED_MAX, COUNTED_MAX));
-    let Done { done, left } = rejections::discard_many(work.db(), filter, note, now, bounds).await?;
+    let bounds = (CHANGED_MAX, COUNTED_MAX);
+    let Done { done, left } = rejections::discard_many(work.db(), filter, note, bounds).await?;
     let detail = json!({
         "customer": body.customer, "gateway": body.gateway, "provider": body.provider, "model": body.model,
         "from": body.from, "to": body.to, "note": note, "discarded": done,

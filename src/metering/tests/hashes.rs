@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{event_with, parse};
 use crate::domain::identity::hex;
-use crate::metering::{Format, bytes_hash, content_hash};
+use crate::metering::{Format, READING, bytes_hash, content_hash};
 
 /// One payload of each format with what it can say of conditions, and the hash of an event with it.
 fn pinned() -> Vec<(Format, Value, &'static str)> {
@@ -62,7 +62,7 @@ fn pinned() -> Vec<(Format, Value, &'static str)> {
 }
 
 /// Another hash than the release before gave makes conflicts of copies that come in across the upgrade. Where that has to be,
-/// the release says so.
+/// the release says so, and raises [`READING`].
 #[test]
 fn what_is_recorded_is_read_as_it_was() {
     let pinned = pinned();
@@ -77,6 +77,16 @@ fn what_is_recorded_is_read_as_it_was() {
         }
     }
     assert!(differing.is_empty(), "{differing:#?}");
+}
+
+/// Other hashes, another reading. It is raised, too, where an event reads otherwise whose hash is none of these.
+#[test]
+fn another_reading_has_another_number() {
+    let hashes: String = pinned().iter().map(|(.., hash)| *hash).collect();
+    assert_eq!(
+        (READING, hex(&bytes_hash(hashes.as_bytes())).as_str()),
+        (1, "0067762dfc7c6e25b97a4ad655f83d2e")
+    );
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! again, read again or tried again must not take a later one back. Which one is later says the gateway's own count, where
 //! both have a number of one epoch: what a gateway publishes late, or again, comes later in the stream than it was sent.
 //! Otherwise their places in the stream say it. Places are compared within a life of the stream; across lives, and where a
-//! place is not known, the one that is recorded last stands.
+//! place is not known, the one that is recorded last stands. Where corrections of two counts, or of one and of none, lie
+//! between each other, no order agrees with all of this, and the order in which they are recorded may decide.
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
@@ -47,18 +48,19 @@ pub struct CorrectionTarget {
     pub standing_is_usage: bool,
     /// The number of the last correction of an event of this key; 0 before the first.
     pub corrections: i32,
-    /// Whether a correction of it is recorded that is later than the one that asks.
+    /// Whether a correction of it is recorded, by another batch, that is later than the one that asks.
     pub superseded: bool,
 }
 
 /// Looks up the estimate of a correction by key, in every partition; of several events with this key the newest, whose
-/// corrections are those that were recorded with it or after it.
+/// corrections are those that were recorded with it or after it. `batch`: the one that asks, where it has a number yet.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn correction_target(
     connection: &mut PgConnection,
     correction: &Correction<'_>,
+    batch: Option<BatchId>,
 ) -> Result<Option<CorrectionTarget>, StoreError> {
     let target = sqlx::query_as!(
         CorrectionTarget,
@@ -73,6 +75,7 @@ pub async fn correction_target(
                             WHERE $6::text IS NOT NULL AND c.original_key = e.event_key AND c.epoch = $6
                               AND n.gateway_id = $5 AND n.part = 0 AND n.corrects_key = e.event_key
                               AND n.booked_on >= e.booked_on AND n.batch_id >= e.batch_id
+                              AND n.batch_id IS DISTINCT FROM $8
                             ORDER BY c.number DESC LIMIT 1), false)
                   -- So it is of one life, as far as the places in it decide.
                   OR COALESCE((SELECT (n.stream_seq, n.event_index) > ($2, $3)
@@ -81,6 +84,7 @@ pub async fn correction_target(
                             JOIN ingest_batches b ON b.id = n.batch_id
                             WHERE c.original_key = e.event_key AND n.part = 0 AND n.corrects_key = e.event_key
                               AND n.booked_on >= e.booked_on AND n.batch_id >= e.batch_id
+                              AND n.batch_id IS DISTINCT FROM $8
                               AND (b.incarnation = $4
                                    -- It was a rejection first, which tells where it stood.
                                    OR b.incarnation IS NULL AND EXISTS (SELECT FROM rejections r
@@ -101,7 +105,8 @@ pub async fn correction_target(
         correction.life,
         correction.event.gateway as GatewayId,
         correction.mark.map(|mark| mark.epoch.as_str()),
-        correction.mark.map(|mark| mark.number)
+        correction.mark.map(|mark| mark.number),
+        batch as Option<BatchId>
     )
     .fetch_optional(connection)
     .await?;
@@ -120,14 +125,11 @@ pub async fn correct(
     batch: BatchId,
     corrections: &[Correction<'_>],
 ) -> Result<(), StoreError> {
-    let mut before = None;
     for correction in corrections {
-        // Only what others have recorded meanwhile is in its way: once the first one is written down, nobody else corrects
-        // the estimate before the transaction ends.
-        let first = before.replace(correction.original) != Some(correction.original);
-        let target = correction_target(connection, correction).await?;
+        // Only what others have recorded meanwhile is in its way: those of its own batch are in their order.
+        let target = correction_target(connection, correction, Some(batch)).await?;
         let may_correct = |target: &CorrectionTarget| {
-            target.estimated && target.customer == correction.event.customer && !(first && target.superseded)
+            target.estimated && target.customer == correction.event.customer && !target.superseded
         };
         let Some(target) = target.filter(may_correct) else {
             return Err(StoreError::StandsOtherwise(correction.original));

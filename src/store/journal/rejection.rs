@@ -15,9 +15,9 @@ use crate::domain::ids::{BatchId, GatewayId, RejectionId};
 /// The columns are those that [`copy_rejections`] writes.
 const COPY: &str = "COPY rejections (batch_id, incarnation, catalog_version, stream_seq, event_index, subject, headers, \
      raw, reason, detail, gateway, customer, event_source, event_id, provider, model, waits_for, \
-     event_time, received_at, content_hash) FROM STDIN (FORMAT binary)";
+     event_time, received_at, content_hash, reading) FROM STDIN (FORMAT binary)";
 /// How many columns that is.
-const COLUMN_COUNT: i16 = 20;
+const COLUMN_COUNT: i16 = 21;
 
 /// Where a rejected event stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -188,20 +188,21 @@ pub struct DiscardedEvent {
     pub suspect: i64,
     /// Their hash, as a rejection keeps it ...
     pub content_hash: Option<Uuid>,
-    /// ... and where an earlier release kept none, the rejection: what it says has to be read.
+    /// ... and where an earlier release kept none, or that of another reading, the rejection: what it says has to be read.
     pub unhashed: Option<RejectionId>,
     /// When the first of them was discarded.
     pub discarded_at: DateTime<Utc>,
 }
 
 /// The discarded events that came from the same gateway with the same source, id and time, those of one content once; whether
-/// they say the same is for the caller to compare. None of their bytes are read.
+/// they say the same is for the caller to compare, whose hashes are of `reading`. None of their bytes are read.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn discarded_events(
     connection: &mut PgConnection,
     suspects: &[Suspect<'_>],
+    reading: i16,
 ) -> Result<Vec<DiscardedEvent>, StoreError> {
     let gateways: Vec<&str> = suspects.iter().map(|suspect| suspect.gateway).collect();
     let sources: Vec<&str> = suspects.iter().map(|suspect| suspect.source).collect();
@@ -210,8 +211,9 @@ pub async fn discarded_events(
     let discarded = sqlx::query_as!(
         DiscardedEvent,
         // A whole message has no event of its own.
-        r#"SELECT asked.number - 1 AS "suspect!", r.content_hash AS "content_hash?",
-                  CASE WHEN r.content_hash IS NULL THEN r.id END AS "unhashed: RejectionId", min(r.resolved_at) AS "discarded_at!"
+        r#"SELECT asked.number - 1 AS "suspect!", CASE WHEN r.reading = $5 THEN r.content_hash END AS content_hash,
+                  CASE WHEN r.reading = $5 AND r.content_hash IS NOT NULL THEN NULL ELSE r.id END AS "unhashed: RejectionId",
+                  min(r.resolved_at) AS "discarded_at!"
            FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
                 AS asked (gateway, source, id, happened_at, number)
            JOIN rejections r ON r.event_id = asked.id AND r.event_source = asked.source AND r.gateway = asked.gateway
@@ -221,7 +223,8 @@ pub async fn discarded_events(
         &gateways as _,
         &sources as _,
         &ids as _,
-        &times
+        &times,
+        reading
     )
     .fetch_all(connection)
     .await?;
@@ -244,7 +247,7 @@ pub async fn bytes_of(
     Ok(rows.into_iter().map(|row| (row.id, row.raw)).collect())
 }
 
-/// Stores rejections of a batch.
+/// Stores rejections of a batch, whose hashes are of a reading.
 ///
 /// # Errors
 /// [`StoreError::Database`]; a unique violation means that another consumer rejected one of them in the meantime.
@@ -253,6 +256,7 @@ pub async fn copy_rejections(
     batch: BatchId,
     incarnation: Uuid,
     catalog_version: i64,
+    reading: i16,
     rejections: impl ExactSizeIterator<Item = &Rejection>,
 ) -> Result<(), StoreError> {
     if rejections.len() == 0 {
@@ -280,6 +284,7 @@ pub async fn copy_rejections(
         out.optional(rejection.event_time, Encoder::timestamp);
         out.timestamp(rejection.received_at);
         out.optional(rejection.content_hash, Encoder::uuid);
+        out.int2(reading);
     })
     .await?;
     Ok(())
