@@ -22,6 +22,28 @@ pub fn correction(id: &str, of: &str, usage: Value) -> Value {
     event
 }
 
+/// Two estimates of 70 days ago, of which the first is corrected to 7 tokens, and two of today, of 1,000, with their ids.
+pub async fn estimates_of_ids_used_again() -> World {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
+    for id in ["corrected", "final"] {
+        world.publish("gw-1", &estimate(id)).await;
+    }
+    world.settled().await;
+    world.publish("gw-1", &correction("a", "corrected", json!({"input": 7, "output": 0}))).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    for id in ["corrected", "final"] {
+        let mut again = estimate(id);
+        again["data"]["usage"] = json!({"input": 1000, "output": 0});
+        world.publish("gw-1", &again).await;
+    }
+    world.settled().await;
+    world
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unpriced_usage_waits_for_its_price_and_is_then_recorded_by_itself() {
     let world = World::idle().await;
@@ -274,23 +296,7 @@ async fn a_correction_is_judged_by_what_is_recorded_and_not_by_a_refused_copy() 
 /// Copies are looked for in the 62 days before: an id that comes after them is another event's.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_was_an_estimates_long_ago_may_be_one_again() {
-    let world = World::idle().await;
-    world.publish_prices(gpt5_prices()).await;
-    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
-    for id in ["corrected", "final"] {
-        world.publish("gw-1", &estimate(id)).await;
-    }
-    world.settled().await;
-    world.publish("gw-1", &correction("a", "corrected", json!({"input": 7, "output": 0}))).await;
-    world.settled().await;
-    world.stop_consumers().await;
-    world.start_consumer();
-    for id in ["corrected", "final"] {
-        let mut again = estimate(id);
-        again["data"]["usage"] = json!({"input": 1000, "output": 0});
-        world.publish("gw-1", &again).await;
-    }
-    world.settled().await;
+    let world = estimates_of_ids_used_again().await;
     assert_eq!(world.totals().await.input, 7 + 100 + 2 * 1000);
     // Of each the new one is corrected, and corrected again.
     for (first, second, of) in [("b", "c", "corrected"), ("d", "e", "final")] {

@@ -18,7 +18,7 @@ use waybill::store::{Scope, commit, customers, invoices, prices};
 use crate::http_bed::Api;
 use crate::http_events::Explained;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
-use crate::recording::correction;
+use crate::recording::{correction, estimates_of_ids_used_again};
 use crate::world::{self, World, estimate};
 
 /// When re-rates of the small ledger are made.
@@ -663,23 +663,7 @@ async fn of_an_id_used_again_for_the_same_instant_each_event_is_restated_from_it
 /// Estimates whose ids are used again; of each, the first or the second is corrected, before re-rates or between them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_estimate_stands_whatever_corrected_another_of_its_id() {
-    let world = World::idle().await;
-    world.publish_prices(world::gpt5_prices()).await;
-    world.start_consumer_at(Clock::fixed(world::now() - TimeDelta::days(70)));
-    for id in ["corrected", "final"] {
-        world.publish("gw-1", &estimate(id)).await;
-    }
-    world.settled().await;
-    world.publish("gw-1", &correction("a", "corrected", json!({"input": 7, "output": 0}))).await;
-    world.settled().await;
-    world.stop_consumers().await;
-    world.start_consumer();
-    for id in ["corrected", "final"] {
-        let mut again = estimate(id);
-        again["data"]["usage"] = json!({"input": 1000, "output": 0});
-        world.publish("gw-1", &again).await;
-    }
-    world.settled().await;
+    let world = estimates_of_ids_used_again().await;
     let all = everything();
     let re_rated = async |from: &str, input: &str| {
         world.publish_prices(gpt5_since(from, input, "0.25", "20")).await;
