@@ -186,10 +186,12 @@ impl Decided {
                     let content_hash =
                         read.as_ref().map_or_else(|| hash_of(&rejection.raw), |(_, hash)| *hash);
                     // Who speaks for another gateway, or is none, is told of, copy or not.
-                    let event =
-                        if reason == Reason::NotAllowed { None } else { read_event(read, &rejection) };
                     let may_be_recorded = reason != Reason::UnknownGateway;
-                    let event = event.map(|event| ReadEvent { backfill, may_be_recorded, ..event });
+                    let event = if reason == Reason::NotAllowed {
+                        None
+                    } else {
+                        read_event(read, &rejection, backfill, may_be_recorded)
+                    };
                     let content_hash = Some(content_hash);
                     Decision::Reject(Box::new(Rejection { event, content_hash, ..rejection }))
                 }
@@ -326,7 +328,12 @@ impl Refused {
 }
 
 /// What a refused event is told by where it is recorded: what refuses it now, or cannot read it, may have let it pass before.
-fn read_event(read: Option<(EventIdentity, Uuid)>, rejection: &Rejection) -> Option<ReadEvent> {
+fn read_event(
+    read: Option<(EventIdentity, Uuid)>,
+    rejection: &Rejection,
+    backfill: bool,
+    may_be_recorded: bool,
+) -> Option<ReadEvent> {
     let (identity, content_hash) = if let Some((identity, content_hash)) = read {
         (identity, Some(content_hash))
     } else {
@@ -334,7 +341,7 @@ fn read_event(read: Option<(EventIdentity, Uuid)>, rejection: &Rejection) -> Opt
         (EventIdentity { source: source.into(), id: id.into() }, None)
     };
     let key = identity.key();
-    Some(ReadEvent { key, identity, content_hash, backfill: false, may_be_recorded: true })
+    Some(ReadEvent { identity, key, content_hash, backfill, may_be_recorded })
 }
 
 /// Parses, admits, resolves and rates one event.

@@ -47,7 +47,7 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
     }
     let now = recorder.clock().now();
     let (mut left, mut tried, mut new, mut duplicates) = (due.as_slice(), 0, 0, 0);
-    loop {
+    while !left.is_empty() {
         let mut tx = recorder.database().read_ingest().await?;
         let read = replay::read(&mut tx, left, READ_BYTES_MAX).await?;
         drop(tx);
@@ -60,9 +60,6 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
             let outcome = recorder.record(Origin::Replay, batch).await?;
             new += outcome.recorded;
             duplicates += outcome.duplicates;
-        }
-        if left.is_empty() {
-            break;
         }
     }
     tracing::info!(tried, recorded = new, duplicates, "rejections tried again");

@@ -173,10 +173,10 @@ pub fn covers(valid_from: DateTime<Utc>, valid_to: Option<DateTime<Utc>>, at: Da
     valid_from <= at && valid_to.is_none_or(|end| at < end)
 }
 
+/// First instant of validity, and first instant after; `None` is open.
+pub type Interval = (DateTime<Utc>, Option<DateTime<Utc>>);
+
 /// Whether two half-open intervals share an instant.
-pub fn intervals_meet(
-    left: (DateTime<Utc>, Option<DateTime<Utc>>),
-    right: (DateTime<Utc>, Option<DateTime<Utc>>),
-) -> bool {
+pub fn intervals_meet(left: Interval, right: Interval) -> bool {
     left.1.is_none_or(|end| right.0 < end) && right.1.is_none_or(|end| left.0 < end)
 }

@@ -2,10 +2,28 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{covers, intervals_meet};
+use super::{Interval, covers, intervals_meet};
 
-/// First instant of validity, and first instant after; `None` is open.
-pub(super) type Interval = (DateTime<Utc>, Option<DateTime<Utc>>);
+/// Checks what is to be published, each with its position; returns it by the start of validity, or every fault.
+pub(super) fn checked<N, D, F>(
+    new: &[N],
+    check: impl Fn(&N, usize) -> Result<D, Vec<F>>,
+    start: impl Fn(&D) -> DateTime<Utc>,
+) -> Result<Vec<(usize, D)>, Vec<F>> {
+    let mut faults = Vec::new();
+    let mut drafts = Vec::with_capacity(new.len());
+    for (index, price) in new.iter().enumerate() {
+        match check(price, index) {
+            Ok(draft) => drafts.push((index, draft)),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    drafts.sort_by_key(|(index, draft)| (start(draft), *index));
+    Ok(drafts)
+}
 
 /// What a new price meets.
 #[derive(Debug, PartialEq, Eq)]

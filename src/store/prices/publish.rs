@@ -16,7 +16,7 @@ use crate::domain::money::Rate;
 use crate::domain::price::dated_markup::successor;
 use crate::domain::price::publication::{Plan, Published, Slot, Standing, end_aliases, plan};
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
-use crate::domain::price::{BookInfo, ModelAlias};
+use crate::domain::price::{BookInfo, Interval, ModelAlias};
 use crate::domain::tokens::TokenClass;
 use crate::store::{audit, catalog};
 
@@ -98,7 +98,7 @@ pub async fn publish(
         find_book(connection, book).await?.ok_or_else(|| PricesError::UnknownBook(book.to_owned()))?.info;
     let (standing, aliases) = neighbours(connection, book.id, new).await?;
     let validity = |there: &Standing| (there.id, (there.draft.valid_from, there.draft.valid_to));
-    let stood: HashMap<PriceId, Validity> = standing.iter().map(validity).collect();
+    let stood: HashMap<PriceId, Interval> = standing.iter().map(validity).collect();
     let plan = plan(standing, aliases, new).map_err(PricesError::Refused)?;
 
     let ids = reserve_ids(connection, plan.rows.len()).await?;
@@ -195,14 +195,11 @@ async fn neighbours(
     Ok((standing, aliases))
 }
 
-/// First instant of validity, and first instant after.
-type Validity = (DateTime<Utc>, Option<DateTime<Utc>>);
-
 fn outcomes(
     plan: &Plan,
     ids: &[PriceId],
     new: &[NewPrice],
-    stood: &HashMap<PriceId, Validity>,
+    stood: &HashMap<PriceId, Interval>,
 ) -> Result<Vec<PublishedPrice>, PricesError> {
     let mut prices = Vec::with_capacity(plan.published.len());
     for (index, published) in plan.published.iter().enumerate() {

@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use super::PeriodDraft;
 use super::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::ids::PeriodPriceId;
-use crate::domain::price::intervals_meet;
-use crate::domain::price::succession::{Fit, Interval, advice, end_of, fit, said_by};
+use crate::domain::price::succession::{Fit, advice, checked, end_of, fit, said_by};
+use crate::domain::price::{Interval, intervals_meet};
 
 /// Where a period price is kept, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,18 +42,8 @@ pub fn plan(
     standing: Vec<(PeriodPriceId, PeriodDraft)>,
     new: &[NewPeriodPrice],
 ) -> Result<Plan, Vec<PeriodFault>> {
+    let drafts = checked(new, NewPeriodPrice::check, |draft| draft.valid_from)?;
     let mut faults = Vec::new();
-    let mut drafts = Vec::with_capacity(new.len());
-    for (index, price) in new.iter().enumerate() {
-        match price.check(index) {
-            Ok(draft) => drafts.push((index, draft)),
-            Err(found) => faults.extend(found),
-        }
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    drafts.sort_by_key(|(index, draft)| (draft.valid_from, *index));
     let entries =
         standing.into_iter().map(|(id, draft)| Entry { slot: Slot::Standing(id), was: Some(id), draft });
     let mut planner = Planner { entries: entries.collect(), plan: Plan::default() };

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 
 use super::quotation::{NewPrice, PriceDraft, PriceFault};
-use super::succession::{Fit, Interval, advice, end_of, fit, said_by};
-use super::{ModelAlias, covers, intervals_meet};
+use super::succession::{Fit, advice, checked, end_of, fit, said_by};
+use super::{Interval, ModelAlias, covers, intervals_meet};
 use crate::domain::ids::PriceId;
 use crate::domain::money::Rate;
 use crate::domain::tokens::TokenClass;
@@ -74,19 +74,9 @@ pub fn plan(
     aliases: Vec<ModelAlias>,
     new: &[NewPrice],
 ) -> Result<Plan, Vec<PriceFault>> {
-    let mut faults = Vec::new();
-    let mut drafts = Vec::with_capacity(new.len());
-    for (index, price) in new.iter().enumerate() {
-        match price.check(index) {
-            Ok(draft) => drafts.push((index, draft)),
-            Err(found) => faults.extend(found),
-        }
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    drafts.sort_by_key(|(index, draft)| (draft.valid_from, *index));
+    let drafts = checked(new, NewPrice::check, |draft| draft.valid_from)?;
 
+    let mut faults = Vec::new();
     let mut planner = Planner::new(standing, aliases, new.len());
     for (index, draft) in drafts {
         if let Err(fault) = planner.add(index, draft) {
@@ -300,7 +290,7 @@ struct Meaning {
 }
 
 impl Meaning {
-    const fn interval(&self) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+    const fn interval(&self) -> Interval {
         (self.alias.valid_from, self.alias.valid_to)
     }
 }
@@ -359,7 +349,7 @@ impl Plan {
 
 /// For how long a price gives a name to its model. Where the model has the name already when the price starts, and another
 /// takes it over later, it is up to there: the price comes again, or with another rate.
-fn alias_interval(known: &[Meaning], price: &PriceDraft) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+fn alias_interval(known: &[Meaning], price: &PriceDraft) -> Interval {
     let (start, end) = (price.valid_from, price.valid_to);
     let held = known.iter().find(|meaning| {
         meaning.alias.model == price.model && covers(meaning.alias.valid_from, meaning.alias.valid_to, start)
@@ -401,10 +391,7 @@ pub fn end_aliases(
 }
 
 /// The parts of an interval that no alias covers.
-fn uncovered(
-    known: &[Meaning],
-    (start, end): (DateTime<Utc>, Option<DateTime<Utc>>),
-) -> Vec<(DateTime<Utc>, Option<DateTime<Utc>>)> {
+fn uncovered(known: &[Meaning], (start, end): Interval) -> Vec<Interval> {
     let mut spans: Vec<_> = known.iter().map(Meaning::interval).collect();
     spans.sort_unstable_by_key(|(from, _)| *from);
     let mut free = Vec::new();
