@@ -60,7 +60,7 @@ impl Batch {
         let recorded: HashSet<*const Candidate> =
             sorted.events.iter().map(|candidate| std::ptr::from_ref(*candidate)).collect();
         let mut marks = Vec::new();
-        for decision in self.decided.iter().flat_map(|decided| &decided.decisions) {
+        for (_, decided, decision) in self.placed() {
             let (gateway, mark, fresh) = match decision {
                 Decision::Record(candidate) => {
                     let Some(mark) = &candidate.mark else { continue };
@@ -75,7 +75,8 @@ impl Batch {
                 }
             };
             let SequenceMark { epoch, number } = mark;
-            marks.push(Mark { gateway, epoch, number: *number, fresh });
+            let counted = decided.message.replay_of.is_some_and(|replay| replay.counted);
+            marks.push(Mark { gateway, epoch, number: *number, fresh, counted });
         }
         marks
     }
@@ -115,8 +116,8 @@ impl Batch {
     /// The first booking date that a copy of one of its events may be found on: counted from when the stream took the oldest
     /// of its messages, which may be read again for as long as the stream keeps them.
     pub fn horizon(&self, booked_on: NaiveDate) -> NaiveDate {
-        let oldest = self.decided.iter().map(|decided| decided.message.received_at).min();
-        journal::dedup_horizon(oldest.map_or(booked_on, |oldest| booked_on.min(oldest.date_naive())))
+        let horizons = self.decided.iter().map(|decided| decided.message.horizon(booked_on));
+        horizons.min().unwrap_or_else(|| journal::dedup_horizon(booked_on))
     }
 
     /// When the stream took its last message; none for a replay.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use uuid::Uuid;
 
 use super::catalog::{Books, Catalog};
@@ -18,7 +18,7 @@ use crate::domain::identity::{EventIdentity, EventKey};
 use crate::domain::ids::{CustomerId, GatewayId, RejectionId};
 use crate::metering::{self, Message, Reason, Rejected};
 use crate::store::journal::{
-    JournalEvent, JournalPart, Origin, ReadEvent, Rejection, RejectionPosition, WHOLE_MESSAGE,
+    JournalEvent, JournalPart, Origin, ReadEvent, Rejection, RejectionPosition, WHOLE_MESSAGE, dedup_horizon,
 };
 use crate::store::rating_data::{CustomerEntry, GatewayEntry};
 
@@ -40,10 +40,23 @@ pub struct Incoming {
     pub payload: Bytes,
     /// Set where this is one rejected event, tried again by itself.
     pub replay_of: Option<ReplayOf>,
-    /// The time its acceptance window is measured from: now, or when it first arrived.
+    /// When the stream took it: how old its events are, is measured from then.
     pub received_at: DateTime<Utc>,
-    /// Whether finance waived the acceptance window.
+    /// Whether finance accepts events that are older than the acceptance window.
     pub window_waived: bool,
+}
+
+impl Incoming {
+    /// The first booking date that a copy of one of its events may be found on, unless they may be old: counted from when the
+    /// stream took it.
+    pub fn horizon(&self, booked_on: NaiveDate) -> NaiveDate {
+        dedup_horizon(booked_on.min(self.received_at.date_naive()))
+    }
+
+    /// What its events may not lie ahead of: waiting makes none too old, but what was to come is there by and by.
+    fn judged_at(&self) -> DateTime<Utc> {
+        self.replay_of.map_or(self.received_at, |replay| replay.tried_at.max(self.received_at))
+    }
 }
 
 /// The rejection that is tried again.
@@ -57,6 +70,10 @@ pub struct ReplayOf {
     pub event_index: i32,
     /// When it was rejected first.
     pub rejected_at: DateTime<Utc>,
+    /// When it is tried again.
+    pub tried_at: DateTime<Utc>,
+    /// Whether the places of its events in their gateway's own count were noted before.
+    pub counted: bool,
 }
 
 /// What becomes of one event.
@@ -384,7 +401,7 @@ fn admitted<'c>(
         )
     })?;
     let window = if message.window_waived { Some(DateTime::<Utc>::MIN_UTC) } else { gateway.backfill_from };
-    metering::admit(event, &gateway.name, window, message.received_at)?;
+    metering::admit(event, &gateway.name, window, message.received_at, message.judged_at())?;
     metering::admit_unarchived(event, catalog.archived_through)?;
     let customer = catalog.customer(&event.customer).ok_or_else(|| {
         refuse(

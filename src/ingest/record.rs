@@ -425,6 +425,7 @@ impl Recorder {
             discarded.extend(discards::copies(&mut tx, batch, from..=to).await?);
         }
         let with = Comparison {
+            booked_on: opening.booked_on,
             horizon: batch.horizon(opening.booked_on),
             look_up: if wary { LookUp::Whole } else { LookUp::ExceptOn(opening.booked_on) },
             discarded: discarded.into_iter().collect(),
@@ -482,7 +483,8 @@ impl Recorder {
         if origin == Origin::Replay {
             replay::resolve(tx, id, batch.catalog_version, &sorted.resolutions).await?;
         }
-        let repeated = journal::mark_sequences(tx, &batch.marks(origin, sorted)).await?;
+        let heard = origin != Origin::Replay;
+        let repeated = journal::mark_sequences(tx, &batch.marks(origin, sorted), heard).await?;
         if let Some(id) = id
             && repeated
         {

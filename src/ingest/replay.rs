@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use super::IngestError;
 use super::decide::{Incoming, ReplayOf};
@@ -16,7 +17,7 @@ use crate::store::replay::{self, Replayable};
 
 /// Rejections that are tried together, of those that were asked for and of those that a newer catalog may have done away with:
 /// as a transaction or, where their bodies are large, as several.
-const REPLAY_MAX: i64 = 500;
+const REPLAY_MAX: u16 = 500;
 /// What is read of them at a time comes to this many bytes at most, or is one of them: an event may have megabytes.
 const READ_BYTES_MAX: i64 = 32 << 20;
 /// Corrections whose estimate is looked for at a time: each costs a descent of an index.
@@ -25,25 +26,36 @@ const WAITING_MAX: i64 = 2000;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Reasons that a newer catalog may have done away with: these are tried again by themselves.
-const CATALOG_REASONS: [Reason; 5] = [
-    Reason::UnknownGateway,
-    Reason::UnknownCustomer,
-    Reason::SuspendedCustomer,
-    Reason::Unpriced,
-    Reason::NothingUsed,
-];
+const CATALOG_REASONS: [Reason; 4] =
+    [Reason::UnknownGateway, Reason::UnknownCustomer, Reason::SuspendedCustomer, Reason::Unpriced];
+/// The same of those that nothing is billed by: they hold up none of the others, however many they are.
+const CATALOG_REASONS_LAST: [Reason; 1] = [Reason::NothingUsed];
+
+/// What one batch of due rejections came to.
+struct Round {
+    /// How many were due, of [`REPLAY_MAX`] or more.
+    due: usize,
+    /// How many of them are settled.
+    settled: i32,
+}
 
 /// Tries one batch of due rejections; returns how many of them are settled by it.
 ///
 /// # Errors
 /// [`IngestError`]; what was settled before it stays so.
 pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
-    let reasons: Vec<String> = CATALOG_REASONS.iter().map(ToString::to_string).collect();
+    Ok(round(recorder).await?.settled)
+}
+
+async fn round(recorder: &Recorder) -> Result<Round, IngestError> {
+    let names = |reasons: &[Reason]| reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut tx = recorder.database().read_ingest().await?;
-    let due = replay::due(&mut tx, &reasons, REPLAY_MAX).await?;
+    let due =
+        replay::due(&mut tx, &names(&CATALOG_REASONS), &names(&CATALOG_REASONS_LAST), REPLAY_MAX.into())
+            .await?;
     drop(tx);
     if due.is_empty() {
-        return Ok(0);
+        return Ok(Round { due: 0, settled: 0 });
     }
     let now = recorder.clock().now();
     let (mut left, mut tried, mut new, mut duplicates) = (due.as_slice(), 0, 0, 0);
@@ -63,13 +75,12 @@ pub async fn replay_once(recorder: &Recorder) -> Result<i32, IngestError> {
         }
     }
     tracing::info!(tried, recorded = new, duplicates, "rejections tried again");
-    Ok(new + duplicates)
+    Ok(Round { due: due.len(), settled: new + duplicates })
 }
 
-fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incoming {
-    // A window is measured from when the stream took the event: waiting for a price does not make it too old, nor does
-    // waiting in the stream. What came from the future is measured again from now.
-    let received_at = if rejection.reason == Reason::Future.as_str() { now } else { rejection.received_at };
+fn incoming(rejection: Replayable, now: DateTime<Utc>) -> Incoming {
+    // Neither a gateway that was not registered nor an event that was not found in its message has a count yet.
+    let counted = rejection.event_index >= 0 && rejection.reason != Reason::UnknownGateway.as_str();
     Incoming {
         sequence: rejection.stream_seq,
         subject: rejection.subject,
@@ -82,8 +93,10 @@ fn incoming(rejection: Replayable, now: chrono::DateTime<chrono::Utc>) -> Incomi
             life: rejection.incarnation,
             event_index: rejection.event_index,
             rejected_at: rejection.rejected_at,
+            tried_at: now,
+            counted,
         }),
-        received_at,
+        received_at: rejection.received_at,
         window_waived: rejection.window_waived,
     }
 }
@@ -93,11 +106,14 @@ pub async fn run(recorder: Recorder, nudge: Nudge) {
     let mut looked_at = None;
     while !recorder.shutdown().stopping() {
         match pass(&recorder, &mut looked_at).await {
-            // Nothing was due, or all that was tried is rejected still: more of it may wait for the next look.
-            Ok(0) => {}
-            Ok(_) => {
-                nudge.now();
-                continue;
+            Ok(Round { due, settled }) => {
+                if settled > 0 {
+                    nudge.now();
+                }
+                // More may be due. Each is tried once with a catalog, so there is an end to it even where all stay rejected.
+                if settled > 0 || due >= usize::from(REPLAY_MAX) {
+                    continue;
+                }
             }
             Err(IngestError::Stopping) => return,
             Err(error) => tracing::warn!(%error, "replay failed; trying again"),
@@ -109,11 +125,11 @@ pub async fn run(recorder: Recorder, nudge: Nudge) {
     }
 }
 
-async fn pass(recorder: &Recorder, looked_at: &mut Option<RejectionId>) -> Result<i32, IngestError> {
+async fn pass(recorder: &Recorder, looked_at: &mut Option<RejectionId>) -> Result<Round, IngestError> {
     let mut tx = recorder.database().begin_ingest().await?;
     let reason = Reason::UnknownEstimate.as_str();
     let last = replay::request_waiting(&mut tx, reason, *looked_at, WAITING_MAX).await?;
     commit(tx).await?;
     *looked_at = last;
-    replay_once(recorder).await
+    round(recorder).await
 }

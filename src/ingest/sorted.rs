@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use foldhash::fast::RandomState;
 use foldhash::{HashMap, HashSet};
 use sqlx::PgConnection;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::IngestError;
 use super::batch::{Batch, Place};
-use super::decide::{Candidate, Decided, Decision, Named};
+use super::decide::{Candidate, Decided, Decision, Incoming, Named};
 use crate::domain::identity::EventKey;
 use crate::metering::Reason;
 use crate::store::StoreError;
@@ -21,10 +21,16 @@ use crate::store::journal::{
 };
 use crate::store::replay::{Resolution, Resolved};
 
+/// How far a gateway's clock may be wrong where it is told which of two estimates of one id a correction is for. An id is used
+/// again after weeks.
+const CLOCK_WRONG_HOURS: i64 = 24;
+
 /// What a batch is compared with.
 #[derive(Debug)]
 pub struct Comparison {
-    /// The first booking date that is looked through.
+    /// The date that it is booked on.
+    pub booked_on: NaiveDate,
+    /// The first booking date that is looked through: that of its oldest message.
     pub horizon: NaiveDate,
     /// How thoroughly.
     pub look_up: LookUp,
@@ -36,6 +42,12 @@ pub struct Comparison {
 impl Comparison {
     fn settled(&self, place: Place) -> bool {
         !self.discarded.is_empty() && self.discarded.contains(&place)
+    }
+
+    /// The first booking date on which what has the id of a message's event is taken for that event. What was booked before was
+    /// another, whose id is used again.
+    fn horizon_of(&self, message: &Incoming, backfill: bool) -> NaiveDate {
+        if backfill { NaiveDate::default() } else { message.horizon(self.booked_on) }
     }
 }
 
@@ -56,22 +68,45 @@ pub struct Sorted<'a> {
 
 /// What the journal, and the batch itself, hold of the events of a batch.
 struct Held<'a> {
-    /// In the journal, by key.
-    existing: HashMap<EventKey, Existing>,
-    /// Those of them that stand in the journal from this very place of the stream: the same event, whatever is read of it now.
-    in_place: HashSet<(EventKey, RejectionPosition)>,
+    /// In the journal.
+    existing: Rows,
+    /// Where the batch holds what stands in the journal from this very place of the stream: the same event, whatever is read of
+    /// it now.
+    in_place: HashSet<Place>,
     /// Of the batch, where one of its events corrects another.
     in_batch: HashMap<EventKey, &'a JournalEvent>,
 }
 
 impl Held<'_> {
     /// Whether the event of a rejection is in the journal: recorded when nothing was against it.
-    fn records(&self, rejection: &Rejection) -> bool {
+    fn records(&self, rejection: &Rejection, place: Place) -> bool {
         rejection.event.as_ref().filter(|event| event.may_be_recorded).is_some_and(|event| {
             let copy = |row: &Existing| event.content_hash.is_some_and(|hash| row.is(&event.identity, hash));
-            self.in_place.contains(&(event.key, rejection.position))
-                || self.existing.get(&event.key).is_some_and(copy)
+            self.in_place.contains(&place) || self.existing.of(event.key).iter().any(copy)
         })
+    }
+}
+
+/// What the journal holds under the keys of a batch, in their order: of an id that was used again more than one event.
+struct Rows(Vec<Existing>);
+
+impl Rows {
+    fn new(mut rows: Vec<Existing>) -> Self {
+        rows.sort_unstable_by_key(|row| row.key);
+        Self(rows)
+    }
+
+    fn of(&self, key: EventKey) -> &[Existing] {
+        let from = self.0.split_at(self.0.partition_point(|row| row.key < key)).1;
+        from.split_at(from.partition_point(|row| row.key == key)).0
+    }
+
+    /// Whether they hold a copy of an event, or where none of it, another that has its id; `None` where neither.
+    fn copy_of(&self, event: &JournalEvent, horizon: NaiveDate) -> Option<bool> {
+        let rows = self.of(event.key);
+        // A copy is none the less one for having been booked long ago.
+        let copy = rows.iter().any(|row| row.is(&event.identity, event.content_hash));
+        (copy || rows.iter().any(|row| row.booked_on >= horizon)).then_some(copy)
     }
 }
 
@@ -91,6 +126,36 @@ impl Sorted<'_> {
 fn count(number: usize) -> i32 {
     // Batches are bounded to far below this.
     i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// An event that is compared.
+struct Compared<'a> {
+    place: Place,
+    message: &'a Incoming,
+    candidate: &'a Candidate,
+    /// The life of the stream that its place counts in.
+    life: Option<Uuid>,
+    /// What was booked before was another event.
+    horizon: NaiveDate,
+}
+
+impl<'a> Compared<'a> {
+    /// What it corrects, if it does.
+    fn correction(&self) -> Option<Correction<'a>> {
+        let Candidate { event, mark, .. } = self.candidate;
+        // By the clocks of the stream and of the gateway, which may be ahead.
+        let sent_by = self.message.received_at.max(event.occurred_at);
+        let estimate_by = sent_by
+            .checked_add_signed(TimeDelta::hours(CLOCK_WRONG_HOURS))
+            .unwrap_or(DateTime::<Utc>::MAX_UTC);
+        Some(Correction {
+            original: event.corrects?,
+            life: self.life,
+            mark: mark.as_ref(),
+            event,
+            estimate_by,
+        })
+    }
 }
 
 /// What decides over one candidate.
@@ -132,17 +197,19 @@ impl Batch {
                     sorted.duplicates += 1;
                     sorted.resolve(decided, || discarded_before(decided));
                 }
-                Decision::Reject(rejection) if held.records(rejection) => {
+                Decision::Reject(rejection) if held.records(rejection, place) => {
                     sorted.duplicates += 1;
                     sorted.resolve(decided, || Resolution::Duplicate);
                 }
                 Decision::Reject(rejection) => refused.push((decided, Cow::Borrowed(rejection.as_ref()))),
                 Decision::Record(candidate) => {
-                    let (event, life) = (&candidate.event, decided.life(origin));
-                    match known(tx, candidate, life, &held, &seen).await? {
+                    let (message, life) = (&decided.message, decided.life(origin));
+                    let horizon = with.horizon_of(message, candidate.backfill);
+                    let compared = Compared { place, message, candidate, life, horizon };
+                    match known(tx, &compared, &held, &seen).await? {
                         Known::New => {
-                            seen.insert(event.key, event);
-                            sorted.corrections.extend(correction(candidate, life));
+                            seen.insert(candidate.event.key, &candidate.event);
+                            sorted.corrections.extend(compared.correction());
                             sorted.events.push(candidate);
                             sorted.resolve(decided, || Resolution::Recorded);
                         }
@@ -178,38 +245,32 @@ impl Batch {
 
     /// The events of this batch that the journal lacks, by key, where one of them corrects another, or else none. Of two
     /// with one key the first, which is the one that is recorded.
-    fn corrected(
-        &self,
-        existing: &HashMap<EventKey, Existing>,
-        with: &Comparison,
-    ) -> HashMap<EventKey, &JournalEvent> {
+    fn corrected(&self, existing: &Rows, with: &Comparison) -> HashMap<EventKey, &JournalEvent> {
         let mut in_batch = HashMap::default();
         if !self.candidates().any(|candidate| candidate.event.corrects.is_some()) {
             return in_batch;
         }
-        for (place, _, decision) in self.placed() {
+        for (place, decided, decision) in self.placed() {
             if let Decision::Record(candidate) = decision
-                && !existing.contains_key(&candidate.event.key)
+                && let Candidate { event, backfill, .. } = candidate.as_ref()
+                && existing.copy_of(event, with.horizon_of(&decided.message, *backfill)).is_none()
                 && !with.settled(place)
             {
-                in_batch.entry(candidate.event.key).or_insert(&candidate.event);
+                in_batch.entry(event.key).or_insert(event);
             }
         }
         in_batch
     }
 
-    async fn existing(
-        &self,
-        tx: &mut PgConnection,
-        with: &Comparison,
-    ) -> Result<HashMap<EventKey, Existing>, StoreError> {
+    async fn existing(&self, tx: &mut PgConnection, with: &Comparison) -> Result<Rows, StoreError> {
         let replayed = !self.replayed().is_empty();
         // Old events may have been recorded long ago: their look-up covers every partition, that of the others does not.
         let (mut keys, mut refused) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for candidate in self.candidates() {
-            keys[usize::from(candidate.backfill || replayed)].push(candidate.event.key.0);
+            keys[usize::from(candidate.backfill)].push(candidate.event.key.0);
         }
         for event in self.refused_events() {
+            // What is tried again and refused may be of any age.
             refused[usize::from(event.backfill || replayed)].push(event.key.0);
         }
         let mut rows = Vec::new();
@@ -219,7 +280,7 @@ impl Batch {
             // What is refused is not added, so nothing else would tell that it is there.
             rows.extend(journal::existing(tx, &mut refused, horizon, LookUp::Whole).await?);
         }
-        Ok(rows.into_iter().map(|row| (row.key, row)).collect())
+        Ok(Rows::new(rows))
     }
 
     /// Which events of the batch the journal holds from their very place in the stream, of those that do not read as they did
@@ -228,23 +289,19 @@ impl Batch {
         &self,
         tx: &mut PgConnection,
         origin: Origin,
-        existing: &HashMap<EventKey, Existing>,
-    ) -> Result<HashSet<(EventKey, RejectionPosition)>, StoreError> {
-        if existing.is_empty() {
+        existing: &Rows,
+    ) -> Result<HashSet<Place>, StoreError> {
+        if existing.0.is_empty() {
             return Ok(HashSet::default());
         }
-        let (mut asked, mut positions) = (Vec::new(), HashMap::default());
-        for decided in &self.decided {
+        let (mut asked, mut places) = (Vec::new(), Vec::new());
+        for (place, decided, decision) in self.placed() {
+            let Some(Named { identity, key, content_hash, position }) = decision.named() else { continue };
             let Some(life) = decided.life(origin) else { continue };
-            for decision in &decided.decisions {
-                if let Some(Named { identity, key, content_hash, position }) = decision.named()
-                    && let Some(row) = existing.get(&key)
-                    && row.stood_at(position)
-                    && row.is_of(identity)
-                    && Some(row.content_hash) != content_hash
-                {
+            for row in existing.of(key) {
+                if row.stood_at(position) && row.is_of(identity) && Some(row.content_hash) != content_hash {
                     asked.push((life, row));
-                    positions.insert(key, position);
+                    places.push(place);
                 }
             }
         }
@@ -252,7 +309,7 @@ impl Batch {
             return Ok(HashSet::default());
         }
         let recorded = journal::recorded_from(tx, &asked).await?;
-        Ok(recorded.into_iter().filter_map(|key| Some((key, *positions.get(&key)?))).collect())
+        Ok(recorded.into_iter().filter_map(|number| places.get(number).copied()).collect())
     }
 }
 
@@ -261,12 +318,6 @@ impl Batch {
 fn discarded_before(decided: &Decided) -> Resolution {
     let whole = decided.message.replay_of.is_some_and(|replay| replay.event_index == WHOLE_MESSAGE);
     if whole { Resolution::Duplicate } else { Resolution::Discarded }
-}
-
-/// What an event corrects, if it does.
-fn correction(candidate: &Candidate, life: Option<Uuid>) -> Option<Correction<'_>> {
-    let Candidate { event, mark, .. } = candidate;
-    Some(Correction { original: event.corrects?, life, mark: mark.as_ref(), event })
 }
 
 impl<'a> Sorted<'a> {
@@ -336,42 +387,53 @@ async fn known_rejections(
 /// Whether the journal, or the batch itself, holds the event already; and whether what it corrects is there.
 async fn known(
     tx: &mut PgConnection,
-    candidate: &Candidate,
-    life: Option<Uuid>,
+    compared: &Compared<'_>,
     held: &Held<'_>,
     seen: &HashMap<EventKey, &JournalEvent>,
 ) -> Result<Known, StoreError> {
-    let event = &candidate.event;
-    let before = match (held.existing.get(&event.key), seen.get(&event.key)) {
-        (Some(row), _) => Some(
-            row.is(&event.identity, event.content_hash)
-                || held.in_place.contains(&(event.key, candidate.position())),
-        ),
-        (None, Some(earlier)) => {
-            Some(earlier.content_hash == event.content_hash && earlier.identity == event.identity)
-        }
-        (None, None) => None,
-    };
-    match before {
-        Some(true) => return Ok(Known::Duplicate),
-        Some(false) => {
-            let detail = "an event with this source and id is recorded with other content; the first one stands, \
-                          send a correction with `corrects`, or a new id";
-            return Ok(Known::Rejected(Refusal { reason: Reason::Conflict, detail, waits_for: None }));
-        }
-        None => {}
+    let event = &compared.candidate.event;
+    let earlier = seen
+        .get(&event.key)
+        .map(|earlier| earlier.content_hash == event.content_hash && earlier.identity == event.identity);
+    let before = held.existing.copy_of(event, compared.horizon);
+    if before == Some(true) || earlier == Some(true) || held.in_place.contains(&compared.place) {
+        return Ok(Known::Duplicate);
     }
-    let Some(correction) = correction(candidate, life) else { return Ok(Known::New) };
+    if before.or(earlier).is_some() {
+        let detail = "an event with this source and id is recorded with other content; the first one stands, \
+                      send a correction with `corrects`, or a new id";
+        return Ok(Known::Rejected(Refusal { reason: Reason::Conflict, detail, waits_for: None }));
+    }
+    match compared.correction() {
+        Some(correction) => corrects(tx, &correction, held).await,
+        None => Ok(Known::New),
+    }
+}
+
+/// Whether what a new event corrects is there, and may be corrected by it.
+async fn corrects(
+    tx: &mut PgConnection,
+    correction: &Correction<'_>,
+    held: &Held<'_>,
+) -> Result<Known, StoreError> {
+    let event = correction.event;
     let mut superseded = false;
     let estimate = match held.in_batch.get(&correction.original) {
-        Some(earlier) => Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer)),
-        None => journal::correction_target(tx, &correction, None).await?.map(|target| {
+        Some(earlier) => {
+            Some((earlier.estimated && earlier.corrects.is_none(), earlier.customer, earlier.occurred_at))
+        }
+        None => journal::correction_target(tx, correction, None).await?.map(|target| {
             superseded = target.superseded;
-            (target.estimated, target.customer)
+            (target.estimated, target.customer, target.occurred_at)
         }),
     };
     let (detail, waits_for) = match estimate {
-        Some((true, customer)) if customer == event.customer => {
+        Some((_, _, occurred_at)) if occurred_at > correction.estimate_by => (
+            "the event that `corrects` names happened after this one was sent, so its id is used again and what is \
+             corrected cannot be told; settle it by hand and discard this one",
+            journal::NOTHING,
+        ),
+        Some((true, customer, _)) if customer == event.customer => {
             if !superseded {
                 return Ok(Known::New);
             }
@@ -383,8 +445,8 @@ async fn known(
                 waits_for: Some(journal::NOTHING),
             }));
         }
-        Some((true, _)) => ("the estimate that `corrects` names was for another customer", journal::NOTHING),
-        Some((false, _)) => (
+        Some((true, ..)) => ("the estimate that `corrects` names was for another customer", journal::NOTHING),
+        Some((false, ..)) => (
             // A correction of a correction would take back twice what stands.
             "the event that `corrects` names was no estimate, or corrects one itself; name the first estimate",
             journal::NOTHING,

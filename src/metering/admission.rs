@@ -12,7 +12,8 @@ pub const FUTURE_WINDOW_MINUTES: i64 = 5;
 
 /// Checks that the source belongs to the gateway and that the time lies in the acceptance window.
 ///
-/// `backfill_from` widens the window of a gateway that replays old traffic.
+/// `backfill_from` widens the window of a gateway that replays old traffic. How old an event is, is measured from when it was
+/// received; whether it lies ahead, from `now`, which is later where it is tried again.
 ///
 /// # Errors
 /// [`Rejected`] with `not_allowed`, `future` or `too_old`.
@@ -20,6 +21,7 @@ pub fn admit(
     event: &UsageEvent,
     gateway: &str,
     backfill_from: Option<DateTime<Utc>>,
+    received_at: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<(), Rejected> {
     admit_source(&event.identity.source, gateway)?;
@@ -34,7 +36,7 @@ pub fn admit(
         ));
     }
     let oldest =
-        now.checked_sub_signed(TimeDelta::days(PAST_WINDOW_DAYS)).unwrap_or(DateTime::<Utc>::MIN_UTC);
+        received_at.checked_sub_signed(TimeDelta::days(PAST_WINDOW_DAYS)).unwrap_or(DateTime::<Utc>::MIN_UTC);
     if event.occurred_at < backfill_from.map_or(oldest, |from| from.min(oldest)) {
         return Err(Rejected::new(
             Reason::TooOld,
@@ -93,7 +95,7 @@ mod tests {
     fn verdict(source: &str, gateway: &str, backfill_from: Option<&str>, now: &str) -> Result<(), Reason> {
         let event = parse_event(EVENT.replace("SOURCE", source).as_bytes()).unwrap();
         let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
-        admit(&event, gateway, backfill_from.map(at), at(now)).map_err(|rejected| rejected.reason)
+        admit(&event, gateway, backfill_from.map(at), at(now), at(now)).map_err(|rejected| rejected.reason)
     }
 
     #[test]
@@ -142,6 +144,14 @@ mod tests {
         let late = "2027-06-01T00:00:00Z";
         assert_eq!(verdict("gw", "gw", Some("2026-11-23T10:00:00Z"), late), Ok(()));
         assert_eq!(verdict("gw", "gw", Some("2026-11-23T10:00:00.000001Z"), late), Err(Reason::TooOld));
+        // Waiting makes it no older, and does away with its being ahead.
+        let event = parse_event(EVENT.replace("SOURCE", "gw").as_bytes()).unwrap();
+        for received_at in ["2026-11-23T09:00:00Z", "2026-12-28T10:00:00Z"] {
+            assert_eq!(
+                admit(&event, "gw", None, received_at.parse().unwrap(), late.parse().unwrap()),
+                Ok(())
+            );
+        }
         let open = Some("2026-12-20T00:00:00Z");
         assert_eq!(
             verdict("gw", "gw", open, "2026-12-20T00:00:00Z"),

@@ -182,7 +182,7 @@ async fn open_ones(
     Ok((ids, left))
 }
 
-/// Asks for another try of an open rejection; `waive_window` also accepts a time outside the acceptance window. `false` where
+/// Asks for another try of an open rejection; `waive_window` also accepts a time before the acceptance window. `false` where
 /// it is not open any more.
 ///
 /// # Errors

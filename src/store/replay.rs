@@ -82,13 +82,15 @@ pub struct Resolved {
 
 /// The next open rejections that somebody asked to try again, up to `limit`, and as many whose reason is among `reasons` and
 /// that have not been tried with the current catalog; of these those first that were tried with the oldest one, so that none
-/// waits for those that stay. In the order of their ids; where none is due none is read, however many are open.
+/// waits for those that stay. Only where they are fewer the same of those whose reason is among `last_reasons`. In the order of
+/// their ids; where none is due none is read, however many are open.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn due(
     connection: &mut PgConnection,
     reasons: &[String],
+    last_reasons: &[String],
     limit: i64,
 ) -> Result<Vec<RejectionId>, StoreError> {
     let due = sqlx::query_scalar!(
@@ -98,16 +100,17 @@ pub async fn due(
                (SELECT id FROM rejections WHERE resolved_at IS NULL AND replay_requested ORDER BY id LIMIT $2)
                UNION ALL
                (SELECT behind.id
-                FROM unnest($1::text[]) AS waits (reason)
+                FROM unnest($1::text[] || $3::text[]) AS waits (reason)
                 CROSS JOIN LATERAL (
                     SELECT id, catalog_version FROM rejections
                     WHERE resolved_at IS NULL AND reason = waits.reason
                       AND catalog_version < (SELECT version FROM catalog_version)
                     ORDER BY catalog_version, id LIMIT $2) AS behind
-                ORDER BY behind.catalog_version, behind.id LIMIT $2))
+                ORDER BY waits.reason = ANY($3), behind.catalog_version, behind.id LIMIT $2))
            ORDER BY r.id"#,
         reasons,
-        limit
+        limit,
+        last_reasons
     )
     .fetch_all(connection)
     .await?;

@@ -1,12 +1,15 @@
 //! Which of several corrections of an estimate stands, and what may correct one.
 
+use chrono::TimeDelta;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
+use waybill::clock::Clock;
 use waybill::domain::event::SequenceMark;
 use waybill::domain::identity::{EventIdentity, EventKey};
 use waybill::domain::ids::{BatchId, GatewayId};
 use waybill::ingest::replay;
+use waybill::reports::verify::{self, Check};
 use waybill::store::StoreError;
 use waybill::store::journal::{self, Correction, JournalEvent};
 
@@ -237,6 +240,54 @@ async fn corrections_of_two_counts_or_of_one_without_are_ordered_by_their_places
     world.verified().await;
 }
 
+/// It cannot have named what happened after it was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_has_waited_takes_back_no_estimate_that_uses_the_id_again() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
+    let ago = |days: i64, mut event: Value| {
+        event["time"] = json!(now() - TimeDelta::days(days));
+        event
+    };
+    world.publish("gw-1", &ago(30, estimate("guess"))).await;
+    world.settled().await;
+    let mut unpriced = ago(29, correction("unpriced", "guess", input(7)));
+    unpriced["data"]["model"] = json!("gpt-6");
+    // The estimate of the other one never came.
+    world.publish("gw-1", &json!([unpriced, ago(29, correction("early", "lost", input(9)))])).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced", "unknown_estimate"]);
+    world.bed.run("UPDATE rejections SET received_at = received_at - interval '29 days'").await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    for id in ["guess", "lost"] {
+        let mut again = estimate(id);
+        again["data"]["usage"] = input(1000);
+        world.publish("gw-1", &again).await;
+    }
+    world.settled().await;
+    let mut prices = gpt5_prices();
+    prices[0]["model"] = json!("gpt-6");
+    world.publish_prices(prices).await;
+    let open = "SELECT reason || ' ' || attempts FROM rejections WHERE resolved_at IS NULL ORDER BY id";
+    wait_until("both are tried", async || {
+        let open: Vec<String> = sqlx::query_scalar(open).fetch_all(&world.pool).await.unwrap();
+        (open == ["unknown_estimate 2"; 2]).then_some(())
+    })
+    .await;
+    assert_eq!(recorded_input(&world).await, 100 + 2 * 1000);
+    // The estimates may be corrected.
+    for id in ["guess", "lost"] {
+        world.publish("gw-1", &correction(&format!("final-{id}"), id, input(5))).await;
+    }
+    world.settled().await;
+    assert_eq!(world.totals().await.input, 100 + 2 * 5);
+    let proof = verify::rebuild(&world.bed.database, now(), |_| ()).await.unwrap();
+    let found: Vec<_> = proof.findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(found, [Check::Identities]);
+}
+
 /// A correction as [`journal::correct`] takes it, recorded by a batch: a copy of the one that there is, at another place.
 async fn recorded(
     connection: &mut PgConnection,
@@ -295,7 +346,7 @@ async fn no_correction_of_a_batch_takes_back_a_later_one_that_was_recorded_meanw
         .await
         .unwrap();
     let original = EventIdentity { source: "gw-1".into(), id: "guess".into() }.key();
-    let other_life = Uuid::from_u128(7);
+    let (other_life, estimate_by) = (Uuid::from_u128(7), now());
     let mark = |epoch: &str, number| Some(SequenceMark { epoch: epoch.into(), number });
     for (first, second, may_stand) in [
         ((other_life, 1, None), (life, z - 1, None), false),
@@ -315,8 +366,8 @@ async fn no_correction_of_a_batch_takes_back_a_later_one_that_was_recorded_meanw
         let x = recorded(&mut tx, &world, batch, ("x", first.1)).await;
         let y = recorded(&mut tx, &world, batch, ("y", second.1)).await;
         let corrections = [
-            Correction { original, life: Some(first.0), mark: first.2.as_ref(), event: &x },
-            Correction { original, life: Some(second.0), mark: second.2.as_ref(), event: &y },
+            Correction { original, life: Some(first.0), mark: first.2.as_ref(), event: &x, estimate_by },
+            Correction { original, life: Some(second.0), mark: second.2.as_ref(), event: &y, estimate_by },
         ];
         let corrected = journal::correct(&mut tx, batch, &corrections).await;
         match corrected {

@@ -3,12 +3,16 @@
 use chrono::TimeDelta;
 use serde_json::json;
 use sqlx::PgPool;
+use waybill::clock::Clock;
+use waybill::ingest::Recorder;
+use waybill::ingest::replay::replay_once;
+use waybill::shutdown::Shutdown;
 use waybill::store::rejections::{Done, RejectionFilter, discard_many, request_replays};
 use waybill::store::{catalog, commit, replay};
 
 use crate::harness::{TestBed, wait_until};
 use crate::recording_bounds::blown_up;
-use crate::world::{World, gpt5_prices, now, usage_event};
+use crate::world::{Outcome, World, gpt5_prices, now, usage_event};
 
 /// What is under way was judged by the window; that it is waived in the meantime must not count as answered by it.
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +77,8 @@ async fn with_open_rejections() -> (TestBed, PgPool) {
 async fn due(pool: &PgPool, limit: i64) -> (Vec<i64>, i64) {
     let reasons = ["unknown_gateway", "unknown_customer", "suspended_customer", "unpriced"];
     let mut tx = pool.begin().await.unwrap();
-    let due = replay::due(&mut tx, &reasons.map(str::to_owned), limit).await.unwrap();
+    let due =
+        replay::due(&mut tx, &reasons.map(str::to_owned), &["nothing_used".to_owned()], limit).await.unwrap();
     let read = sqlx::query_scalar(
         "SELECT (seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_xact_user_tables WHERE relname = 'rejections'",
     )
@@ -104,6 +109,21 @@ async fn open_rejections_that_are_not_due_are_not_read() {
     assert_eq!(due(&pool, 1).await.0, [3, 6], "the oldest one that was asked for, and the longest behind");
 }
 
+/// A day of junk leaves a million of them, all before what is new.
+#[tokio::test]
+async fn calls_that_used_nothing_hold_up_no_usage() {
+    let (bed, pool) = with_open_rejections().await;
+    bed.run(
+        "UPDATE rejections SET reason = 'nothing_used', catalog_version = 6 WHERE stream_seq <= 2000;
+         UPDATE rejections SET catalog_version = 6 WHERE stream_seq = 19998;",
+    )
+    .await;
+    bed.run("VACUUM ANALYZE rejections").await;
+    let (found, read) = due(&pool, 500).await;
+    assert_eq!((found.len(), found.last()), (500, Some(&19998)));
+    assert!(read <= 2_000, "{read} rows were read");
+}
+
 /// A few hundred bytes each in the stream, megabytes each where they are kept: read all at once, they would be gigabytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_rejections_are_read_a_few_at_a_time() {
@@ -121,7 +141,7 @@ async fn large_rejections_are_read_a_few_at_a_time() {
     world.stop_jobs().await;
     world.bed.run("UPDATE rejections SET replay_requested = true; UPDATE customers SET external_id = 'newcomer' WHERE external_id = 'globex'").await;
     let mut tx = world.bed.database.begin_ingest().await.unwrap();
-    let due = replay::due(&mut tx, &[], 500).await.unwrap();
+    let due = replay::due(&mut tx, &[], &[], 500).await.unwrap();
     assert_eq!(due.len(), EVENTS);
     let read = replay::read(&mut tx, &due, TOGETHER_MAX).await.unwrap();
     let bytes: usize = read.iter().map(|rejection| rejection.raw.len()).sum();
@@ -134,7 +154,7 @@ async fn large_rejections_are_read_a_few_at_a_time() {
     let mut tx = world.bed.database.begin().await.unwrap();
     catalog::bump(&mut tx).await.unwrap();
     commit(tx).await.unwrap();
-    assert_eq!(waybill::ingest::replay::replay_once(&world.recorder).await.unwrap(), 20);
+    assert_eq!(replay_once(&world.recorder).await.unwrap(), 20);
     assert_eq!(world.recorded_events().await, 20);
     assert_eq!(world.open_rejections().await, Vec::<String>::new());
 }
@@ -191,4 +211,104 @@ async fn the_window_is_measured_from_when_the_stream_took_an_event() {
     world.publish_prices(gpt5_prices()).await;
     wait_until("both are recorded", async || (world.recorded_events().await == 2).then_some(())).await;
     world.verified().await;
+}
+
+/// A recorder of another time.
+async fn recorder_in(world: &World, days: i64) -> Recorder {
+    let clock = Clock::fixed(now() + TimeDelta::days(days));
+    Recorder::new(world.bed.database.clone(), clock, &world.names.prefix, Shutdown::new()).await.unwrap()
+}
+
+/// It is ahead of the time at which it is tried, and as old as when it came.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_lay_ahead_waits_for_its_price_as_any_other() {
+    let world = World::idle().await;
+    world.start_consumer();
+    let mut ahead = usage_event("ahead");
+    ahead["time"] = json!(now() + TimeDelta::hours(1));
+    world.publish("gw-1", &ahead).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["future"]);
+    world.stop_jobs().await;
+    let ask = "UPDATE rejections SET replay_requested = true, window_waived = true";
+    world.bed.run(ask).await;
+    assert_eq!(replay_once(&world.recorder).await.unwrap(), 0);
+    assert_eq!(world.open_rejections().await, ["future"], "what is still to come is waived by nobody");
+    world.bed.run("UPDATE rejections SET replay_requested = true, window_waived = false").await;
+    let later = recorder_in(&world, 40).await;
+    assert_eq!(replay_once(&later).await.unwrap(), 0);
+    assert_eq!(world.open_rejections().await, ["unpriced"]);
+    world.publish_prices(gpt5_prices()).await;
+    assert_eq!(replay_once(&later).await.unwrap(), 1);
+    assert_eq!(world.recorded_events().await, 1);
+}
+
+/// An event of 70 days ago, as its id is used again.
+async fn recorded_long_ago() -> World {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
+    world.publish("gw-1", &usage_event("x")).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    world
+}
+
+/// Copies are told in the 62 days before an event came, also of one that waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_id_is_used_again_may_wait_for_its_price() {
+    let world = recorded_long_ago().await;
+    let mut again = usage_event("x");
+    again["data"]["model"] = json!("gpt-6");
+    world.publish("gw-1", &again).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"]);
+    let mut prices = gpt5_prices();
+    prices[0]["model"] = json!("gpt-6");
+    world.publish_prices(prices).await;
+    wait_until("it is tried", async || (world.open_rejections().await != ["unpriced"]).then_some(())).await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    assert_eq!(world.recorded_events().await, 2);
+}
+
+/// Looked for among all that was ever recorded, an id may be that of two events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_either_of_two_events_of_one_id_is_told() {
+    let world = recorded_long_ago().await;
+    let mut again = usage_event("x");
+    again["data"]["usage"]["input"] = json!(1000);
+    let new = world.publish("gw-1", &again).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(new, 1).await, [Outcome::Recorded]);
+    world.backfill("gw-1", now() - TimeDelta::days(100)).await;
+    let mut third = usage_event("x");
+    third["data"]["usage"]["input"] = json!(2000);
+    let copies = world.publish("gw-1", &json!([usage_event("x"), again, third])).await;
+    world.settled().await;
+    let outcomes = [Outcome::Duplicate, Outcome::Duplicate, Outcome::Rejected("conflict")];
+    assert_eq!(world.outcomes(copies, 3).await, outcomes);
+    // As they are where their customer is suspended.
+    world.suspend("acme").await;
+    let refused = world.publish("gw-1", &json!([usage_event("x"), again])).await;
+    world.settled().await;
+    assert_eq!(world.outcomes(refused, 2).await, [Outcome::Duplicate; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_again_and_recorded_is_not_recorded_once_more_however_late_it_is_tried() {
+    let world = World::idle().await;
+    world.start_consumer();
+    world.publish("gw-1", &usage_event("x")).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unpriced"]);
+    world.stop_jobs().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.publish("gw-1", &usage_event("x")).await;
+    wait_until("the copy is recorded", async || (world.recorded_events().await == 1).then_some(())).await;
+    let later = recorder_in(&world, 100).await;
+    assert_eq!(replay_once(&later).await.unwrap(), 1);
+    let resolution: String =
+        sqlx::query_scalar("SELECT resolution FROM rejections").fetch_one(&world.pool).await.unwrap();
+    assert_eq!((resolution.as_str(), world.recorded_events().await), ("duplicate", 1));
 }

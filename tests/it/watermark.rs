@@ -6,8 +6,9 @@ use waybill::clock::Clock;
 use waybill::health::Health;
 use waybill::ingest::Publisher;
 use waybill::store::api_keys::{self, NewHolder};
-use waybill::store::{commit, customers, gateways};
+use waybill::store::{catalog, commit, customers, gateways};
 
+use crate::harness::wait_until;
 use crate::http_bed::{Answer, get};
 use crate::world::{World, usage_event};
 
@@ -23,7 +24,7 @@ struct Watched {
 
 impl Watched {
     async fn start() -> Self {
-        let world = World::start().await;
+        let world = World::patient().await;
         let mut tx = world.bed.database.begin().await.unwrap();
         let gateway = gateways::id_of(&mut tx, "gw-1").await.unwrap().unwrap();
         let other = gateways::id_of(&mut tx, "gw-2").await.unwrap().unwrap();
@@ -141,6 +142,47 @@ async fn copies_conflicts_and_rejections_are_settled_as_well() {
     watched.world.publish("gw-1", &zero).await;
     watched.world.settled().await;
     assert_eq!(watched.told().await, ["a: 8/8/0 []"]);
+}
+
+/// Its place was given when it was rejected.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sent_a_rejection_is_not_heard_of_again_when_it_is_tried_again() {
+    let watched = Watched::start().await;
+    let world = &watched.world;
+    let unpriced = |epoch: &str| {
+        let mut event = numbered(epoch, 1);
+        event["data"]["model"] = json!("gpt-99");
+        event
+    };
+    world.publish("gw-1", &unpriced("a")).await;
+    world.settled().await;
+    // As many epochs as an hour may have: the next one is not followed.
+    world
+        .bed
+        .run(
+            "UPDATE gateway_sequences SET seen_at = '2026-01-01Z';
+             INSERT INTO gateway_sequences (gateway_id, epoch, seen)
+             SELECT id, 'epoch ' || n, '{[1,2)}' FROM gateways, generate_series(1, 500) n WHERE name = 'gw-1'",
+        )
+        .await;
+    world.publish("gw-1", &unpriced("b")).await;
+    world.settled().await;
+    let noted = "SELECT (SELECT seen_at = '2026-01-01Z' FROM gateway_sequences WHERE epoch = 'a'),
+                        (SELECT events FROM gateway_floods)";
+    assert_eq!(sqlx::query_as::<_, (bool, i64)>(noted).fetch_one(&world.pool).await.unwrap(), (true, 1));
+    let mut tx = world.bed.database.begin().await.unwrap();
+    catalog::bump(&mut tx).await.unwrap();
+    commit(tx).await.unwrap();
+    let tried = "SELECT count(*) FROM rejections WHERE attempts = 2";
+    wait_until("both are tried", async || {
+        (sqlx::query_scalar::<_, i64>(tried).fetch_one(&world.pool).await.unwrap() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(sqlx::query_as::<_, (bool, i64)>(noted).fetch_one(&world.pool).await.unwrap(), (true, 1));
+    // It comes again.
+    world.publish("gw-1", &unpriced("a")).await;
+    world.settled().await;
+    assert_eq!(sqlx::query_as::<_, (bool, i64)>(noted).fetch_one(&world.pool).await.unwrap(), (false, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,7 +70,7 @@ async fn publish_events(
         .events()
         .map(|raw| {
             let verdict = metering::parse_event(raw)
-                .and_then(|event| metering::admit(&event, name, *backfill_from, now));
+                .and_then(|event| metering::admit(&event, name, *backfill_from, now, now));
             (raw, verdict)
         })
         .collect();

@@ -252,7 +252,7 @@ async fn get_rejection(
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ReplayOptions {
-    /// Accept the event's time although it lies outside the acceptance window.
+    /// Accept the event's time although it is older than the acceptance window. One that lies ahead is accepted once it has come.
     #[serde(default)]
     waive_window: bool,
 }
@@ -296,7 +296,7 @@ struct ReplayMany {
     from: Option<DateTime<Utc>>,
     /// and before this time.
     to: Option<DateTime<Utc>>,
-    /// Accept times outside the acceptance window.
+    /// Accept times that are older than the acceptance window. Those that lie ahead are accepted once they have come.
     #[serde(default)]
     waive_window: bool,
 }

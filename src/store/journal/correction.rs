@@ -7,7 +7,7 @@
 //! place is not known, the one that is recorded last stands. Where corrections of two counts, or of one and of none, lie
 //! between each other, no order agrees with all of this, and the order in which they are recorded may decide.
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -28,6 +28,9 @@ pub struct Correction<'e> {
     pub mark: Option<&'e SequenceMark>,
     /// The event.
     pub event: &'e JournalEvent,
+    /// When its estimate has happened at the latest: before it was sent, whatever it has waited for since. What happened later
+    /// under the same id is another event.
+    pub estimate_by: DateTime<Utc>,
 }
 
 /// The estimate that a correction is for, as the journal holds it now.
@@ -37,6 +40,8 @@ pub struct CorrectionTarget {
     pub original: EventKey,
     /// Its customer.
     pub customer: CustomerId,
+    /// When it happened.
+    pub occurred_at: DateTime<Utc>,
     /// Whether it is an estimate that a correction may name: an estimate, and no correction itself.
     pub estimated: bool,
     /// The event that stands for it: itself, or the latest correction.
@@ -64,7 +69,8 @@ pub async fn correction_target(
 ) -> Result<Option<CorrectionTarget>, StoreError> {
     let target = sqlx::query_as!(
         CorrectionTarget,
-        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.estimated AND e.corrects_key IS NULL AS "estimated!",
+        r#"SELECT e.event_key AS "original: EventKey", e.customer_id AS "customer: CustomerId", e.occurred_at,
+                  e.estimated AND e.corrects_key IS NULL AS "estimated!",
                   COALESCE(latest.correcting_key, e.event_key) AS "standing!: EventKey",
                   COALESCE(latest.booked_on, e.booked_on) AS "standing_booked_on!",
                   COALESCE(latest.kind, e.kind) = 'usage' AS "standing_is_usage!",
@@ -117,8 +123,8 @@ pub async fn correction_target(
 /// the order in which they are to stand. It is looked up again: an earlier correction in the same batch may stand by now.
 ///
 /// # Errors
-/// [`StoreError::StandsOtherwise`] where it is no estimate of the event's customer, or a later correction stands for it: the
-/// event must not be recorded then; [`StoreError::Database`]; a unique violation means that another correction of the same
+/// [`StoreError::StandsOtherwise`] where it is no estimate of the event's customer, or a later correction stands for it, or it
+/// happened after the event was sent: the event must not be recorded then; [`StoreError::Database`]; a unique violation means that another correction of the same
 /// estimate came in between.
 pub async fn correct(
     connection: &mut PgConnection,
@@ -129,7 +135,10 @@ pub async fn correct(
         // Only what others have recorded meanwhile is in its way: those of its own batch are in their order.
         let target = correction_target(connection, correction, Some(batch)).await?;
         let may_correct = |target: &CorrectionTarget| {
-            target.estimated && target.customer == correction.event.customer && !target.superseded
+            target.estimated
+                && target.customer == correction.event.customer
+                && !target.superseded
+                && target.occurred_at <= correction.estimate_by
         };
         let Some(target) = target.filter(may_correct) else {
             return Err(StoreError::StandsOtherwise(correction.original));

@@ -164,6 +164,8 @@ pub struct Existing {
     pub id: String,
     /// Hash of its billable content.
     pub content_hash: Uuid,
+    /// The date it is booked on.
+    pub booked_on: NaiveDate,
     /// Its batch.
     pub batch: BatchId,
     /// Where it stood in the stream; nowhere where it restates another.
@@ -192,24 +194,23 @@ impl Existing {
     }
 }
 
-/// Which of these recorded events were recorded from the life of the stream that is asked for with them: one that stood at the
-/// same position of the same life is the same event, whatever is read of it now.
+/// Which of these recorded events, by their numbers, were recorded from the life of the stream that is asked for with them: one
+/// that stood at the same position of the same life is the same event, whatever is read of it now.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn recorded_from(
     connection: &mut PgConnection,
     asked: &[(Uuid, &Existing)],
-) -> Result<Vec<EventKey>, StoreError> {
+) -> Result<Vec<usize>, StoreError> {
     let lives: Vec<Uuid> = asked.iter().map(|(life, _)| *life).collect();
-    let keys: Vec<Uuid> = asked.iter().map(|(_, row)| row.key.0).collect();
     let batches: Vec<i64> = asked.iter().map(|(_, row)| row.batch.0).collect();
     let sequences: Vec<i64> = asked.iter().map(|(_, row)| row.stream_seq.unwrap_or_default()).collect();
     let indexes: Vec<i32> = asked.iter().map(|(_, row)| row.event_index).collect();
     let recorded = sqlx::query_scalar!(
-        r#"SELECT e.key AS "key!: EventKey"
-           FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[])
-                AS e (life, key, batch_id, stream_seq, event_index)
+        r#"SELECT e.number - 1 AS "number!"
+           FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[]) WITH ORDINALITY
+                AS e (life, batch_id, stream_seq, event_index, number)
            JOIN ingest_batches b ON b.id = e.batch_id
            WHERE b.incarnation = e.life
               -- It was a rejection first, which tells where it stood.
@@ -217,14 +218,13 @@ pub async fn recorded_from(
                   WHERE r.incarnation = e.life AND r.stream_seq = e.stream_seq AND r.event_index = e.event_index
                     AND r.resolved_batch_id = b.id)"#,
         &lives,
-        &keys,
         &batches,
         &sequences,
         &indexes
     )
     .fetch_all(connection)
     .await?;
-    Ok(recorded)
+    Ok(recorded.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }
 
 /// How thoroughly the journal is looked through for events that it holds already.
@@ -319,8 +319,8 @@ async fn between(
     let rows = sqlx::query_as!(
         Existing,
         // Ordered, so that however many rows the planner expects it uses the indexes.
-        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, batch_id AS "batch: BatchId",
-                  stream_seq, event_index
+        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, booked_on,
+                  batch_id AS "batch: BatchId", stream_seq, event_index
            FROM usage_events
            WHERE event_key BETWEEN $1 AND $2 AND part = 0 AND booked_on >= $3
            ORDER BY event_key LIMIT $4"#,
@@ -344,8 +344,8 @@ async fn each_of(
     }
     let rows = sqlx::query_as!(
         Existing,
-        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, batch_id AS "batch: BatchId",
-                  stream_seq, event_index
+        r#"SELECT event_key AS "key: EventKey", source, id, content_hash, booked_on,
+                  batch_id AS "batch: BatchId", stream_seq, event_index
            FROM usage_events
            WHERE event_key = ANY($1) AND part = 0 AND booked_on >= $2"#,
         keys,

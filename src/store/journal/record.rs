@@ -132,17 +132,24 @@ pub struct Mark<'a> {
     pub number: i64,
     /// Whether the event arrived for the first time: then the number must be new as well.
     pub fresh: bool,
+    /// Whether the place was given here before, when the event was rejected.
+    pub counted: bool,
 }
 
 /// Adds places in the gateways' own counts to what was seen of them.
 ///
 /// What a faulty gateway can make of it is bounded: of epochs beyond [`EPOCHS_PER_HOUR_MAX`], and of numbers that would
 /// leave more than [`RANGES_MAX`] ranges, only how many they are is kept. Two writers at once may each go up to the
-/// bound of epochs. Returns whether a fresh event's number was there before: then [`forgive_repeats`] looks why.
+/// bound of epochs. `heard`: whether the gateways were heard of with them, now. Returns whether a fresh event's number was there
+/// before: then [`forgive_repeats`] looks why.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn mark_sequences(connection: &mut PgConnection, marks: &[Mark<'_>]) -> Result<bool, StoreError> {
+pub async fn mark_sequences(
+    connection: &mut PgConnection,
+    marks: &[Mark<'_>],
+    heard: bool,
+) -> Result<bool, StoreError> {
     if marks.is_empty() {
         return Ok(false);
     }
@@ -150,12 +157,14 @@ pub async fn mark_sequences(connection: &mut PgConnection, marks: &[Mark<'_>]) -
     let epochs: Vec<&str> = marks.iter().map(|mark| mark.epoch).collect();
     let numbers: Vec<i64> = marks.iter().map(|mark| mark.number).collect();
     let fresh: Vec<bool> = marks.iter().map(|mark| mark.fresh).collect();
+    let counted: Vec<bool> = marks.iter().map(|mark| mark.counted).collect();
     let told = sqlx::query!(
         r#"WITH given AS (
-               SELECT gateway_id, epoch, range_agg(int8range(number, number, '[]')) AS seen, count(*) AS events,
+               SELECT gateway_id, epoch, range_agg(int8range(number, number, '[]')) AS seen,
+                      count(*) FILTER (WHERE NOT counted) AS events,
                       COALESCE(array_agg(number) FILTER (WHERE fresh), '{}') AS fresh
-               FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::boolean[])
-                    AS mark (gateway_id, epoch, number, fresh)
+               FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::boolean[], $7::boolean[])
+                    AS mark (gateway_id, epoch, number, fresh, counted)
                GROUP BY gateway_id, epoch
            ), known AS (
                -- In the one order that all writers take these rows in, and as they stand once they are taken.
@@ -179,10 +188,11 @@ pub async fn mark_sequences(connection: &mut PgConnection, marks: &[Mark<'_>]) -
                INSERT INTO gateway_sequences AS s (gateway_id, epoch, seen, repeated)
                SELECT gateway_id, epoch, seen, repeated FROM placed WHERE followed ORDER BY gateway_id, epoch
                ON CONFLICT (gateway_id, epoch) DO UPDATE
-               SET seen = s.seen + EXCLUDED.seen, seen_at = clock_timestamp(), repeated = s.repeated + EXCLUDED.repeated
+               SET seen = s.seen + EXCLUDED.seen, seen_at = CASE WHEN $8 THEN clock_timestamp() ELSE s.seen_at END,
+                   repeated = s.repeated + EXCLUDED.repeated
            ), flooded AS (
                INSERT INTO gateway_floods AS f (gateway_id, events, epoch)
-               SELECT gateway_id, sum(events)::bigint, max(epoch) FROM placed WHERE NOT followed
+               SELECT gateway_id, sum(events)::bigint, max(epoch) FROM placed WHERE NOT followed AND events > 0
                GROUP BY gateway_id ORDER BY gateway_id
                ON CONFLICT (gateway_id) DO UPDATE
                SET events = f.events + EXCLUDED.events, epoch = EXCLUDED.epoch, last_at = EXCLUDED.last_at
@@ -196,7 +206,9 @@ pub async fn mark_sequences(connection: &mut PgConnection, marks: &[Mark<'_>]) -
         &numbers,
         &fresh,
         EPOCHS_PER_HOUR_MAX,
-        RANGES_MAX
+        RANGES_MAX,
+        &counted,
+        heard
     )
     .fetch_all(connection)
     .await?;

@@ -64,16 +64,16 @@ EDITS = [
     }"""),
     # Takes what has a lower sequence than something else for known.
     ("skip_below", "src/ingest/sorted.rs",
-     "                    match known(tx, candidate, life, &held, &seen).await? {",
+     "                    match known(tx, &compared, &held, &seen).await? {",
      """                    let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
-                    let known = known(tx, candidate, life, &held, &seen).await?;
+                    let known = known(tx, &compared, &held, &seen).await?;
                     match if below { Known::Duplicate } else { known } {"""),
     # Records what the journal has already, under another key.
     ("double", "src/ingest/sorted.rs",
      "        let existing = self.existing(tx, with).await?;",
      """        let mut existing = self.existing(tx, with).await?;
         if crate::sabotage::on("double") {
-            existing.clear();
+            existing.0.clear();
         }"""),
     ("double", "src/store/journal/copy.rs",
      "        out.uuid(event.key.0);",
