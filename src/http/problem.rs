@@ -232,11 +232,14 @@ impl Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        match error.sqlstate() {
+        match error {
             _ if error.too_large() => Self::sum_too_large(error),
-            // A value that PostgreSQL cannot hold: U+0000 in a text, a time outside its calendar.
-            Some(state) if state.starts_with("22") => {
-                Self::new(&INVALID_VALUE, "A value holds a character or a number that cannot be stored.")
+            _ if error.not_storable() => {
+                Self::new(&INVALID_VALUE, "A value holds a character or a time that cannot be stored.")
+            }
+            // No fault of the request, which is right again once the server has the zone back.
+            _ if error.unknown_zone() => {
+                Self::unavailable("The database does not know the time zone of a customer; GET /readyz names it.", error)
             }
             _ if error.timed_out() => Self {
                 cause: Some(error.to_string().into_boxed_str()),
@@ -245,7 +248,7 @@ impl From<StoreError> for Problem {
                      for example a shorter interval.",
                 )
             },
-            _ if matches!(error, StoreError::ShareTaken) => Self::new(
+            StoreError::ShareTaken => Self::new(
                 &TOO_MANY_REQUESTS,
                 "The customer has as many requests underway as it may; wait for their answers, and send a few at a time.",
             )

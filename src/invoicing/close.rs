@@ -177,7 +177,7 @@ pub struct Turn {
     pub outcome: Result<Closed, InvoicingError>,
 }
 
-/// Closes every period whose end and grace time have passed, of all customers, each in a transaction of its own. A
+/// Closes every period whose end and grace time have passed by now, of all customers, each in a transaction of its own. A
 /// customer whose period cannot be closed is left at that, the others go on. What is recorded by now is waited for before,
 /// once for all of them; `unposted` is told how many batches of it are left, zero at the end.
 ///
@@ -191,8 +191,9 @@ pub async fn close_due(
     actor: &str,
     unposted: impl Fn(i64),
 ) -> Result<Vec<Turn>, InvoicingError> {
-    let mark = all_posted(database, unposted).await?;
+    // Before the mark: of a period that ends during the wait, usage may have been recorded that nobody has waited for.
     let ended_by = clock.now().checked_sub_signed(grace).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let mark = all_posted(database, unposted).await?;
     let mut turns = Vec::new();
     let mut failed: Vec<CustomerId> = Vec::new();
     loop {

@@ -122,6 +122,12 @@ const STALE_PLAN: &str = "0A000";
 /// SQLSTATE of a number that does not fit its type.
 const NUMERIC_OUT_OF_RANGE: &str = "22003";
 
+/// SQLSTATEs of values that the server cannot hold: U+0000 in a text or in JSON, a time outside its calendar.
+const NOT_STORABLE: [&str; 3] = ["22021", "22P05", "22008"];
+
+/// SQLSTATE of an argument that a function does not take, a time zone among them.
+const INVALID_PARAMETER: &str = "22023";
+
 /// SQLSTATE of a statement that was ended because it took too long.
 const QUERY_CANCELED: &str = "57014";
 
@@ -166,6 +172,21 @@ impl StoreError {
                 source.is::<numeric::TooLarge>()
             }
             _ => self.sqlstate().as_deref() == Some(NUMERIC_OUT_OF_RANGE),
+        }
+    }
+
+    /// Whether a value that was given is one that the server cannot hold.
+    pub fn not_storable(&self) -> bool {
+        self.sqlstate().is_some_and(|state| NOT_STORABLE.contains(&state.as_str()))
+    }
+
+    /// Whether the server does not know a time zone, where it says so in English: the code is shared with others.
+    pub fn unknown_zone(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().as_deref() == Some(INVALID_PARAMETER) && error.message().contains("time zone")
+            }
+            _ => false,
         }
     }
 

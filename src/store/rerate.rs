@@ -19,6 +19,10 @@ use crate::domain::price::{Stamp, Stamps};
 
 /// Advisory lock of what stands. It is taken after the journal's, never before.
 const STANDING_LOCK: i64 = 0x77_61_79_03;
+/// Advisory lock of re-rates. It is taken before the journal's, never after.
+pub const RERATE_LOCK: i64 = 0x77_61_79_06;
+/// SQLSTATE of a lock that was not to be had in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// Events may lie ahead of the clock by minutes, so one may happen on the day after the date it is booked on.
 const AHEAD_MAX: TimeDelta = TimeDelta::days(1);
 
@@ -40,16 +44,36 @@ pub async fn change_standing(connection: &mut PgConnection) -> Result<(), StoreE
     Ok(())
 }
 
-/// Waits until every recording transaction that runs now has ended: those that begin later rate with the prices that
-/// stand now.
+/// Keeps other re-rates out until the transaction ends; `false` where another one held the lock for too long, and the
+/// transaction has failed.
+///
+/// One that restates holds the journal's lock until it commits. Another must not wait for that in [`wait_for_writers`]:
+/// whoever records would wait behind it.
 ///
 /// # Errors
 /// [`StoreError::Database`].
+pub async fn lock(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    match sqlx::query!("SELECT pg_advisory_xact_lock($1)", RERATE_LOCK).fetch_one(connection).await {
+        Ok(_) => Ok(true),
+        Err(error) => match StoreError::from(error) {
+            error if error.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Waits until every recording transaction that runs now has ended: those that begin later rate with the prices that
+/// stand now. They begin when this has ended, so it gives up where one takes long. The caller holds the lock of [`lock`].
+///
+/// # Errors
+/// [`StoreError::Database`], retryable where a transaction took too long.
 pub async fn wait_for_writers(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SET LOCAL lock_timeout = '2s'").execute(&mut *connection).await?;
     // One statement, so that no lock of the session is left behind where it is cancelled.
     sqlx::query!("SELECT pg_advisory_lock($1), pg_advisory_unlock($1)", JOURNAL_LOCK)
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
+    sqlx::query!("SET LOCAL lock_timeout TO DEFAULT").execute(connection).await?;
     Ok(())
 }
 

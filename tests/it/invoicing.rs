@@ -16,7 +16,7 @@ use waybill::reports::verify::{self, Check};
 use waybill::store::periods::CLOSE_LOCK;
 use waybill::store::{Scope, commit, completeness, invoices, periods, posting};
 
-use crate::harness::wait_until;
+use crate::harness::{connected, wait_until};
 use crate::ledger::{Ledger, Row, call, utc};
 
 /// Advisory lock of a closing that waits for posting.
@@ -147,6 +147,7 @@ async fn fifty_closings_at_once_make_one_invoice() {
             }
         })
     };
+    connected(&ledger.database).await;
     let closings = join_all((0..50).map(|_| closing())).await;
     let mut first = 0;
     let mut ids = Vec::new();
@@ -402,6 +403,36 @@ async fn what_is_due_is_closed_after_one_wait_for_all_that_was_recorded() {
     assert_eq!(closed, customers.map(|customer| (customer, 1)), "their periods were made by posting");
     let told = told.into_inner();
     assert_eq!((told.first(), told.last()), (Some(&2), Some(&0)), "{told:?}");
+    assert_proven(&ledger).await;
+}
+
+/// The usage of its last hour may be recorded after what is waited for.
+#[tokio::test]
+async fn what_becomes_due_during_the_wait_is_left_to_the_next_call() {
+    let mut ledger = Ledger::new().await;
+    let acme = ledger.customer("acme", "UTC").await;
+    ledger.record(&[call(acme, "2026-10-20T00:00:00Z", "a", 1_000_000, 0)]).await;
+    let told = RefCell::new(Vec::new());
+    let clock = Clock::fixed(utc("2026-11-01T00:30:00Z"));
+    let database = ledger.database.clone();
+    let closing = close_due(&database, &clock, TimeDelta::hours(1), "test", |batches| {
+        told.borrow_mut().push(batches);
+    });
+    let posting = async {
+        wait_until("it waits", async || told.borrow().first().copied()).await;
+        ledger.record(&[call(acme, "2026-10-31T23:50:00Z", "b", 1_000_000, 0)]).await;
+        clock.advance(TimeDelta::hours(1));
+        post_but(&ledger, "sequences @> 2::bigint").await;
+    };
+    let (turns, ()) = tokio::join!(closing, posting);
+    let turns = turns.unwrap();
+    assert!(turns.is_empty(), "{turns:?}");
+
+    ledger.post().await;
+    let turns = close_due(&database, &clock, TimeDelta::hours(1), "test", |_| ()).await.unwrap();
+    let [turn] = turns.as_slice() else { panic!("one period, not {turns:?}") };
+    let october = invoice(&ledger, turn.outcome.as_ref().unwrap()).await;
+    assert_eq!(lines(&october), ["usage 10-01T00:00 gpt-5 input 2000000 = 6 6.00"]);
     assert_proven(&ledger).await;
 }
 

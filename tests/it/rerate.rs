@@ -13,12 +13,14 @@ use waybill::domain::price::quotation::NewPrice;
 use waybill::invoicing::rerate::{ROWS_MAX, Request, RerateError, Rerated, apply, apply_within, preview};
 use waybill::invoicing::{self, Closed};
 use waybill::reports::verify;
+use waybill::store::rerate::RERATE_LOCK;
 use waybill::store::{Scope, commit, customers, invoices, prices};
 
+use crate::harness::{INGEST_CONNECTIONS, connected};
 use crate::http_bed::Api;
 use crate::http_events::Explained;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
-use crate::recording::{correction, estimates_of_ids_used_again};
+use crate::recording::{correction, estimates_corrected_and_used_again, estimates_of_ids_used_again};
 use crate::world::{self, World, estimate};
 
 /// When re-rates of the small ledger are made.
@@ -38,7 +40,7 @@ pub fn everything() -> Request {
 pub async fn publish(ledger: &Ledger, book: &str, new: Value) {
     let new: Vec<NewPrice> = serde_json::from_value(new).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
-    prices::publish(&mut tx, book, &new, "test").await.unwrap();
+    prices::publish(&mut tx, book, &new, utc(NOW), "test").await.unwrap();
     commit(tx).await.unwrap();
 }
 
@@ -351,7 +353,9 @@ async fn re_rates_at_the_same_time_adjust_an_event_once() {
     }
     publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
     let all = everything();
-    let applied = join_all((0..8).map(|_| rerate(&ledger, &all))).await;
+    // As many as there are connections for.
+    connected(&ledger.database).await;
+    let applied = join_all((0..INGEST_CONNECTIONS).map(|_| rerate(&ledger, &all))).await;
     let restated: i64 = applied.iter().flat_map(|one| &one.groups).map(|(_, figures)| figures.events).sum();
     assert_eq!(restated, 100);
     assert_eq!(ledger.count("SELECT count(*) FROM usage_events WHERE kind = 'restatement'").await, 100);
@@ -367,25 +371,25 @@ async fn what_is_not_committed_is_not_there() {
     ledger.record(&[call(acme, "2026-11-05T00:00:00Z", "a", 1000, 1)]).await;
     publish(&ledger, "standard", gpt5("2026-11-02T00:00:00Z", "4", "22", "0.02")).await;
     let mut tx = ledger.database.begin().await.unwrap();
-    let lost = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    let lost = apply_within(&mut tx, &ledger.database, utc(NOW), &everything(), "test").await.unwrap();
     drop(tx);
     ledger.post().await;
     assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 1);
     assert_proven(&ledger).await;
     let mut tx = ledger.database.begin().await.unwrap();
-    let kept = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    let kept = apply_within(&mut tx, &ledger.database, utc(NOW), &everything(), "test").await.unwrap();
     commit(tx).await.unwrap();
     assert_eq!(lost.groups, kept.groups);
     assert_eq!(ledger.count("SELECT count(*) FROM usage_events").await, 3);
 }
 
-/// Advisory locks that are held in the database: of the journal, and of what stands.
+/// Advisory locks that are held in the database, but for that of re-rates: of the journal, and of what stands.
 async fn locks(ledger: &Ledger) -> i64 {
     ledger
-        .count(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-        )
+        .count(&format!(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid <> {RERATE_LOCK}
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ))
         .await
 }
 
@@ -411,7 +415,7 @@ async fn a_re_rate_keeps_nobody_waiting_to_find_out_what_differs() {
     // Each is looked at by itself.
     batches_of(&ledger, 5_000).await;
     let mut tx = ledger.database.begin().await.unwrap();
-    let nothing = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    let nothing = apply_within(&mut tx, &ledger.database, utc(NOW), &everything(), "test").await.unwrap();
     assert_eq!((nothing.examined, nothing.groups, locks(&ledger).await), (5, Vec::new(), 0));
     drop(tx);
 
@@ -419,7 +423,7 @@ async fn a_re_rate_keeps_nobody_waiting_to_find_out_what_differs() {
     publish_without_searches(&ledger).await;
     let shown = dry_run(&ledger, &everything()).await;
     let mut tx = ledger.database.begin().await.unwrap();
-    let applied = apply_within(&mut tx, utc(NOW), &everything(), "test").await.unwrap();
+    let applied = apply_within(&mut tx, &ledger.database, utc(NOW), &everything(), "test").await.unwrap();
     assert!(locks(&ledger).await > 0, "until it is committed");
     commit(tx).await.unwrap();
     assert_eq!((applied.examined, &applied.groups), (5, &shown.groups));
@@ -689,6 +693,18 @@ async fn an_estimate_stands_whatever_corrected_another_of_its_id() {
     assert_eq!((totals.events, totals.input, totals.cost.to_string().as_str()), (4, 287, "0.001936"));
 }
 
+/// So that between the estimates and the second use of the id there are less days than copies are looked for in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_correction_is_of_the_estimate_that_it_was_recorded_for() {
+    let world = estimates_corrected_and_used_again(TimeDelta::days(25)).await;
+    assert_proven_in(&world, 2).await;
+    world.publish("gw-1", &correction("b", "corrected", json!({"input": 90, "output": 0}))).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, Vec::<String>::new());
+    assert_eq!(world.totals().await.input, 7 + 100 + 90 + 1000);
+    assert_proven_in(&world, 2).await;
+}
+
 async fn assert_proven_in(world: &World, ids: usize) {
     let proof = verify::rebuild(&world.bed.database, world::now(), |_| ()).await.unwrap();
     assert_found_ids(&proof, ids);
@@ -763,6 +779,11 @@ async fn a_re_rated_event_shows_what_changed_and_adds_up() {
     re_rated(&api, Some("provider price corrected")).await;
     api.world.publish_prices(gpt5_since("2025-10-01T00:00:00Z", "1", "0.1", "8")).await;
     re_rated(&api, None).await;
+    // Another one than the event's where it is past midnight meanwhile.
+    let booked_on: NaiveDate = sqlx::query_scalar("SELECT max(booked_on) FROM usage_events")
+        .fetch_one(&api.world.pool)
+        .await
+        .unwrap();
     for (key, sees_cost) in [(&api.finance, true), (&api.acme, false)] {
         let event = api.event(key, "/v1/events/gw-1/a").await;
         assert_eq!((&event["amount"], &event["currency"]), (&json!("0.00053"), &json!("USD")));
@@ -794,7 +815,7 @@ async fn a_re_rated_event_shows_what_changed_and_adds_up() {
         assert_eq!(price(1), price(2));
         assert_ne!(price(2), price(3));
         assert_eq!(restated[3]["charge"]["classes"][0]["rate"], "1");
-        assert_eq!(restated[3]["booked_on"], event["booked_on"]);
+        assert_eq!(restated[3]["booked_on"], json!(booked_on));
         assert_adds_up(&event, sees_cost);
         let shows_cost = event.to_string().contains("\"cost\"");
         assert_eq!((event.get("other_amounts"), shows_cost), (None, sees_cost));

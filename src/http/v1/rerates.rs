@@ -1,6 +1,7 @@
 //! Re-rates: recorded usage restated at the prices that stand now.
 
 use axum::Json;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use crate::invoicing::rerate::{
 
 /// When to try again where prices kept changing.
 const MOVING_RETRY_SECONDS: u32 = 2;
+/// When to try again where another re-rate is made.
+const RUNNING_RETRY_SECONDS: u32 = 5;
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -190,6 +193,8 @@ impl From<RerateError> for Problem {
                 Self::invalid("reason", format!("1 to {REASON_CHARS_MAX} printable characters"))
             }
             RerateError::TooMany => Self::invalid("to", error.to_string()),
+            RerateError::Running => Self::unavailable("Another re-rate is being made; try again.", error)
+                .retry_after(RUNNING_RETRY_SECONDS),
             RerateError::Moving => Self::unavailable("Prices are being published; try again.", error)
                 .retry_after(MOVING_RETRY_SECONDS),
             RerateError::Overflow => Self::sum_too_large(error),
@@ -211,6 +216,7 @@ impl From<RerateError> for Problem {
     request_body = NewRerate,
     responses((status = 200, description = "What changes", body = RerateView)))]
 async fn run_rerate(
+    State(state): State<AppState>,
     Query(RerateParams { dry_run }): Query<RerateParams>,
     Write { mut work, body, .. }: Write<Finance, NewRerate>,
 ) -> Result<Response, Problem> {
@@ -226,6 +232,6 @@ async fn run_rerate(
         return Ok(Json(RerateView::new(shown, dry_run)?).into_response());
     }
     let (now, actor) = (work.now, work.caller.public_id.clone());
-    let applied = rerate::apply_within(work.db(), now, &request, &actor).await?;
+    let applied = rerate::apply_within(work.db(), &state.db, now, &request, &actor).await?;
     work.done(&RerateView::new(applied, dry_run)?).await
 }

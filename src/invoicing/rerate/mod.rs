@@ -18,7 +18,7 @@ use crate::domain::period::CalendarError;
 use crate::rating::{self, BookError, Restated};
 use crate::store::journal::{self, BatchRow, Opening, Origin, Recorded};
 use crate::store::rerate::{self as store, Chunk, Filter, ROWS_PER_RESTATEMENT, Restatement};
-use crate::store::{Database, StoreError, audit, commit, partitions};
+use crate::store::{Database, StoreError, Tx, audit, commit, partitions};
 
 use catalog::Catalog;
 use sums::Sums;
@@ -87,6 +87,9 @@ pub enum RerateError {
         "more than {PARTS_MAX} usage parts differ; narrow the interval, or use the command `waybill rerate`"
     )]
     TooMany,
+    /// Re-rates are made one after the other.
+    #[error("another re-rate is being made; try again when it is done")]
+    Running,
     /// Prices were published faster than they could be read.
     #[error("prices kept changing; try again")]
     Moving,
@@ -122,16 +125,22 @@ pub async fn preview_within(
     Ok(pass.sums.finish())
 }
 
-/// Re-rates in one transaction of the caller, who commits.
+/// Re-rates in one transaction of the caller, who commits; it must have no lock that recording takes.
 ///
 /// # Errors
-/// [`RerateError`]; [`RerateError::TooManyRows`] above [`ROWS_MAX`], [`RerateError::TooMany`] above [`PARTS_MAX`] parts.
+/// [`RerateError`]; [`RerateError::TooManyRows`] above [`ROWS_MAX`], [`RerateError::TooMany`] above [`PARTS_MAX`] parts,
+/// [`RerateError::Running`] where another re-rate is not done in time.
 pub async fn apply_within(
     connection: &mut PgConnection,
+    database: &Database,
     now: DateTime<Utc>,
     request: &Request,
     actor: &str,
 ) -> Result<Rerated, RerateError> {
+    if !store::lock(connection).await? {
+        return Err(RerateError::Running);
+    }
+    open_date(connection, database, now).await?;
     store::wait_for_writers(connection).await?;
     let mut pass = Pass::begin(connection, request).await?;
     let mut differing = Vec::new();
@@ -149,7 +158,7 @@ pub async fn apply_within(
         }
     }
     for chunk in differing {
-        pass.restate(connection, now, &chunk, actor).await?;
+        pass.restate(connection, &chunk, actor).await?;
     }
     Ok(pass.sums.finish())
 }
@@ -165,16 +174,28 @@ pub async fn apply(
     request: &Request,
     actor: &str,
 ) -> Result<Rerated, RerateError> {
-    let mut tx = database.begin_ingest().await?;
+    let mut tx = begin_alone(database).await?;
     store::wait_for_writers(&mut tx).await?;
     let mut pass = Pass::begin(&mut tx, request).await?;
-    drop(tx);
+    // Not dropped: that ends it some time later, and the next one waits for its lock.
+    tx.rollback().await?;
     loop {
-        let mut tx = database.begin_ingest().await?;
+        let mut tx = begin_alone(database).await?;
         let Some(chunk) = pass.next(&mut tx).await? else { return Ok(pass.sums.finish()) };
-        let same = pass.restate(&mut tx, clock.now(), &chunk, actor).await?;
+        open_date(&mut tx, database, clock.now()).await?;
+        let same = pass.restate(&mut tx, &chunk, actor).await?;
         pass.sums.add(same)?;
         commit(tx).await?;
+    }
+}
+
+/// Begins a transaction that is the only one to re-rate, however long another takes.
+async fn begin_alone(database: &Database) -> Result<Tx, StoreError> {
+    loop {
+        let mut tx = database.begin_ingest().await?;
+        if store::lock(&mut tx).await? {
+            return Ok(tx);
+        }
     }
 }
 
@@ -289,11 +310,10 @@ impl Pass {
     async fn restate(
         &mut self,
         connection: &mut PgConnection,
-        now: DateTime<Utc>,
         chunk: &Chunk,
         actor: &str,
     ) -> Result<Sums, RerateError> {
-        let Opening { booked_on, catalog_version, .. } = open_journal(connection, now).await?;
+        let Opening { booked_on, catalog_version, .. } = open_journal(connection).await?;
         // From here to the commit nothing that stands changes but by this.
         store::change_standing(connection).await?;
         if catalog_version != self.catalog.version() {
@@ -338,13 +358,24 @@ async fn require_kept(connection: &mut PgConnection, from: DateTime<Utc>) -> Res
     }
 }
 
-/// Takes the journal's lock with today's booking date open.
-async fn open_journal(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Opening, StoreError> {
+/// Has today's booking date open. Where it is not, another transaction opens it, because whoever records waits until that
+/// one has ended.
+async fn open_date(
+    connection: &mut PgConnection,
+    database: &Database,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
     let today = now.date_naive();
-    // Looked up before the lock is taken: two that hold it shared and both want it exclusively wait for ever.
-    if journal::booking_date(connection).await?.is_none_or(|date| date < today) {
-        journal::switch_date(connection, today).await?;
+    if journal::booking_date(connection).await?.is_some_and(|date| date >= today) {
+        return Ok(());
     }
+    let mut tx = database.begin().await?;
+    journal::switch_date(&mut tx, today).await?;
+    commit(tx).await
+}
+
+/// Takes the journal's lock; [`open_date`] goes before.
+async fn open_journal(connection: &mut PgConnection) -> Result<Opening, StoreError> {
     journal::open(connection, None).await?.ok_or_else(|| StoreError::Inconsistent {
         table: "journal_clock",
         column: "booked_on",

@@ -17,21 +17,22 @@ pub async fn reversal_differences(
     let rows = sqlx::query_as!(
         Difference,
         r#"WITH journal AS MATERIALIZED (
-               SELECT event_key, part, kind, restates, corrects_key, booked_on, occurred_at, stream_seq, event_index,
+               SELECT event_key, part, kind, restates, corrects_key, batch_id, booked_on, occurred_at, stream_seq, event_index,
                       ARRAY[input, cache_read, cache_write_5m, cache_write_1h, output, reasoning] AS units,
                       COALESCE(rare, '{}') AS rare, ARRAY[cost_price_id, sell_price_id] AS prices, ARRAY[cost, charge] AS amounts
                FROM usage_events
                WHERE corrects_key IS NOT NULL
                   OR event_key IN (SELECT original_key FROM corrections UNION SELECT correcting_key FROM corrections)
            ), events AS (
-               SELECT e.event_key, e.booked_on, e.corrects_key, COALESCE(e.corrects_key, e.event_key) AS chain, c.number
+               SELECT e.event_key, e.batch_id, e.booked_on, e.corrects_key,
+                      COALESCE(e.corrects_key, e.event_key) AS chain, c.number
                FROM journal e
                LEFT JOIN corrections c ON c.correcting_key = e.event_key AND c.original_key = e.corrects_key
                WHERE e.part = 0
            ), placed AS (
-               -- An id may be used again long after: that estimate comes after the corrections of the one before.
-               SELECT *, COALESCE(number, max(number) OVER (PARTITION BY chain ORDER BY booked_on
-                             RANGE BETWEEN UNBOUNDED PRECEDING AND interval '31 days' PRECEDING), 0) AS place
+               -- An id may be used again long after: that estimate comes after the corrections that were recorded before it.
+               SELECT *, COALESCE(number, max(number) OVER (PARTITION BY chain ORDER BY batch_id
+                             RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS place
                FROM events
            ), corrected AS (
                SELECT event_key, booked_on, corrects_key, number,
