@@ -233,7 +233,7 @@ async fn fill_catalog(database: &Database) {
         })
         .collect();
     let new: Vec<NewPrice> = serde_json::from_value(new.into()).unwrap();
-    prices::publish(&mut tx, "bench-cost", &new, "bench").await.unwrap();
+    prices::publish(&mut tx, "bench-cost", &new, Clock::System.now(), "bench").await.unwrap();
     for number in 0..CUSTOMERS {
         let external_id = customer(number);
         let new = NewCustomer {

@@ -113,9 +113,9 @@ async fn prepare(
     step.begin("migrating, publishing the starter prices");
     store::migrate(servers.database_url()).await?;
     let database = Database::connect(servers.database_url()).await?;
-    demo::starter_book(&database).await?;
-    let mut env = DevEnv::load(&args.home);
     let now = Clock::System.now();
+    demo::starter_book(&database, now).await?;
+    let mut env = DevEnv::load(&args.home);
     let demo = if args.demo == 1 { demo::begin(&database, &mut env, now).await? } else { None };
     database.close().await;
 

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::{PriceDefaultsArgs, PriceFileArgs, PriceImport, PriceImportArgs};
 use crate::domain::ids::BookId;
 use crate::domain::money::{Amount, Currency, Rate};
-use crate::domain::price::publication::plan;
+use crate::domain::price::publication::{Known, plan};
 use crate::domain::price::quotation::{NewPrice, PriceFault};
 use crate::domain::price::{BookInfo, BookKind, ModelAlias};
 use crate::metering;
@@ -48,7 +48,8 @@ pub async fn import(args: &PriceImportArgs) -> anyhow::Result<()> {
     if matches!(what, PriceImport::Starter { .. }) {
         open_starter_book(&mut tx, book).await?;
     }
-    let (publication, faults) = prices::publish_fitting(&mut tx, book, &new, ACTOR).await?;
+    let (publication, faults) =
+        prices::publish_fitting(&mut tx, book, &new, Clock::System.now(), ACTOR).await?;
     for price in publication.prices.iter().filter(|price| price.status != Status::Unchanged) {
         show(price);
     }
@@ -167,7 +168,7 @@ fn amount(book: &PriceBook, call: &Call<'_>) -> anyhow::Result<Amount> {
 pub(super) fn published(mut fitting: Vec<NewPrice>, name: &str) -> anyhow::Result<(PriceBook, usize)> {
     let given = fitting.len();
     let plan = loop {
-        match plan(Vec::new(), Vec::new(), &fitting) {
+        match plan(Known::default(), &fitting, Clock::System.now()) {
             Ok(plan) => break plan,
             Err(faults) => {
                 ensure!(!faults.is_empty(), "the prices of the list do not fit beside each other");

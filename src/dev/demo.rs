@@ -49,11 +49,11 @@ const ARRIVAL_POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`DevError`].
-pub async fn starter_book(database: &Database) -> Result<(), DevError> {
+pub async fn starter_book(database: &Database, now: DateTime<Utc>) -> Result<(), DevError> {
     let prices = starter::prices().map_err(DevError::StarterBook)?;
     let mut tx = database.begin().await?;
     prices::open_cost_book(&mut tx, starter::BOOK, starter::CURRENCY, ACTOR).await?;
-    let (_, refused) = prices::publish_fitting(&mut tx, starter::BOOK, &prices, ACTOR).await?;
+    let (_, refused) = prices::publish_fitting(&mut tx, starter::BOOK, &prices, now, ACTOR).await?;
     for fault in refused {
         tracing::info!(%fault, "starter price left out");
     }

@@ -1,6 +1,6 @@
 //! Prices over a billing period: publishing them, ending them, reading what stands and what stood.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -94,7 +94,8 @@ pub async fn book(connection: &mut PgConnection, name: &str) -> Result<Option<Bo
     .transpose()
 }
 
-/// Publishes period prices into a sell book: all of them or, where one is refused, none.
+/// Publishes period prices into a sell book: all of them or, where one is refused, none. What starts after `now` is
+/// announced.
 ///
 /// # Errors
 /// [`PeriodPricesError`]; the caller rolls back.
@@ -102,6 +103,7 @@ pub async fn publish(
     connection: &mut PgConnection,
     name: &str,
     new: &[NewPeriodPrice],
+    now: DateTime<Utc>,
     actor: &str,
 ) -> Result<Publication, PeriodPricesError> {
     // Publications into one book happen one after the other, so each plans with what the last one left.
@@ -113,9 +115,9 @@ pub async fn publish(
     if book.kind != BookKind::Sell {
         return Err(PeriodPricesError::CostBook(name.to_owned()));
     }
-    let standing = standing(connection, &[book.id]).await?;
-    let plan = plan(standing.iter().map(|price| (price.id, price.draft.clone())).collect(), new)
-        .map_err(PeriodPricesError::Refused)?;
+    let (standing, published) = known(connection, book.id).await?;
+    let stands = standing.iter().map(|price| (price.id, price.draft.clone())).collect();
+    let plan = plan(stands, &published, new, now).map_err(PeriodPricesError::Refused)?;
     let ids = reserve_ids(connection, plan.rows.len()).await?;
     let continued: Vec<(PeriodPriceId, PeriodPriceId)> =
         plan.superseded.iter().map(|(old, row)| (*old, ids[*row])).collect();
@@ -133,6 +135,23 @@ pub async fn publish(
         audit::record(connection, actor, "period_prices.publish", &book.name, Some(detail)).await?;
     }
     Ok(Publication { book, prices, continued })
+}
+
+/// What stands in a book, and what does not any more, as it was published.
+async fn known(
+    connection: &mut PgConnection,
+    book: BookId,
+) -> Result<(Vec<PeriodPrice>, Vec<PeriodDraft>), StoreError> {
+    let filter =
+        PeriodPriceFilter { books: Some(vec![book]), superseded: true, ..PeriodPriceFilter::default() };
+    let stored = list(connection, &filter, None, i64::MAX).await?;
+    // A copy that goes on with a price was published by nobody.
+    let copies: HashSet<PeriodPriceId> = stored.iter().filter_map(|stored| stored.superseded_by).collect();
+    let (standing, others): (Vec<_>, Vec<_>) =
+        stored.into_iter().partition(|stored| stored.superseded_at.is_none());
+    let published = others.into_iter().map(|stored| stored.price);
+    let published = published.filter(|price| !copies.contains(&price.id)).map(|price| price.draft);
+    Ok((standing.into_iter().map(|stored| stored.price).collect(), published.collect()))
 }
 
 fn outcomes(

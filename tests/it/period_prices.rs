@@ -23,7 +23,7 @@ async fn publish(ledger: &Ledger, new: Value) {
 async fn publish_into(ledger: &Ledger, book: &str, new: Value) {
     let new: Vec<NewPeriodPrice> = serde_json::from_value(new).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
-    period_prices::publish(&mut tx, book, &new, "test").await.unwrap();
+    period_prices::publish(&mut tx, book, &new, utc("2026-12-02T00:00:00Z"), "test").await.unwrap();
     commit(tx).await.unwrap();
 }
 
@@ -183,6 +183,23 @@ async fn a_change_within_the_period_goes_on_counting() {
             "tier 10 input 500000 x -0.000002 = -1 -1.00",
         ]
     );
+}
+
+#[tokio::test]
+async fn the_same_again_changes_nothing_after_others_either() {
+    let ledger = Ledger::new().await;
+    let input = |from: &str, to: Value, rate: &str| {
+        let mut input = prices()[0].clone();
+        (input["valid_from"], input["valid_to"], input["tiers"]) = (json!(from), to, json!([{"rate": rate}]));
+        input
+    };
+    let june = "2026-06-01T00:00:00Z";
+    let list = json!([input("2026-01-01T00:00:00Z", json!(june), "3"), input(june, Value::Null, "4")]);
+    publish(&ledger, list.clone()).await;
+    publish(&ledger, json!([input("2026-03-01T00:00:00Z", json!(june), "2")])).await;
+    let kept = ledger.count("SELECT count(*) FROM period_prices").await;
+    publish(&ledger, list).await;
+    assert_eq!(ledger.count("SELECT count(*) FROM period_prices").await, kept);
 }
 
 fn refund(amount: &str) -> Value {

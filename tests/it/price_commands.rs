@@ -26,7 +26,7 @@ impl Shell {
         let book = json!({"name": "list", "kind": "cost", "currency": "USD"});
         prices::create_book(&mut tx, &serde_json::from_value(book).unwrap(), "test").await.unwrap();
         let new: Vec<NewPrice> = serde_json::from_value(published()).unwrap();
-        prices::publish(&mut tx, "list", &new, "test").await.unwrap();
+        prices::publish(&mut tx, "list", &new, Clock::System.now(), "test").await.unwrap();
         commit(tx).await.unwrap();
         Self { bed, folder }
     }

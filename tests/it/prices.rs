@@ -32,7 +32,7 @@ fn price(input: &str, valid_from: &str, rest: &str) -> NewPrice {
 
 async fn publish(database: &Database, book: &str, new: &[NewPrice]) -> Result<Publication, PricesError> {
     let mut tx = database.begin().await?;
-    let publication = prices::publish(&mut tx, book, new, "test").await?;
+    let publication = prices::publish(&mut tx, book, new, now(), "test").await?;
     store::commit(tx).await?;
     Ok(publication)
 }
@@ -225,7 +225,7 @@ async fn of_a_list_what_fits_is_published_and_the_rest_named() {
     ];
     let mut tx = database.begin().await.expect("a transaction");
     let (published, refused) =
-        prices::publish_fitting(&mut tx, "cost", &list, "test").await.expect("some fit");
+        prices::publish_fitting(&mut tx, "cost", &list, now(), "test").await.expect("some fit");
     store::commit(tx).await.expect("committed");
     assert_eq!(published.prices.iter().map(|price| price.status).collect::<Vec<_>>(), [Status::Added]);
     let mut named: Vec<usize> = refused.iter().map(|fault| fault.index).collect();
@@ -235,13 +235,66 @@ async fn of_a_list_what_fits_is_published_and_the_rest_named() {
 }
 
 #[tokio::test]
+async fn the_same_list_again_changes_nothing_and_a_corrected_one_is_refused() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let list =
+        [price("2", "2026-01-01", r#","valid_to":"2026-06-01T00:00:00Z""#), price("3", "2026-06-01", "")];
+    let promotion = price("1", "2026-03-01", r#","valid_to":"2026-06-01T00:00:00Z""#);
+    publish(database, "cost", &list).await.expect("prices");
+    publish(database, "cost", std::slice::from_ref(&promotion)).await.expect("a place for it");
+    let again = publish(database, "cost", &list).await.expect("the same");
+    assert!(!again.changed(), "{again:?}");
+
+    // Who never published that price means something else by it.
+    create(database, r#"{"name":"other","kind":"cost","currency":"USD"}"#).await.expect("a cost book");
+    let wrong =
+        [price("2", "2026-01-01", r#","valid_to":"2026-03-01T00:00:00Z""#), promotion, list[1].clone()];
+    publish(database, "other", &wrong).await.expect("prices");
+    let Err(PricesError::Refused(faults)) = publish(database, "other", &list).await else {
+        panic!("it says nothing of the price of spring");
+    };
+    let [fault] = &faults[..] else { panic!("one fault: {faults:?}") };
+    assert_eq!((fault.index, fault.path.as_str()), (0, "valid_from"));
+}
+
+#[tokio::test]
+async fn a_back_dated_lasting_price_is_refused_and_lasts_as_the_refusal_says() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    publish(database, "cost", &[price("2", "2025-01-01", ""), price("1.5", "2026-06-01", "")])
+        .await
+        .expect("prices");
+    let Err(PricesError::Refused(faults)) =
+        publish(database, "cost", &[price("1.8", "2026-05-01", "")]).await
+    else {
+        panic!("it would be the price of May only");
+    };
+    let advice = "give this one a valid_to of 2026-06-01 00:00:00 UTC at the latest; where it is to last, publish this \
+                  from 2026-06-01 00:00:00.000001 UTC on too";
+    assert!(faults[0].detail.ends_with(advice), "{}", faults[0]);
+    let lasting =
+        NewPrice { valid_from: at("2026-06-01T00:00:00.000001Z"), ..price("1.8", "2026-06-01", "") };
+    let may = price("1.8", "2026-05-01", r#","valid_to":"2026-06-01T00:00:00Z""#);
+    publish(database, "cost", &[may, lasting]).await.expect("as it said");
+    for (time, rate) in
+        [("2026-04-30", "2"), ("2026-05-01", "1.8"), ("2026-06-02", "1.8"), ("2027-01-01", "1.8")]
+    {
+        assert_eq!(cost(database, "cost", &format!("{time}T00:00:00Z")).await, rate, "{time}");
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_is_the_same_publication_rolled_back() {
     let bed = TestBed::new().await;
     let database = &bed.database;
     books(database).await;
     let mut tx = database.begin().await.expect("a transaction");
-    let dry =
-        prices::publish(&mut tx, "cost", &[price("1", "2026-01-01", "")], "test").await.expect("a price");
+    let dry = prices::publish(&mut tx, "cost", &[price("1", "2026-01-01", "")], now(), "test")
+        .await
+        .expect("a price");
     drop(tx);
     assert_eq!(cost(database, "cost", "2026-06-01T00:00:00Z").await, "unknown");
     let wet = publish(database, "cost", &[price("1", "2026-01-01", "")]).await.expect("a price");

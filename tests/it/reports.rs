@@ -324,7 +324,8 @@ async fn sound() -> Ledger {
     ]);
     let period_prices: Vec<_> = serde_json::from_value(period_prices).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
-    waybill::store::period_prices::publish(&mut tx, "standard", &period_prices, "test").await.unwrap();
+    let now = utc("2026-11-01T00:00:00Z");
+    waybill::store::period_prices::publish(&mut tx, "standard", &period_prices, now, "test").await.unwrap();
     waybill::store::commit(tx).await.unwrap();
     let searching = Row {
         rare: Some(json!({"web_search": 2})),

@@ -70,7 +70,7 @@ async fn a_fee_per_request_is_charged_once_a_call_and_comes_and_goes_with_a_re_r
     // A sell price without the fee charges nothing for it; the cost side still does.
     let free: Vec<NewPrice> = serde_json::from_value(priced("2025-10-01T00:00:00Z", &json!({}))).unwrap();
     let mut tx = world.bed.database.begin().await.unwrap();
-    prices::publish(&mut tx, SELL_BOOK, &free, "test").await.unwrap();
+    prices::publish(&mut tx, SELL_BOOK, &free, world::now(), "test").await.unwrap();
     commit(tx).await.unwrap();
     assert_eq!(rerated(&world).await, of("0.003325", "0.001325", 2));
     record(&world, &world::usage_event("one-sided")).await;

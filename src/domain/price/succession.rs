@@ -1,8 +1,13 @@
 //! Where a new price goes among those of its key that stand, which never overlap: the same for prices and period prices.
 
-use chrono::{DateTime, Utc};
+use std::cmp::Ordering;
+
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Interval, covers, intervals_meet};
+
+/// The least by which one start of validity is after another: what is kept of a time.
+const LEAST_STEP: TimeDelta = TimeDelta::microseconds(1);
 
 /// Checks what is to be published, each with its position; returns it by the start of validity, or every fault.
 pub(super) fn checked<N, D, F>(
@@ -37,39 +42,63 @@ pub(super) enum Fit<T> {
 }
 
 /// Where a new price ends. One without an end takes the place of the one that is valid when it starts, so where another is
-/// announced to follow that one, it is up to there. A price of the same terms as one that ends there or before announces
-/// nothing: it goes on with that one, as after a promotion, and a lasting price must not end where the old one comes back.
+/// announced to follow that one, it is up to there. One that is in force already announces nothing, nor does one of the
+/// same terms as an earlier one: an old price comes back there, as after a promotion, and a lasting price must not be lost
+/// on the way, however many others are between.
 pub(super) fn end_of<T: Copy>(
-    standing: impl Iterator<Item = (T, Interval)> + Clone,
+    standing: &(impl Iterator<Item = (T, Interval)> + Clone),
     (start, end): Interval,
+    now: DateTime<Utc>,
     same_terms: impl Fn(T, T) -> bool,
 ) -> Option<DateTime<Utc>> {
     if end.is_some() {
         return end;
     }
     let mut held = standing.clone().filter(|(_, (from, to))| *from < start && covers(*from, *to, start));
-    let next = held.next().and_then(|(_, (_, to))| to)?;
-    let (follower, _) = standing.clone().find(|(_, (from, _))| *from == next)?;
-    let mut before = standing.filter(|(_, (_, to))| to.is_some_and(|to| to <= next));
-    let goes_on = before.any(|(there, _)| same_terms(there, follower));
-    (!goes_on).then_some(next)
+    let next = held.next().and_then(|(_, (_, to))| to).filter(|next| now < *next)?;
+    if !standing.clone().any(|(_, (from, _))| from == next) {
+        return None;
+    }
+    let mut to_come = standing.clone().filter(|(_, (from, _))| next <= *from);
+    let comes_back = to_come.any(|(later, (from, _))| {
+        standing.clone().any(|(earlier, (begun, _))| begun < from && same_terms(earlier, later))
+    });
+    (!comes_back).then_some(next)
 }
 
-/// Which of those that stand says what a new price says already, and up to when: the same terms up to `end`, where the new
-/// one would end ([`end_of`]); or the new one as it was published, of whose time others have taken a part since.
+/// Which of those that stand says what a new price says already, and up to when: the same terms up to where the new one
+/// would end ([`end_of`]); or the new one as it was published, of whose time others have taken a part since. That they did
+/// so is for `known` to say of them: that this very price was published once, or that they are all published with it.
 pub(super) fn said_by<T: Copy>(
     standing: &(impl Iterator<Item = (T, Interval)> + Clone),
-    (start, given_end): Interval,
-    end: Option<DateTime<Utc>>,
-    same_terms: impl Fn(T) -> bool,
+    new: Interval,
+    now: DateTime<Utc>,
+    both: impl Fn(T, T) -> bool,
+    same: impl Fn(T) -> bool,
+    known: impl Fn(&[T]) -> bool,
 ) -> Option<(T, Option<DateTime<Utc>>)> {
-    let same = standing.clone().filter(|(there, _)| same_terms(*there));
-    let cut_since = |to: DateTime<Utc>| match given_end {
-        Some(_) => meet_up_to(standing, Some(to), given_end),
-        None => standing.clone().any(|(_, (from, _))| from == to),
+    let (start, given_end) = new;
+    // Nothing is lost where the earlier price that comes back is this one.
+    let end = end_of(standing, new, now, |earlier, later| both(earlier, later) && !same(later));
+    let of_same = standing.clone().filter(|(there, _)| same(*there));
+    let before = standing.clone().filter(|(_, (_, to))| *to == Some(start));
+    let comes_back = |next: T| !same(next) && before.clone().any(|(there, _)| both(there, next));
+    let cut_since = |to: DateTime<Utc>| {
+        let since =
+            standing.clone().filter(|(_, (from, _))| to <= *from && given_end.is_none_or(|end| *from < end));
+        let known = || known(&since.clone().map(|(there, _)| there).collect::<Vec<T>>());
+        match given_end {
+            Some(_) => meet_up_to(standing, Some(to), given_end) && known(),
+            None => standing
+                .clone()
+                .find(|(_, (from, _))| *from == to)
+                .is_some_and(|(next, _)| !comes_back(next) || known()),
+        }
     };
-    same.clone().find_map(|(there, (from, to))| {
-        if covers(from, to, start) && meet_up_to(&same, to, end) {
+    of_same.clone().find_map(|(there, (from, to))| {
+        let mut ends = [given_end, end].into_iter();
+        let reached = ends.find(|end| covers(from, to, start) && meet_up_to(&of_same, to, *end));
+        if let Some(end) = reached {
             return Some((there, end));
         }
         (from == start && to.is_some_and(cut_since)).then_some((there, given_end.or(to)))
@@ -100,21 +129,47 @@ pub(super) fn fit<T>(standing: impl Iterator<Item = (T, Interval)>, new: Interva
     if from < new.0 && ends_inside { Fit::Within(earliest) } else { Fit::Collides(earliest) }
 }
 
-/// What to do about a new price that collides with the one of this interval, the earliest that it overlaps.
-pub(super) fn advice((from, to): Interval, (start, new_end): Interval) -> String {
+/// What to do about a new price that collides with the one of the interval `there`, the earliest that it overlaps.
+pub(super) fn advice<T>(
+    standing: impl Iterator<Item = (T, Interval)> + Clone,
+    there: Interval,
+    (start, new_end): Interval,
+    now: DateTime<Utc>,
+) -> String {
+    let (from, to) = there;
     let until = to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
-    let next = match to {
-        _ if from > start => format!("give this one a valid_to of {from} at the latest"),
-        Some(end) if from < start => {
-            let lasting = format!(
-                "; where it is to last, withdraw what is announced from {end} on, and publish this from then on too"
-            );
-            let lasting = if new_end.is_none() { lasting } else { String::new() };
+    let room = match start.cmp(&from) {
+        Ordering::Less => Some(from),
+        Ordering::Equal => None,
+        Ordering::Greater => to,
+    };
+    let next = match room {
+        Some(end) => {
+            let lasting = if new_end.is_none() { how_to_last(standing, end, now) } else { String::new() };
             format!("give this one a valid_to of {end} at the latest{lasting}")
         }
-        _ => "let this one start later, or withdraw that one first if it is only announced".to_owned(),
+        None if now < from => "let this one start later, or withdraw that one first".to_owned(),
+        None => "let this one start later".to_owned(),
     };
     format!("is valid from {from} {until}; a price takes the place of one that started earlier, so {next}")
+}
+
+/// How a price that has room up to `end` goes on after that: what is announced can be withdrawn, and what is in force can
+/// only be followed, from just after its start.
+fn how_to_last<T>(
+    standing: impl Iterator<Item = (T, Interval)> + Clone,
+    end: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> String {
+    let starts = standing.map(|(_, (from, _))| from);
+    let withdraw = if now < end && starts.clone().any(|from| end <= from) {
+        format!("withdraw what is announced from {end} on, and ")
+    } else {
+        String::new()
+    };
+    let taken = end <= now && starts.clone().any(|from| from == end);
+    let again = if taken { end + LEAST_STEP } else { end };
+    format!("; where it is to last, {withdraw}publish this from {again} on too")
 }
 
 #[cfg(test)]
@@ -129,42 +184,125 @@ mod tests {
         (at(from), to.map(at))
     }
 
+    /// Prices in order of their start: terms and validity.
+    type Prices = Vec<(char, Interval)>;
+
+    fn among(prices: &[(char, Interval)]) -> impl Iterator<Item = (usize, Interval)> + Clone {
+        prices.iter().map(|(_, interval)| *interval).enumerate()
+    }
+
+    /// What stands after a publication at a time; or the interval that was refused, and why.
+    fn publish(mut prices: Prices, terms: char, new: Interval, now: i64) -> Result<Prices, String> {
+        let end = end_of(&among(&prices), new, at(now), |left, right| prices[left].0 == prices[right].0);
+        let new = (new.0, end);
+        match fit(among(&prices), new) {
+            Fit::Collides(there) => return Err(advice(among(&prices), prices[there].1, new, at(now))),
+            Fit::Free => {}
+            Fit::Within(there) => {
+                let (held, (_, to)) = prices[there];
+                prices[there].1.1 = Some(new.0);
+                prices.extend(end.filter(|_| end != to).map(|end| (held, (end, to))));
+            }
+        }
+        prices.push((terms, new));
+        prices.sort_by_key(|(_, (from, _))| *from);
+        Ok(prices)
+    }
+
+    fn time(says: &str, before: &str, after: &str) -> DateTime<Utc> {
+        let (_, rest) = says.split_once(before).unwrap();
+        rest.split_once(after).unwrap().0.parse().unwrap()
+    }
+
+    /// What stands once a lasting price was published as each refusal says, and from when on it is valid for good.
+    fn advised(mut prices: Prices, mut start: DateTime<Utc>, now: i64) -> Prices {
+        for _ in 0..20 {
+            let says = match publish(prices.clone(), 'x', (start, None), now) {
+                Ok(prices) => return prices,
+                Err(says) => says,
+            };
+            if !says.contains("valid_to of ") {
+                let there = prices.iter().position(|(_, (from, _))| *from == start).unwrap();
+                assert_eq!(says.contains("withdraw that one"), at(now) < start, "{says}");
+                if at(now) < start {
+                    prices.remove(there);
+                } else {
+                    start += LEAST_STEP;
+                }
+                continue;
+            }
+            let until = time(&says, "valid_to of ", " at the latest");
+            prices = publish(prices, 'x', (start, Some(until)), now).unwrap();
+            if says.contains("withdraw what is announced") {
+                let from = time(&says, "announced from ", " on, and");
+                assert!(at(now) < from, "nothing in force is withdrawn: {says}");
+                prices.retain(|(_, (there, _))| *there < from);
+            }
+            start = time(&says, "publish this from ", " on too");
+        }
+        panic!("no end of it: {prices:?}")
+    }
+
     #[test]
     fn following_the_advice_makes_a_place() {
-        let apart = [interval(0, Some(10)), interval(10, Some(20)), interval(30, None)];
-        let promotion = [interval(0, Some(10)), interval(10, Some(20)), interval(20, None)];
-        for (standing, start) in
-            [apart, promotion].into_iter().flat_map(|all| (0..35).map(move |day| (all, day)))
+        let apart =
+            vec![('a', interval(0, Some(10))), ('b', interval(10, Some(20))), ('c', interval(30, None))];
+        let mut promotion = apart.clone();
+        promotion[2] = ('a', interval(20, None));
+        let ended = promotion[..2].to_vec();
+        for (prices, start, now) in [apart, promotion, ended]
+            .into_iter()
+            .flat_map(|all| (0..35).map(move |day| (all.clone(), day)))
+            .flat_map(|(all, start)| [-5, 5, 10, 15, 25, 40].map(|now| (all.clone(), start, now)))
         {
-            let among = || standing.iter().copied().enumerate();
-            for end in (start + 1..40).map(Some).chain([None]) {
-                let new = interval(start, end);
-                let new = (new.0, end_of(among(), new, |_, _| true));
-                let Fit::Collides(there) = fit(among(), new) else { continue };
-                let says = advice(standing[there], new);
-                let ends = says.split_once("valid_to of ").map(|(_, rest)| {
-                    rest.split_once(" at the latest").unwrap().0.parse::<DateTime<Utc>>().unwrap()
-                });
-                match ends {
-                    Some(end) => {
-                        assert!(!matches!(fit(among(), (new.0, Some(end))), Fit::Collides(_)), "{says}");
-                    }
-                    None => assert_eq!(standing[there].0, new.0, "{says}"),
+            for end in (start + 1..40).map(Some) {
+                let Err(says) = publish(prices.clone(), 'x', interval(start, end), now) else { continue };
+                if says.contains("valid_to of ") {
+                    let until = time(&says, "valid_to of ", " at the latest");
+                    publish(prices.clone(), 'x', (at(start), Some(until)), now).unwrap();
+                    assert!(!says.contains("to last"), "it has an end: {says}");
+                } else {
+                    assert!(prices.iter().any(|(_, (from, _))| *from == at(start)), "{says}");
                 }
+            }
+            let stands = advised(prices.clone(), at(start), now);
+            let (_, (begun, until)) = stands.iter().rfind(|(terms, _)| *terms == 'x').unwrap();
+            assert!(until.is_none_or(|until| at(now) < until), "only what is announced ends it: {stands:?}");
+            for (terms, (from, to)) in
+                stands.iter().filter(|(_, (from, _))| at(start) <= *from && from < begun)
+            {
+                let sliver = to.is_some_and(|to| to - *from == LEAST_STEP);
+                assert!(*terms == 'x' || sliver, "{stands:?}");
             }
         }
     }
 
     #[test]
     fn an_open_price_ends_where_the_place_that_it_takes_ends() {
-        let standing = [interval(0, Some(10)), interval(10, Some(20)), interval(30, None)];
-        let among = || standing.iter().copied().enumerate();
-        let end = |start, end| end_of(among(), interval(start, end), |_, _| false);
-        assert_eq!(end(5, None), Some(at(10)), "the next one is announced");
-        assert_eq!(end(5, Some(7)), Some(at(7)));
-        assert_eq!(end_of(among(), interval(5, None), |_, _| true), None, "the next one only goes on");
+        let prices =
+            vec![('a', interval(0, Some(10))), ('b', interval(10, Some(20))), ('c', interval(30, None))];
+        let end = |start, end, now| {
+            end_of(&among(&prices), interval(start, end), at(now), |left, right| {
+                prices[left].0 == prices[right].0
+            })
+        };
+        assert_eq!(end(5, None, 9), Some(at(10)), "the next one is announced");
+        assert_eq!(end(5, None, 10), None, "the next one is in force");
+        assert_eq!(end(5, Some(7), 40), Some(at(7)));
         for start in [-5, 0, 10, 12, 20, 30, 35] {
-            assert_eq!(end(start, None), None, "from {start}");
+            assert_eq!(end(start, None, -9), None, "from {start}");
+        }
+    }
+
+    #[test]
+    fn an_open_price_does_not_end_where_an_old_one_comes_back_later() {
+        for last in ['a', 'b', 'c'] {
+            let prices =
+                vec![('a', interval(0, Some(10))), ('b', interval(10, Some(20))), (last, interval(20, None))];
+            let end = end_of(&among(&prices), interval(5, None), at(5), |left, right| {
+                prices[left].0 == prices[right].0
+            });
+            assert_eq!(end.is_some(), last == 'c', "{last}");
         }
     }
 }

@@ -345,7 +345,8 @@ struct ContinuedView {
 ///
 /// Into a sell book, all of them or none. Usage is recorded at its list rate as ever; what these change is on lines of their
 /// own in the preview and on the invoice. One of a name supersedes the one of that name that started earlier, from its own
-/// `valid_from` on, up to its end or to where another of the name is announced. No two may count the same usage or the same tasks at the same time. Invoices that are final stay
+/// `valid_from` on, up to its end or to where another of the name is announced; one without an end is refused where the one
+/// that follows is in force already, or an earlier one comes back later. No two may count the same usage or the same tasks at the same time. Invoices that are final stay
 /// as they are.
 #[utoipa::path(post, path = "/v1/price-books/{book}/period-prices", operation_id = "publish_period_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "standard"), PublishParams),
@@ -361,9 +362,9 @@ async fn publish_period_prices(
     if body.is_empty() || body.len() > PRICES_MAX {
         return Err(Problem::invalid("", format!("send an array of 1 to {PRICES_MAX} period prices")));
     }
-    let actor = work.caller.public_id.clone();
+    let (now, actor) = (work.now, work.caller.public_id.clone());
     let Publication { book, prices, continued } =
-        period_prices::publish(work.db(), &book, &body, &actor).await?;
+        period_prices::publish(work.db(), &book, &body, now, &actor).await?;
     let changed = prices.iter().any(|(_, new)| *new);
     let prices = prices.into_iter().map(|(price, new)| PublishedView {
         status: if new { "added" } else { "unchanged" },

@@ -265,8 +265,9 @@ pub(super) fn change_view(change: RateChange, draft: &PriceDraft, currency: Curr
 ///
 /// All of them or none. A price supersedes the one of the same model and conditions that started earlier, from its own
 /// `valid_from` on; where it ends before that one would, that one goes on after it. A price without an end is up to where
-/// another is announced to follow: the answer shows its `valid_to`. During a promotion, after which the price before it would
-/// go on, a price without an end is refused. Publishing the same again changes nothing.
+/// another is announced to follow: the answer shows its `valid_to`. Where the one that follows is in force already, or an
+/// earlier price comes back later, as after a promotion, a price without an end is refused, and the fault says what to do.
+/// Publishing the same again changes nothing.
 /// What is recorded already keeps the price it was rated with.
 #[utoipa::path(post, path = "/v1/price-books/{book}/prices", operation_id = "publish_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "provider-cost"), PublishParams),
@@ -282,8 +283,8 @@ async fn publish_prices(
     if body.is_empty() || body.len() > PRICES_MAX {
         return Err(Problem::invalid("", format!("send an array of 1 to {PRICES_MAX} prices")));
     }
-    let actor = work.caller.public_id.clone();
-    let mut publication = prices::publish(work.db(), &book, &body, &actor).await?;
+    let (now, actor) = (work.now, work.caller.public_id.clone());
+    let mut publication = prices::publish(work.db(), &book, &body, now, &actor).await?;
     let changed = publication.changed();
     let published = std::mem::take(&mut publication.prices);
     let prices =

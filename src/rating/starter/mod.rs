@@ -33,7 +33,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::event::{CallConditions, UsagePart};
     use crate::domain::ids::BookId;
-    use crate::domain::price::publication::{Published, plan};
+    use crate::domain::price::publication::{Known, Published, plan};
     use crate::domain::price::quotation::Quote;
     use crate::domain::price::{BookInfo, BookKind};
     use crate::domain::tokens::Quantities;
@@ -45,7 +45,7 @@ pub(crate) mod tests {
 
     /// A book as publishing these prices into an empty one makes it.
     pub(crate) fn book_of(prices: &[NewPrice]) -> PriceBook {
-        let plan = plan(Vec::new(), Vec::new(), prices).unwrap();
+        let plan = plan(Known::default(), prices, DateTime::UNIX_EPOCH).unwrap();
         assert!(
             plan.published.iter().all(|published| matches!(published, Published::Added { .. })),
             "no repeats"
@@ -110,6 +110,14 @@ pub(crate) mod tests {
             ("openai gpt-5.6-sol input 100000 output 10000", "2026-08-21T00:00:00Z", "0.6"),
             ("anthropic claude-opus-4-6 input 200001", "2026-03-12T23:59:59Z", "2.00001"),
             ("anthropic claude-opus-4-6 input 200001", "2026-03-13T00:00:00Z", "1.000005"),
+            // The price for long prompts stayed with these.
+            ("anthropic claude-sonnet-4 input 200000", now, "0.6"),
+            ("anthropic claude-sonnet-4 input 200001", now, "1.200006"),
+            (
+                "anthropic claude-sonnet-4-20250514 cache_read 100000 cache_write_1h 100001 output 1000",
+                "2025-08-12T00:00:00Z",
+                "1.282512",
+            ),
             ("google gemini-4-argon input 1000000", "2026-12-01T00:00:00Z", "4"),
             ("openai o3 input 1000000 cache_read 1000000 output 1000000", "2025-06-09T23:59:59Z", "52.5"),
             ("openai o3 input 1000000 cache_read 1000000 output 1000000", "2025-06-10T00:00:00Z", "10.5"),

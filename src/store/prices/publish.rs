@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::books::{dependents, derived_prices, find_book};
-use super::read::{Selection, get, is_priced, select};
+use super::read::{PriceFilter, Selection, get, is_priced, select};
 use super::write::{Insertion, insert, reserve_ids, supersede, supersede_aliases};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
 use crate::domain::money::Rate;
 use crate::domain::price::dated_markup::successor;
-use crate::domain::price::publication::{Plan, Published, Slot, Standing, end_aliases, plan};
+use crate::domain::price::publication::{Known, Plan, Published, Slot, Standing, end_aliases, plan};
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
 use crate::domain::price::{BookInfo, Interval, ModelAlias};
 use crate::domain::tokens::TokenClass;
@@ -80,7 +80,7 @@ pub struct RateChange {
     pub new: Option<Rate>,
 }
 
-/// Publishes prices into a book: all of them or, where one is refused, none.
+/// Publishes prices into a book: all of them or, where one is refused, none. What starts after `now` is announced.
 ///
 /// # Errors
 /// [`PricesError::Refused`] with every fault found, [`PricesError::UnknownBook`], or the database; the caller rolls back.
@@ -88,6 +88,7 @@ pub async fn publish(
     connection: &mut PgConnection,
     book: &str,
     new: &[NewPrice],
+    now: DateTime<Utc>,
     actor: &str,
 ) -> Result<Publication, PricesError> {
     // Publications into one book happen one after the other, so each plans with what the last one left.
@@ -96,10 +97,10 @@ pub async fn publish(
         .await?;
     let book =
         find_book(connection, book).await?.ok_or_else(|| PricesError::UnknownBook(book.to_owned()))?.info;
-    let (standing, aliases) = neighbours(connection, book.id, new).await?;
+    let known = neighbours(connection, book.id, new).await?;
     let validity = |there: &Standing| (there.id, (there.draft.valid_from, there.draft.valid_to));
-    let stood: HashMap<PriceId, Interval> = standing.iter().map(validity).collect();
-    let plan = plan(standing, aliases, new).map_err(PricesError::Refused)?;
+    let stood: HashMap<PriceId, Interval> = known.standing.iter().map(validity).collect();
+    let plan = plan(known, new, now).map_err(PricesError::Refused)?;
 
     let ids = reserve_ids(connection, plan.rows.len()).await?;
     let superseded: Vec<(PriceId, Option<PriceId>)> =
@@ -141,6 +142,7 @@ pub async fn publish_fitting(
     connection: &mut PgConnection,
     book: &str,
     new: &[NewPrice],
+    now: DateTime<Utc>,
     actor: &str,
 ) -> Result<(Publication, Vec<PriceFault>), PricesError> {
     let mut fitting: Vec<(usize, NewPrice)> = new.iter().cloned().enumerate().collect();
@@ -148,7 +150,7 @@ pub async fn publish_fitting(
     loop {
         let (indices, prices): (Vec<usize>, Vec<NewPrice>) = fitting.into_iter().unzip();
         // A refusal comes before anything is written, so the transaction can go on.
-        match publish(connection, book, &prices, actor).await {
+        match publish(connection, book, &prices, now, actor).await {
             Ok(publication) => return Ok((publication, faults)),
             Err(PricesError::Refused(found)) if !found.is_empty() => {
                 let refused: HashSet<usize> = found.iter().map(|fault| fault.index).collect();
@@ -179,20 +181,36 @@ fn names(aliases: &[ModelAlias]) -> Vec<&str> {
     aliases.iter().map(|alias| alias.alias.as_str()).collect()
 }
 
-/// The standing explicit prices of the same models, and the standing aliases of the same names.
+/// The explicit prices of the same models, those that stand and those that were published before, and the standing aliases
+/// of the same names.
 async fn neighbours(
     connection: &mut PgConnection,
     book: BookId,
     new: &[NewPrice],
-) -> Result<(Vec<Standing>, Vec<ModelAlias>), StoreError> {
+) -> Result<Known, StoreError> {
     let models = new.iter().map(|price| (price.provider.to_ascii_lowercase(), price.model.clone())).unzip();
-    let selection =
-        Selection { book: Some(book), models: Some(models), explicit_only: true, ..Selection::standing() };
+    let filter = PriceFilter { superseded: true, ..PriceFilter::default() };
+    let selection = Selection {
+        book: Some(book),
+        models: Some(models),
+        explicit_only: true,
+        filter,
+        ..Selection::default()
+    };
     let prices = select(connection, &selection).await?;
-    let standing = prices.into_iter().map(|price| Standing { id: price.id, draft: price.draft }).collect();
+    // A copy that goes on with a price was published by nobody.
+    let copies: HashSet<PriceId> = prices.iter().filter_map(|price| price.superseded_by).collect();
+    let mut known = Known::default();
+    for price in prices {
+        if price.superseded_at.is_none() {
+            known.standing.push(Standing { id: price.id, draft: price.draft });
+        } else if !copies.contains(&price.id) {
+            known.published.push(price.draft);
+        }
+    }
     let names: Vec<String> = new.iter().flat_map(|price| price.aliases.iter().cloned()).collect();
-    let aliases = own_aliases(connection, book, Some(&names), None).await?;
-    Ok((standing, aliases))
+    known.aliases = own_aliases(connection, book, Some(&names), None).await?;
+    Ok(known)
 }
 
 fn outcomes(

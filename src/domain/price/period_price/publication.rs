@@ -2,8 +2,9 @@
 //!
 //! As with prices: a new one supersedes the one of its name in whose validity it lies, which is copied, ending where the new
 //! one starts, and goes on after it where the new one ends earlier; where another is announced to follow, one without an end
-//! is up to there, and where only an earlier one goes on, as after a promotion, it is refused. Every other overlap of a name
-//! is refused, and so is a price that would count usage or tasks that one of another name counts at the same time.
+//! is up to there, and where one in force follows, or an earlier one comes back later, as after a promotion, it is refused.
+//! Every other overlap of a name is refused, and so is a price that would count usage or tasks that one of another name
+//! counts at the same time.
 
 use chrono::{DateTime, Utc};
 
@@ -11,7 +12,7 @@ use super::PeriodDraft;
 use super::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::price::succession::{Fit, advice, checked, end_of, fit, said_by};
-use crate::domain::price::{Interval, intervals_meet};
+use crate::domain::price::{Interval, covers, intervals_meet};
 
 /// Where a period price is kept, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,24 +34,27 @@ pub struct Plan {
     pub published: Vec<Slot>,
 }
 
-/// Plans the publication into one book, of which everything that stands is given. The order of the new ones does not
-/// matter.
+/// Plans the publication into one book at a time, of which everything that stands is given, and what does not stand any
+/// more as it was once published. The order of the new ones does not matter.
 ///
 /// # Errors
 /// Every [`PeriodFault`]; then nothing is to be written.
 pub fn plan(
     standing: Vec<(PeriodPriceId, PeriodDraft)>,
+    published: &[PeriodDraft],
     new: &[NewPeriodPrice],
+    now: DateTime<Utc>,
 ) -> Result<Plan, Vec<PeriodFault>> {
     let drafts = checked(new, NewPeriodPrice::check, |draft| draft.valid_from)?;
     let mut faults = Vec::new();
     let entries =
         standing.into_iter().map(|(id, draft)| Entry { slot: Slot::Standing(id), was: Some(id), draft });
-    let mut planner = Planner { entries: entries.collect(), plan: Plan::default() };
+    let mut planner =
+        Planner { now, list: &drafts, published, entries: entries.collect(), plan: Plan::default() };
     planner.plan.published = vec![Slot::Planned(0); new.len()];
-    for (index, draft) in drafts {
-        match planner.place(index, draft) {
-            Ok(slot) => planner.plan.published[index] = slot,
+    for (index, draft) in &drafts {
+        match planner.place(*index, draft.clone()) {
+            Ok(slot) => planner.plan.published[*index] = slot,
             Err(fault) => faults.push(fault),
         }
     }
@@ -64,21 +68,32 @@ struct Entry {
     draft: PeriodDraft,
 }
 
-struct Planner {
+struct Planner<'a> {
+    now: DateTime<Utc>,
+    /// All that is published now.
+    list: &'a [(usize, PeriodDraft)],
+    /// What does not stand any more, as it was published.
+    published: &'a [PeriodDraft],
     entries: Vec<Entry>,
     plan: Plan,
 }
 
-impl Planner {
+impl Planner<'_> {
     fn place(&mut self, index: usize, draft: PeriodDraft) -> Result<Slot, PeriodFault> {
         let of_name = || self.entries.iter().enumerate().filter(|(_, entry)| entry.draft.name == draft.name);
         let intervals = || of_name().map(|(at, entry)| (at, interval(&entry.draft)));
         let scheme = |at: usize| &self.entries[at].draft.scheme;
-        let valid_to = end_of(intervals(), interval(&draft), |left, right| scheme(left) == scheme(right));
-        let said = said_by(&intervals(), interval(&draft), valid_to, |there| *scheme(there) == draft.scheme);
+        let both = |left: usize, right: usize| scheme(left) == scheme(right);
+        let same = |there: usize| *scheme(there) == draft.scheme;
+        let known = |others: &[usize]| {
+            self.was_published(&draft)
+                || others.iter().all(|there| self.is_in_list(&self.entries[*there].draft))
+        };
+        let said = said_by(&intervals(), interval(&draft), self.now, both, same, known);
         if let Some((there, _)) = said {
             return Ok(self.entries[there].slot);
         }
+        let valid_to = end_of(&intervals(), interval(&draft), self.now, both);
         let fit = fit(intervals(), (draft.valid_from, valid_to));
         let draft = PeriodDraft { valid_to, ..draft };
         self.refuse_double_counting(index, &draft)?;
@@ -93,12 +108,30 @@ impl Planner {
             }
             Fit::Collides(at) => {
                 let entry = &self.entries[at];
-                let advice = advice(interval(&entry.draft), interval(&draft));
+                let of_name = self.entries.iter().filter(|entry| entry.draft.name == draft.name);
+                let standing = of_name.map(|entry| ((), interval(&entry.draft)));
+                let advice = advice(standing, interval(&entry.draft), interval(&draft), self.now);
                 let detail = format!("{} of the same name {advice}", name(entry));
                 return Err(fault(index, "valid_from", detail, entry));
             }
         }
         Ok(self.add(draft, None))
+    }
+
+    /// Whether this very price was published once.
+    fn was_published(&self, draft: &PeriodDraft) -> bool {
+        self.published.iter().any(|was| {
+            interval(was) == interval(draft) && was.name == draft.name && was.scheme == draft.scheme
+        })
+    }
+
+    /// Whether one that stands, or a part of it, is published now too.
+    fn is_in_list(&self, there: &PeriodDraft) -> bool {
+        self.list.iter().any(|(_, new)| {
+            covers(new.valid_from, new.valid_to, there.valid_from)
+                && new.name == there.name
+                && new.scheme == there.scheme
+        })
     }
 
     /// No two prices of different names may count the same usage or the same task at the same time.
@@ -166,6 +199,18 @@ mod tests {
         serde_json::from_value(json!({"name": name, "kind": "volume", "model": model, "classes": ["input"],
             "tiers": [{"factor": factor}], "valid_from": at(from), "valid_to": to.map(at)}))
         .unwrap()
+    }
+
+    fn on_day(day: u32) -> DateTime<Utc> {
+        format!("2026-01-{day:02}T00:00:00Z").parse().unwrap()
+    }
+
+    /// A publication before everything that is on record.
+    fn plan(
+        standing: Vec<(PeriodPriceId, PeriodDraft)>,
+        new: &[NewPeriodPrice],
+    ) -> Result<Plan, Vec<PeriodFault>> {
+        super::plan(standing, &[], new, on_day(1))
     }
 
     fn standing(id: i64, price: &NewPeriodPrice) -> (PeriodPriceId, PeriodDraft) {
@@ -250,9 +295,44 @@ mod tests {
         assert_eq!((listed.rows.len(), listed.published[0]), (0, Slot::Standing(PeriodPriceId(1))));
         let between = [new("a", "gpt-5", 10, None, "0.7")];
         let stands = after(stands, &between, 3);
+        let published = first.clone().map(|price| price.check(0).unwrap());
         for again in [first.as_slice(), between.as_slice()] {
-            assert_eq!(plan(stands.clone(), again).unwrap().rows, []);
+            let again = super::plan(stands.clone(), &published, again, on_day(25));
+            assert_eq!(again.unwrap().rows, []);
         }
+        // A list that never was published is no such thing, whatever it has in common.
+        let corrected = plan(stands, &first).unwrap_err();
+        assert_eq!((corrected.len(), corrected[0].path.as_str()), (1, "valid_from"));
+    }
+
+    #[test]
+    fn a_list_with_promotions_can_be_published_again() {
+        let list = [
+            new("a", "gpt-5", 1, Some(20), "0.9"),
+            new("a", "gpt-5", 5, Some(10), "0.8"),
+            new("a", "gpt-5", 20, None, "0.7"),
+        ];
+        let stands = after(vec![], &list, 1);
+        assert_eq!(plan(stands, &list).unwrap().rows, []);
+    }
+
+    #[test]
+    fn a_lasting_price_is_not_lost_where_another_is_in_force_or_an_earlier_one_comes_back() {
+        let open = [new("a", "gpt-5", 5, None, "0.7")];
+        let stands = after(vec![], &[new("a", "gpt-5", 1, None, "0.9")], 1);
+        let promotion = after(stands, &[new("a", "gpt-5", 10, Some(20), "0.8")], 2);
+        let refused = plan(promotion, &open).unwrap_err();
+        assert!(refused[0].detail.contains("a valid_to of 2026-01-10 00:00:00 UTC"), "{}", refused[0].detail);
+        let later = [new("a", "gpt-5", 1, Some(10), "0.9"), new("a", "gpt-5", 10, None, "0.8")];
+        let stands = after(vec![], &later, 1);
+        let publish = |day| super::plan(stands.clone(), &[], &open, on_day(day));
+        assert_eq!(days(&publish(9).unwrap()), ["01-05", "05-10"]);
+        let refused = publish(10).unwrap_err();
+        assert!(
+            refused[0].detail.ends_with("from 2026-01-10 00:00:00.000001 UTC on too"),
+            "{}",
+            refused[0].detail
+        );
     }
 
     #[test]

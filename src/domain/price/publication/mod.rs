@@ -2,9 +2,9 @@
 //!
 //! A new price supersedes the one of the same key in whose validity it lies: that one is copied, ending where the new one
 //! starts, and goes on after the new one where that ends earlier. Where another is announced to follow, a new price without
-//! an end is up to there; where only an earlier price goes on, as after a promotion, it is refused. Every other overlap is
-//! refused, and so is a price that would leave it open which of two applies. A price that gives a name to another model
-//! supersedes the open meaning of the alias.
+//! an end is up to there; where one that is in force follows, or an earlier price comes back later, as after a promotion, it
+//! is refused. Every other overlap is refused, and so is a price that would leave it open which of two applies. A price that
+//! gives a name to another model supersedes the open meaning of the alias.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -24,6 +24,17 @@ pub struct Standing {
     pub id: PriceId,
     /// What it says.
     pub draft: PriceDraft,
+}
+
+/// What a book has of the models that are to be published.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// All explicit prices that stand.
+    pub standing: Vec<Standing>,
+    /// Those that do not stand any more, as they were once published.
+    pub published: Vec<PriceDraft>,
+    /// All of the book's own aliases that stand.
+    pub aliases: Vec<ModelAlias>,
 }
 
 /// Where a price is kept, or will be.
@@ -64,22 +75,17 @@ pub struct Plan {
     pub published: Vec<Published>,
 }
 
-/// Plans the publication of prices in one book, of which all standing prices and own aliases of the same models are given.
-/// The order of the new prices does not matter.
+/// Plans the publication of prices in one book at a time. The order of the new prices does not matter.
 ///
 /// # Errors
 /// Every [`PriceFault`]; then nothing is to be written.
-pub fn plan(
-    standing: Vec<Standing>,
-    aliases: Vec<ModelAlias>,
-    new: &[NewPrice],
-) -> Result<Plan, Vec<PriceFault>> {
+pub fn plan(known: Known, new: &[NewPrice], now: DateTime<Utc>) -> Result<Plan, Vec<PriceFault>> {
     let drafts = checked(new, NewPrice::check, |draft| draft.valid_from)?;
 
     let mut faults = Vec::new();
-    let mut planner = Planner::new(standing, aliases, new.len());
-    for (index, draft) in drafts {
-        if let Err(fault) = planner.add(index, draft) {
+    let mut planner = Planner::new(known, &drafts, now);
+    for (index, draft) in &drafts {
+        if let Err(fault) = planner.add(*index, draft.clone()) {
             faults.push(fault);
         }
     }
@@ -97,7 +103,12 @@ impl Entry {
     }
 }
 
-struct Planner {
+struct Planner<'a> {
+    now: DateTime<Utc>,
+    /// All that is published now.
+    list: &'a [(usize, PriceDraft)],
+    /// What does not stand any more, as it was published.
+    published: Vec<PriceDraft>,
     /// By provider and model.
     entries: HashMap<(String, String), Vec<Entry>>,
     /// By provider and alias.
@@ -107,8 +118,9 @@ struct Planner {
     plan: Plan,
 }
 
-impl Planner {
-    fn new(standing: Vec<Standing>, aliases: Vec<ModelAlias>, published: usize) -> Self {
+impl<'a> Planner<'a> {
+    fn new(known: Known, list: &'a [(usize, PriceDraft)], now: DateTime<Utc>) -> Self {
+        let Known { standing, published, aliases } = known;
         let mut entries: HashMap<_, Vec<Entry>> = HashMap::new();
         for Standing { id, draft } in standing {
             let key = (draft.provider.clone(), draft.model.clone());
@@ -119,9 +131,9 @@ impl Planner {
             let key = (alias.provider.clone(), alias.alias.clone());
             meanings.entry(key).or_default().push(Meaning { alias, planned: None });
         }
-        let plan =
-            Plan { published: vec![Published::Unchanged(Slot::Planned(0)); published], ..Plan::default() };
-        Self { entries, aliases: meanings, made_by: HashMap::new(), plan }
+        let unsettled = vec![Published::Unchanged(Slot::Planned(0)); list.len()];
+        let plan = Plan { published: unsettled, ..Plan::default() };
+        Self { now, list, published, entries, aliases: meanings, made_by: HashMap::new(), plan }
     }
 
     fn add(&mut self, index: usize, draft: PriceDraft) -> Result<(), PriceFault> {
@@ -143,9 +155,12 @@ impl Planner {
         let new = (draft.valid_from, draft.valid_to);
         let key = draft.conditions_key.as_str();
         let both = |left: usize, right: usize| entries[left].draft.same_terms(&entries[right].draft);
-        let end = end_of(of_key(entries, key), new, both);
+        let end = end_of(&of_key(entries, key), new, self.now, both);
         let same = |there: usize| entries[there].draft.same_terms(&draft);
-        let said = said_by(&of_key(entries, key), new, end, same);
+        let known = |others: &[usize]| {
+            self.was_published(&draft) || others.iter().all(|there| self.is_in_list(&entries[*there].draft))
+        };
+        let said = said_by(&of_key(entries, key), new, self.now, both, same, known);
         let said = said.map(|(there, until)| (entries[there].slot, until));
         let valid_to = said.map_or(end, |(_, until)| until);
         let draft = PriceDraft { valid_to, ..draft };
@@ -154,6 +169,23 @@ impl Planner {
             Some((slot, _)) => Ok(Published::Unchanged(slot)),
             None => self.place(index, draft, entries),
         }
+    }
+
+    /// Whether this very price was published once.
+    fn was_published(&self, draft: &PriceDraft) -> bool {
+        let interval = (draft.valid_from, draft.valid_to);
+        self.published.iter().any(|was| {
+            (was.valid_from, was.valid_to) == interval && of_model(was, draft) && was.same_terms(draft)
+        })
+    }
+
+    /// Whether a price that stands, or a part of it, is published now too.
+    fn is_in_list(&self, there: &PriceDraft) -> bool {
+        self.list.iter().any(|(_, new)| {
+            covers(new.valid_from, new.valid_to, there.valid_from)
+                && of_model(new, there)
+                && new.same_terms(there)
+        })
     }
 
     fn place(
@@ -177,7 +209,8 @@ impl Planner {
             }
             Fit::Collides(at) => {
                 let (entry, new) = (&entries[at], (draft.valid_from, draft.valid_to));
-                let advice = advice(entry.interval(), new);
+                let standing = of_key(entries, &draft.conditions_key);
+                let advice = advice(standing, entry.interval(), new, self.now);
                 let detail = format!("{} of the same model and conditions {advice}", self.name(entry));
                 return Err(self.fault(index, "valid_from", detail, Some(entry.slot)));
             }
@@ -274,6 +307,10 @@ impl Planner {
         });
         PriceFault { index, path: path.into(), detail: detail.into(), conflicts_with }
     }
+}
+
+fn of_model(left: &PriceDraft, right: &PriceDraft) -> bool {
+    left.model == right.model && left.provider == right.provider
 }
 
 /// Where the prices of a key are, and when they are valid.

@@ -30,6 +30,85 @@ fn price(from: u32, to: Option<u32>, input: &str) -> NewPrice {
     }
 }
 
+/// The day of a publication that does not look at what is in force already.
+const EARLY: u32 = 0;
+
+/// A publication before everything that is on record.
+fn plan(
+    standing: Vec<Standing>,
+    aliases: Vec<ModelAlias>,
+    new: &[NewPrice],
+) -> Result<Plan, Vec<PriceFault>> {
+    super::plan(Known { standing, aliases, published: Vec::new() }, new, at(EARLY))
+}
+
+/// A book with no names but those of its models, and its publications on different days.
+#[derive(Clone, Default)]
+struct Book {
+    known: Known,
+    copies: Vec<PriceId>,
+    next_id: i64,
+}
+
+impl Book {
+    fn of(prices: &[NewPrice]) -> Self {
+        let mut book = Self::default();
+        book.publish(0, prices).unwrap();
+        book
+    }
+
+    fn publish(&mut self, day: u32, new: &[NewPrice]) -> Result<Plan, Vec<PriceFault>> {
+        let plan = super::plan(self.known.clone(), new, at(day))?;
+        let first = self.next_id;
+        let id_of = |row: usize| PriceId(first + i64::try_from(row).unwrap());
+        for (old, row) in &plan.superseded {
+            let there = self.known.standing.iter().position(|there| there.id == *old).unwrap();
+            let gone = self.known.standing.remove(there);
+            if !self.copies.contains(&gone.id) {
+                self.known.published.push(gone.draft);
+            }
+            self.copies.push(id_of(*row));
+        }
+        for (row, draft) in plan.rows.iter().enumerate() {
+            self.known.standing.push(Standing { id: id_of(row), draft: draft.clone() });
+        }
+        self.next_id += i64::try_from(plan.rows.len()).unwrap();
+        Ok(plan)
+    }
+
+    /// Days of start and end, and the rate, of what stands.
+    fn shown(&self) -> Vec<(i64, Option<i64>, String)> {
+        let day = |time: DateTime<Utc>| (time - at(0)).num_days();
+        let mut rows: Vec<_> = self
+            .known
+            .standing
+            .iter()
+            .map(|there| &there.draft)
+            .map(|draft| {
+                let rate = draft.rates.values().next().unwrap().quoted.to_string();
+                (day(draft.valid_from), draft.valid_to.map(day), rate)
+            })
+            .collect();
+        rows.sort();
+        rows
+    }
+
+    fn refuses(&mut self, day: u32, new: &NewPrice) -> PriceFault {
+        let before = self.shown();
+        let mut faults = self.publish(day, std::slice::from_ref(new)).unwrap_err();
+        assert_eq!(before, self.shown());
+        faults.remove(0)
+    }
+
+    fn unchanged_by(&mut self, day: u32, new: &[NewPrice]) {
+        assert_eq!(self.publish(day, new).map(|plan| plan.rows), Ok(vec![]), "{:?}", self.shown());
+    }
+}
+
+fn row(from: i64, to: impl Into<Option<i64>>, rate: &str) -> (i64, Option<i64>, String) {
+    (from, to.into(), rate.to_owned())
+}
+
 fn standing(id: i64, price: &NewPrice) -> Standing {
     Standing { id: PriceId(id), draft: price.check(0).unwrap() }
 }
@@ -109,6 +188,71 @@ fn a_lasting_price_does_not_end_with_a_promotion() {
 }
 
 #[test]
+fn a_lasting_price_is_not_lost_behind_a_promotion_that_is_announced() {
+    let mut promotion_first = Book::of(&[price(0, None, "2")]);
+    promotion_first.publish(1, &[price(10, Some(20), "1")]).unwrap();
+    let refused = promotion_first.refuses(2, &price(5, None, "3"));
+    assert_eq!(refused.path, "valid_from");
+    assert!(refused.detail.contains(&format!("a valid_to of {}", at(10))), "{refused}");
+    let mut lasting_first = Book::of(&[price(0, None, "2")]);
+    lasting_first.publish(1, &[price(5, None, "3")]).unwrap();
+    lasting_first.publish(2, &[price(10, Some(20), "1")]).unwrap();
+    let lasts = [row(0, 5, "2"), row(5, 10, "3"), row(10, 20, "1"), row(20, None, "3")];
+    assert_eq!(lasting_first.shown(), lasts);
+    // The price of the day is on every list, and goes on after the promotion anyway.
+    promotion_first.unchanged_by(2, &[price(5, None, "2")]);
+    // The promotion does not last by being said again without its end.
+    promotion_first.refuses(12, &price(15, None, "1"));
+    promotion_first.refuses(12, &price(10, None, "1"));
+    promotion_first.unchanged_by(12, &[price(10, Some(20), "1")]);
+}
+
+#[test]
+fn a_back_dated_price_does_not_end_where_one_in_force_starts() {
+    let mut book = Book::of(&[price(0, Some(20), "2"), price(20, None, "1")]);
+    let open = price(10, None, "3");
+    let announced = book.clone().publish(19, std::slice::from_ref(&open)).unwrap();
+    assert_eq!(announced.rows.last().unwrap().valid_to, Some(at(20)));
+    let refused = book.refuses(20, &open);
+    let advice = "from 2026-01-21 00:00:00.000001 UTC on too";
+    assert!(refused.detail.ends_with(advice), "{refused}");
+    book.publish(20, &[price(10, Some(20), "3")]).unwrap();
+    assert_eq!(book.shown(), [row(0, 10, "2"), row(10, 20, "3"), row(20, None, "1")]);
+}
+
+#[test]
+fn a_corrected_list_is_not_unchanged_where_another_price_is_valid() {
+    let mut book = Book::of(&[price(0, Some(10), "2"), price(10, Some(20), "1"), price(20, None, "3")]);
+    let corrected = [price(0, Some(20), "2"), price(20, None, "3")];
+    let faults = book.publish(30, &corrected).unwrap_err();
+    let [fault] = &faults[..] else { panic!("one fault: {faults:?}") };
+    assert_eq!((fault.index, fault.path.as_str(), fault.conflicts_with), (0, "valid_from", Some(PriceId(0))));
+    // A part of a price is not what was published either.
+    let mut book = Book::of(&[price(0, None, "2")]);
+    book.publish(0, &[price(20, None, "3")]).unwrap();
+    book.publish(0, &[price(10, Some(20), "1")]).unwrap();
+    assert_eq!(book.shown(), [row(0, 10, "2"), row(10, 20, "1"), row(20, None, "3")]);
+    book.refuses(30, &price(0, Some(20), "2"));
+    book.unchanged_by(30, &[price(0, None, "2")]);
+}
+
+#[test]
+fn a_list_with_promotions_can_be_published_again() {
+    let list = [
+        price(0, Some(30), "2"),
+        price(5, Some(20), "1"),
+        price(10, Some(15), "3"),
+        price(30, None, "1"),
+        price(40, None, "2"),
+        price(50, None, "1"),
+    ];
+    let mut book = Book::of(&list);
+    for day in [0, 12, 60] {
+        book.unchanged_by(day, &list);
+    }
+}
+
+#[test]
 fn a_lasting_price_does_not_end_where_a_cancelled_rise_was_to_start() {
     let stands = vec![standing(1, &price(0, Some(20), "2")), standing(2, &price(20, None, "2"))];
     let refused = plan(stands.clone(), vec![], &[price(10, None, "1")]).unwrap_err();
@@ -122,17 +266,18 @@ fn a_lasting_price_does_not_end_where_a_cancelled_rise_was_to_start() {
 #[test]
 fn the_same_again_changes_nothing_after_others_either() {
     let first = [price(0, Some(20), "2"), price(20, None, "3")];
-    let stands = after(vec![], &first, 1);
+    let mut book = Book::of(&first);
     // A list without dates starts now, up to what is announced.
-    let listed = plan(stands.clone(), vec![], &[price(5, None, "2")]).unwrap();
+    let listed = book.publish(5, &[price(5, None, "2")]).unwrap();
     assert_eq!(
         (listed.rows, listed.published),
-        (vec![], vec![Published::Unchanged(Slot::Standing(PriceId(1)))])
+        (vec![], vec![Published::Unchanged(Slot::Standing(PriceId(0)))])
     );
     let between = [price(10, None, "1")];
-    let stands = after(stands, &between, 3);
-    for again in [first.as_slice(), between.as_slice()] {
-        assert_eq!(plan(stands.clone(), vec![], again).unwrap().rows, []);
+    book.publish(5, &between).unwrap();
+    for day in [5, 15, 25] {
+        book.unchanged_by(day, &first);
+        book.unchanged_by(day, &between);
     }
 }
 
@@ -301,39 +446,43 @@ fn aliases_end_with_the_last_price() {
 }
 
 proptest! {
-    /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, what stood
-    /// before the first new start is untouched, and all that was added can be published again and changes nothing.
+    /// Whatever is published one after the other, refused or not: at most one price of a key covers any instant, and all
+    /// that was added can be published again and changes nothing. A price without an end is refused then where it lasts no
+    /// longer than a promotion would. Once it is valid for good it stays so, until another is published without an end.
     #[test]
     fn no_two_prices_of_a_key_ever_overlap(
         published in prop::collection::vec((0_u32..40, prop::option::of(1_u32..20), 1_u32..5), 1..12),
+        days in prop::collection::vec(0_u32..40, 12),
     ) {
-        let mut stands: Vec<Standing> = Vec::new();
-        let mut next_id = 1;
+        let mut book = Book::default();
         let mut added: Vec<NewPrice> = Vec::new();
-        for (from, length, rate) in published {
+        for ((from, length, rate), today) in published.into_iter().zip(days) {
             let new = price(from, length.map(|days| from + days), &rate.to_string());
-            let covered_before = |day: u32, stands: &[Standing]| {
-                stands.iter().filter(|s| covers(s.draft.valid_from, s.draft.valid_to, at(day))).count()
+            let valid_on = |book: &Book, day: u32| {
+                let standing = book.known.standing.iter().map(|there| &there.draft);
+                standing.filter(|draft| covers(draft.valid_from, draft.valid_to, at(day))).count()
             };
-            let before: Vec<usize> = (0..80).map(|day| covered_before(day, &stands)).collect();
-            if let Ok(plan) = plan(stands.clone(), vec![], std::slice::from_ref(&new)) {
+            let last = |book: &Book| book.shown().pop().filter(|(_, to, _)| to.is_none());
+            let before: Vec<usize> = (0..80).map(|day| valid_on(&book, day)).collect();
+            let lasted = last(&book);
+            if let Ok(plan) = book.publish(today, std::slice::from_ref(&new)) {
                 // What stood already is not on record by its own start, which may be given to another price later.
                 let is_new = matches!(plan.published[0], Published::Added { .. });
-                added.extend(is_new.then_some(new));
-                stands.retain(|s| !plan.superseded.iter().any(|(id, _)| *id == s.id));
-                for draft in plan.rows {
-                    stands.push(Standing { id: PriceId(next_id), draft });
-                    next_id += 1;
+                if let Some((_, _, rate)) = lasted.filter(|_| new.valid_to.is_some()) {
+                    prop_assert_eq!(last(&book).map(|(_, _, rate)| rate), Some(rate));
                 }
+                added.extend(is_new.then_some(new));
             }
             for day in 0..80 {
-                let now = covered_before(day, &stands);
+                let now = valid_on(&book, day);
                 prop_assert!(now <= 1);
                 prop_assert!(now >= before[usize::try_from(day).unwrap()], "publishing never unprices");
             }
             for again in &added {
-                let again = plan(stands.clone(), vec![], std::slice::from_ref(again));
-                prop_assert_eq!(again.map(|plan| plan.rows), Ok(vec![]));
+                match book.clone().publish(today, std::slice::from_ref(again)) {
+                    Ok(plan) => prop_assert_eq!(plan.rows, vec![]),
+                    Err(faults) => prop_assert!(again.valid_to.is_none(), "{:?}", faults),
+                }
             }
         }
     }
