@@ -14,7 +14,6 @@ use crate::config::{
     VerifyArgs,
 };
 use crate::dev::simulate::{Plan, simulate as run_plan};
-use crate::domain::access::Role;
 use crate::ingest::refold::{self, Refolded};
 use crate::ingest::repair::Repairer;
 use crate::ingest::{self, Publisher, Recorder};
@@ -22,12 +21,12 @@ use crate::invoicing::rerate::{self, Rerated};
 use crate::invoicing::{InvoicingError, close_due};
 use crate::reports::verify::{self, Verification};
 use crate::shutdown::Shutdown;
-use crate::store::api_keys::{self, NewHolder};
+use crate::store::api_keys::{self, AskedKey};
 use crate::store::completeness::Sequences;
 use crate::store::invoices::{self, InvoiceFilter};
 use crate::store::refold::Replaced;
 use crate::store::verify::Difference;
-use crate::store::{Database, Rights, Scope, audit, commit, customers, gateways};
+use crate::store::{Database, Rights, Scope, audit, commit, customers};
 
 /// Who acts, for the audit log.
 const ACTOR: &str = "command line";
@@ -54,27 +53,20 @@ pub async fn migrate(args: &DatabaseArgs) -> anyhow::Result<()> {
 /// Makes an API key and prints its token, once.
 ///
 /// # Errors
-/// Where the role needs a gateway or a customer that is not named or does not exist.
+/// Where the role does not go with the gateway and customer that are named, or they do not exist.
 pub async fn create_key(args: &KeyArgs) -> anyhow::Result<()> {
     let database = database(&args.database).await?;
     let mut tx = database.begin().await?;
-    let holder = match args.role {
-        Role::Admin => NewHolder::Admin,
-        Role::Finance => NewHolder::Finance,
-        Role::Gateway => {
-            let name = args.gateway.as_deref().context("a gateway key needs --gateway NAME")?;
-            let id = gateways::id_of(&mut tx, name).await?;
-            NewHolder::Gateway(id.with_context(|| format!("there is no gateway `{name}`"))?)
-        }
-        Role::Customer => {
-            let external_id =
-                args.customer.as_deref().context("a customer key needs --customer EXTERNAL_ID")?;
-            let customer = customers::by_external_id(&mut tx, external_id).await?;
-            NewHolder::Customer(customer.with_context(|| format!("there is no customer `{external_id}`"))?.id)
-        }
+    let asked = AskedKey {
+        role: args.role,
+        name: &args.name,
+        gateway: args.gateway.as_deref(),
+        customer: args.customer.as_deref(),
+        expires_at: None,
     };
-    let key = api_keys::create(&mut tx, holder, &args.name, None).await?;
-    audit::record(&mut tx, ACTOR, "api_key.create", &key.public_id, None).await?;
+    let holder = asked.holder(&mut tx).await?;
+    let key = api_keys::create(&mut tx, holder, asked.name, asked.expires_at).await?;
+    audit::record(&mut tx, ACTOR, "api_key.create", &key.public_id, Some(serde_json::json!(asked))).await?;
     commit(tx).await?;
     println!("{}", key.token);
     Ok(())

@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use rand::distr::{Alphanumeric, SampleString};
+use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::{StoreError, customers, gateways};
 use crate::domain::access::{PUBLIC_ID_CHARS, Role, SECRET_CHARS, TOKEN_PREFIX, Token};
 use crate::domain::ids::{ApiKeyId, CustomerId, GatewayId};
 
@@ -94,6 +95,72 @@ pub enum NewHolder {
     Finance,
     /// An administrator.
     Admin,
+}
+
+/// A key as it is asked for; the audit log keeps it in this form.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AskedKey<'a> {
+    /// What it may do.
+    pub role: Role,
+    /// What it is for, in words.
+    pub name: &'a str,
+    /// The name of the gateway it speaks for.
+    pub gateway: Option<&'a str>,
+    /// The external id of the customer it speaks for.
+    pub customer: Option<&'a str>,
+    /// When it stops working.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// Why there is nobody that a key could speak for.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// What was named does not go with the role, or does not exist.
+    #[error("{detail}")]
+    Named {
+        /// What of [`AskedKey`] is wrong.
+        field: &'static str,
+        /// The sentence.
+        detail: String,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AskedKey<'_> {
+    /// Whom it speaks for. A gateway or customer beside a role that takes none is refused, never left out: whoever names one
+    /// wants a key that may do no more than that.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub async fn holder(&self, connection: &mut PgConnection) -> Result<NewHolder, HolderError> {
+        let wrong = |field, detail: String| Err(HolderError::Named { field, detail });
+        match (self.role, self.gateway, self.customer) {
+            (Role::Gateway, Some(name), None) => match gateways::id_of(connection, name).await? {
+                Some(id) => Ok(NewHolder::Gateway(id)),
+                None => wrong("gateway", format!("there is no gateway `{name}`")),
+            },
+            (Role::Customer, None, Some(external_id)) => {
+                match customers::by_external_id(connection, external_id).await? {
+                    Some(row) => Ok(NewHolder::Customer(row.id)),
+                    None => wrong("customer", format!("there is no customer `{external_id}`")),
+                }
+            }
+            (Role::Finance, None, None) => Ok(NewHolder::Finance),
+            (Role::Admin, None, None) => Ok(NewHolder::Admin),
+            (Role::Gateway, ..) => {
+                wrong("gateway", "a key of role `gateway` names a gateway and no customer".to_owned())
+            }
+            (Role::Customer, ..) => {
+                wrong("customer", "a key of role `customer` names a customer and no gateway".to_owned())
+            }
+            (Role::Finance | Role::Admin, ..) => wrong(
+                "role",
+                "a key of role `finance` or `admin` names neither a gateway nor a customer".to_owned(),
+            ),
+        }
+    }
 }
 
 /// A key that was just made.

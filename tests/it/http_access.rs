@@ -1,5 +1,7 @@
 //! Who may call what: keys, roles, and one customer's figures never reaching another.
 
+use std::process::{Command, Output};
+
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use chrono::TimeDelta;
@@ -142,6 +144,13 @@ fn invoice_id(canary: &Canary) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
+/// `waybill keys create` on the API's database.
+fn create_key(api: &Api, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
+    command.args(["keys", "create", "--name", "test"]).args(args);
+    command.env("WAYBILL_DATABASE_URL", &api.bed.database_url).env("WAYBILL_LOG", "off").output().unwrap()
+}
+
 /// An operation of the document.
 struct Operation {
     method: Method,
@@ -191,6 +200,44 @@ impl Operation {
 /// Every id that names something of a customer in some path.
 fn ids(canary: &Canary) -> Vec<String> {
     vec![canary.customer.to_owned(), canary.text.to_owned(), invoice_id(canary)]
+}
+
+#[tokio::test]
+async fn a_key_may_not_do_more_than_what_is_named_beside_its_role() {
+    let api = Api::start().await;
+    let keys = "SELECT count(*) FROM api_keys";
+    let before = api.number(keys).await;
+    let (gateway, customer) = (["--gateway", "gw-1"], ["--customer", "acme"]);
+    for (role, named, says) in [
+        ("finance", &customer[..], "neither a gateway nor a customer"),
+        ("admin", &gateway, "neither a gateway nor a customer"),
+        ("gateway", &[gateway, customer].concat(), "names a gateway and no customer"),
+        ("gateway", &[], "names a gateway and no customer"),
+        ("customer", &[customer, gateway].concat(), "names a customer and no gateway"),
+        ("customer", &[], "names a customer and no gateway"),
+        ("customer", &["--customer", "nobody"], "there is no customer `nobody`"),
+    ] {
+        let refused = create_key(&api, &[&["--role", role], named].concat());
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.status.code() == Some(1) && said.contains(says), "{role} {named:?}: {said}");
+        assert!(refused.stdout.is_empty());
+
+        let mut body = json!({"role": role, "name": "test"});
+        for pair in named.chunks(2) {
+            body[pair[0].trim_start_matches('-')] = pair[1].into();
+        }
+        let answer = api.post(&api.keys.admin, "/v1/api-keys", &body).await;
+        assert_eq!(answer.problem(), (422, "invalid_value".to_owned()), "{body}");
+        assert!(answer.text.contains(says), "{}", answer.text);
+    }
+    assert_eq!(api.number(keys).await, before);
+
+    assert!(create_key(&api, &["--role", "customer", "--customer", "acme"]).status.success());
+    let body = json!({"role": "customer", "customer": "acme", "name": "test"});
+    assert_eq!(api.post(&api.keys.admin, "/v1/api-keys", &body).await.status, StatusCode::CREATED);
+    let told = "SELECT count(*) FROM audit_log WHERE action = 'api_key.create' AND detail @> '{\"role\": \"customer\",
+                \"customer\": \"acme\", \"gateway\": null, \"name\": \"test\", \"expires_at\": null}'";
+    assert_eq!(api.number(told).await, 2);
 }
 
 #[tokio::test]

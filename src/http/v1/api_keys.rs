@@ -16,9 +16,8 @@ use crate::http::listing::{Listing, Page, PageParams};
 use crate::http::problem::{OnConstraint, Problem};
 use crate::http::request::Path;
 use crate::http::table::{Cells, CsvRow};
-use crate::http::write::{Work, Write};
-use crate::store::api_keys::{self, KeyRow, NewHolder};
-use crate::store::{customers, gateways};
+use crate::http::write::Write;
+use crate::store::api_keys::{self, AskedKey, HolderError, KeyRow};
 
 /// The resource's routes.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -66,6 +65,15 @@ impl From<KeyRow> for KeyView {
         let KeyRow { id: _, public_id, name, role, gateway, customer, created_at, expires_at, revoked_at } =
             row;
         Self { public_id, name, role, gateway, customer, created_at, expires_at, revoked_at }
+    }
+}
+
+impl From<HolderError> for Problem {
+    fn from(error: HolderError) -> Self {
+        match error {
+            HolderError::Named { field, detail } => Self::invalid(field, detail),
+            HolderError::Store(error) => error.into(),
+        }
     }
 }
 
@@ -138,13 +146,19 @@ async fn create_api_key(Write { mut work, body, .. }: Write<Admin, NewKey>) -> R
     if body.expires_at.is_some_and(|at| at <= work.now) {
         return Err(Problem::invalid("expires_at", "must be in the future"));
     }
-    let holder = holder(&mut work, &body).await?;
-    let made = api_keys::create(work.db(), holder, &body.name, body.expires_at)
+    let NewKey { role, name, gateway, customer, expires_at } = body;
+    let asked = AskedKey {
+        role,
+        name: &name,
+        gateway: gateway.as_deref(),
+        customer: customer.as_deref(),
+        expires_at,
+    };
+    let holder = asked.holder(work.db()).await?;
+    let made = api_keys::create(work.db(), holder, &name, expires_at)
         .await
         .on_constraint("api_keys_name_check", || Problem::invalid("name", "must have 1 to 100 characters"))?;
-    let NewKey { role, name, gateway, customer, expires_at } = body;
-    let detail = json!({"role": role, "name": name, "gateway": gateway, "customer": customer, "expires_at": expires_at});
-    work.audit("api_key.create", &made.public_id, Some(detail)).await?;
+    work.audit("api_key.create", &made.public_id, Some(json!(asked))).await?;
     let location = format!("/v1/api-keys/{}", made.public_id);
     let public_id = made.public_id;
     let created_at = made.created_at;
@@ -172,31 +186,4 @@ async fn revoke_api_key(
     }
     work.audit("api_key.revoke", &public_id, None).await?;
     work.no_content().await
-}
-
-async fn holder(work: &mut Work, body: &NewKey) -> Result<NewHolder, Problem> {
-    match (body.role, body.gateway.as_deref(), body.customer.as_deref()) {
-        (Role::Gateway, Some(name), None) => match gateways::id_of(work.db(), name).await? {
-            Some(id) => Ok(NewHolder::Gateway(id)),
-            None => Err(Problem::invalid("gateway", format!("there is no gateway `{name}`"))),
-        },
-        (Role::Customer, None, Some(external_id)) => {
-            match customers::by_external_id(work.db(), external_id).await? {
-                Some(row) => Ok(NewHolder::Customer(row.id)),
-                None => Err(Problem::invalid("customer", format!("there is no customer `{external_id}`"))),
-            }
-        }
-        (Role::Finance, None, None) => Ok(NewHolder::Finance),
-        (Role::Admin, None, None) => Ok(NewHolder::Admin),
-        (Role::Gateway, ..) => {
-            Err(Problem::invalid("gateway", "a key of role `gateway` names a gateway and no customer"))
-        }
-        (Role::Customer, ..) => {
-            Err(Problem::invalid("customer", "a key of role `customer` names a customer and no gateway"))
-        }
-        (Role::Finance | Role::Admin, ..) => Err(Problem::invalid(
-            "role",
-            "a key of role `finance` or `admin` names neither a gateway nor a customer",
-        )),
-    }
 }
