@@ -12,6 +12,7 @@ use axum::Router;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::watch;
 
+use super::watch::{PARTS_EVERY, show};
 use super::{bind, finish, metrics_router, serve, time_to_stop};
 use crate::clock::Clock;
 use crate::config::{ForwardArgs, Listen};
@@ -58,10 +59,13 @@ pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         health: health.clone(),
         clock: Clock::System,
     };
+    // From the first event on, whatever is waited for meanwhile.
+    let asked = time_to_stop(&shutdown);
     let listener = bind(*metrics_addr, "WAYBILL_FORWARD_METRICS_ADDR").await?;
     let metrics_addr = listener.local_addr()?;
     let watched = metrics_router(metrics).merge(probes(local.clone()));
     serve(&shutdown, "metrics", listener, MONITORS, watched);
+    shutdown.spawn_part("parts", parts(local.clone(), shutdown.clone()));
     let _socket = listen(args, router(local), &shutdown).await?;
     tracing::info!(
         listen = ?args.listen, %metrics_addr, %gateway, epoch = %journal.epoch(),
@@ -91,9 +95,20 @@ pub async fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             () = stop.stopped() => {}
         }
     });
-    time_to_stop(&shutdown).await?;
+    asked.await?;
     tracing::info!("stopping; what is not published yet is at the next start");
     finish(&shutdown).await
+}
+
+/// Shows which parts work until a stop is asked for. Apart from delivery, which waits where the disk does.
+async fn parts(local: Local, shutdown: Shutdown) {
+    loop {
+        show(local.parts());
+        tokio::select! {
+            () = shutdown.stopped() => return,
+            () = tokio::time::sleep(PARTS_EVERY) => {}
+        }
+    }
 }
 
 /// Takes events where they are to be taken; what is returned is held as long as that is.

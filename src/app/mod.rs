@@ -24,6 +24,7 @@ use async_nats::jetstream;
 use axum::serve::Listener;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
@@ -364,11 +365,14 @@ pub fn answered(answer: anyhow::Result<bool>) -> ExitCode {
     }
 }
 
-/// Resolves with Ctrl-C or SIGTERM, or when a part has ended by itself.
-async fn time_to_stop(shutdown: &Shutdown) -> anyhow::Result<()> {
-    tokio::select! {
-        signal = signalled() => signal,
-        _ = shutdown.part_ended() => Ok(()),
+/// Resolves with Ctrl-C or SIGTERM, as [`signalled`] does, or when a part has ended by itself.
+fn time_to_stop(shutdown: &Shutdown) -> impl Future<Output = anyhow::Result<()>> {
+    let asked = signalled();
+    async move {
+        tokio::select! {
+            signal = asked => signal,
+            _ = shutdown.part_ended() => Ok(()),
+        }
     }
 }
 
@@ -394,14 +398,19 @@ async fn finish(shutdown: &Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resolves with Ctrl-C or SIGTERM.
-async fn signalled() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        _ = terminate.recv() => {}
+/// Resolves with Ctrl-C or SIGTERM, which are listened for from the call on, before anybody waits: one that came between
+/// would end the process at once.
+fn signalled() -> impl Future<Output = anyhow::Result<()>> {
+    let listening = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    async move {
+        let [interrupt, terminate] = listening;
+        let (mut interrupt, mut terminate) = (interrupt?, terminate?);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]

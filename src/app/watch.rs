@@ -1,6 +1,6 @@
 //! Looks at the running program from the side: gauges of lag and backlog, and the watchdog of the pools.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{Database, PoolWatch, Scope, StoreError, gateways, gauges};
 
 /// How often it is looked whether the database answers, and shown which parts work.
-const PARTS_EVERY: Duration = Duration::from_secs(2);
+pub const PARTS_EVERY: Duration = Duration::from_secs(2);
 /// How long the database may take to answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The part of the program's health that says whether it does.
@@ -64,13 +64,18 @@ pub async fn parts(database: Database, publisher: Option<Publisher>, health: Hea
         if answered.is_err() {
             waiting = Some(ping);
         }
-        for (part, wrong) in health.parts() {
-            metrics::gauge!("waybill_part_up", "part" => part).set(u32::from(wrong.is_none()));
-        }
+        show(health.parts());
         tokio::select! {
             () = shutdown.stopped() => return,
             () = tokio::time::sleep(PARTS_EVERY) => {}
         }
+    }
+}
+
+/// Shows which parts work: those with nothing wrong.
+pub fn show(parts: BTreeMap<&'static str, Option<String>>) {
+    for (part, wrong) in parts {
+        metrics::gauge!("waybill_part_up", "part" => part).set(u32::from(wrong.is_none()));
     }
 }
 

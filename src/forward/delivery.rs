@@ -32,10 +32,10 @@ const IN_FLIGHT_MAX: usize = 32;
 const TICK: Duration = Duration::from_secs(1);
 /// The part of the program that this speaks for.
 const COUNT: &str = "count";
-/// What is wrong with a journal whose numbers the ledger has seen before.
-const OLDER_COPY: &str = "the ledger has higher numbers of this journal than the journal itself, so this is an older copy of it; events are \
-                          forwarded, but nothing is removed: once waybill_forward_unpublished_events is 0 stop, start with a new folder, and keep \
-                          this one until the ledger has its events";
+/// What is wrong with a journal whose next numbers were given before.
+const OLDER_COPY: &str = "the ledger or the stream has higher numbers of this journal than the journal itself, so this is an older copy of \
+                          it; events are forwarded, but nothing is removed: once waybill_forward_unpublished_events is 0 stop, start with a \
+                          new folder, and keep this one until the ledger has its events";
 /// The part of the program that reads the journal.
 const DELIVERY: &str = "delivery";
 /// What is wrong where it cannot.
@@ -93,8 +93,12 @@ struct Loop {
     unsettled: Unsettled,
     /// What is published again, by first number.
     again: VecDeque<u64>,
-    /// Each ends with the message's first number.
-    in_flight: JoinSet<u64>,
+    /// Each ends with the message's first number, and whether the stream has the message.
+    in_flight: JoinSet<(u64, bool)>,
+    /// The stream has said that it has everything up to this number, in this run or an earlier one, but for what is settled.
+    published: u64,
+    /// What is noted of that beside the journal.
+    published_noted: u64,
     /// Since when fewer events than a full message wait.
     waiting: Option<Instant>,
     unreadable: Unreadable,
@@ -133,6 +137,7 @@ impl Delivery {
         let (older_copy, earlier) = (journal.older_copy(), journal.noted_settled());
         let nothing_known = earlier.is_none();
         let believed = earlier.unwrap_or_default();
+        let published = journal.noted_published();
         let mut work = Loop {
             cursor: journal.oldest(),
             journal,
@@ -143,6 +148,8 @@ impl Delivery {
             unsettled: Unsettled::default(),
             again: VecDeque::new(),
             in_flight: JoinSet::new(),
+            published,
+            published_noted: published,
             waiting: None,
             unreadable: Unreadable::default(),
             settled: believed.clone(),
@@ -177,12 +184,14 @@ impl Loop {
             if let Some(at) = stop_at {
                 let done = self.in_flight.is_empty() && self.cursor > self.journal.durable();
                 if done || Instant::now() >= at || !self.way.publisher.connected() {
+                    self.note_published().await;
                     return;
                 }
             }
             let linger = self.waiting.map_or(TICK, |since| LINGER.saturating_sub(since.elapsed()));
             // What could not be sent in any case need not be looked at before something has ended.
             let stuck = self.unreadable.since_ms.is_some() || self.in_flight.len() >= IN_FLIGHT_MAX;
+            let linger = if self.cursor <= self.published { Duration::ZERO } else { linger };
             let linger = if stuck { TICK } else { linger };
             tokio::select! {
                 Some(ended) = self.in_flight.join_next() => self.ended(ended.ok()),
@@ -194,15 +203,21 @@ impl Loop {
                 }
                 Ok(()) = durable.changed() => {}
                 () = tokio::time::sleep(linger) => {}
-                _ = tick.tick() => self.look(),
+                _ = tick.tick() => {
+                    self.note_published().await;
+                    self.look();
+                }
                 () = shutdown.stopped(), if stop_at.is_none() => stop_at = Some(Instant::now() + STOP_TIMEOUT),
             }
         }
     }
 
     /// Sends as much as may be on its way: in turn what is sent again and what is new, so that neither waits for all of the other.
+    /// Of what is only read, because the stream has it, no more at a time.
     async fn fill(&mut self, hurry: bool) {
-        while self.in_flight.len() < IN_FLIGHT_MAX {
+        let mut read = 0;
+        while self.in_flight.len() + read < IN_FLIGHT_MAX {
+            read += usize::from(self.cursor <= self.published);
             let again = self.send_again().await;
             let new = self.in_flight.len() < IN_FLIGHT_MAX && self.send_new(hurry).await;
             if !again && !new {
@@ -239,14 +254,16 @@ impl Loop {
         true
     }
 
-    /// Sends the next new message; `false` where there is none yet, or it cannot be read now.
+    /// Sends the next new message, or takes note of one that the stream had before the start; `false` where there is none yet, or it
+    /// cannot be read now.
     async fn send_new(&mut self, hurry: bool) -> bool {
         self.cursor = self.cursor.max(self.settled.through() + 1);
         // After a step back: what is on its way, or waits to be settled, is not read anew.
         if let Some(last) = self.unsettled.last_from_below(self.cursor) {
             self.cursor = self.cursor.max(last + 1);
         }
-        let backlog = (self.journal.durable() + 1).saturating_sub(self.cursor);
+        let durable = self.journal.durable();
+        let backlog = (durable + 1).saturating_sub(self.cursor);
         if backlog == 0 {
             self.waiting = None;
             self.readable();
@@ -263,6 +280,8 @@ impl Loop {
         // What is damaged is never settled: a message ends before it.
         let start = records.first().map_or(self.cursor, |record| record.sequence);
         let end = self.unsettled.next_from(self.cursor).unwrap_or(u64::MAX);
+        let published = self.cursor <= self.published;
+        let end = if published { end.min(self.published + 1) } else { end };
         if start >= end {
             self.cursor = end;
             return true;
@@ -272,7 +291,7 @@ impl Loop {
         records.truncate(whole);
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             // What is left of the journal cannot be read, which was said.
-            self.cursor = self.journal.durable() + 1;
+            self.cursor = durable + 1;
             return true;
         };
         let (first, last, accepted_ms) = (first.sequence, last.sequence, first.accepted_ms);
@@ -281,7 +300,11 @@ impl Loop {
         records.retain(|record| !self.settled.contains(record.sequence));
         if !records.is_empty() {
             self.unsettled.sent(first..=last, bytes, accepted_ms);
-            self.send(first, records);
+            if published {
+                self.unsettled.acknowledged(first, self.heard.at(Instant::now()));
+            } else {
+                self.send(first, records);
+            }
         }
         true
     }
@@ -320,22 +343,44 @@ impl Loop {
         let epoch = self.journal.epoch();
         self.in_flight.spawn(async move {
             let count = records.len();
-            match stamp::packed(&records, epoch) {
+            let published = match stamp::packed(&records, epoch) {
                 Ok(packed) => {
                     drop(records);
-                    way.publish(packed, count, last).await;
+                    way.publish(packed, count, last).await
                 }
                 Err(error) => {
                     tracing::error!(%error, first, "a message could not be packed; trying again later");
+                    false
                 }
-            }
-            first
+            };
+            (first, published)
         });
     }
 
     /// From now on the ledger's word is waited for: for one message, or for all where it is not known whose task has failed.
-    fn ended(&mut self, first: Option<u64>) {
-        self.unsettled.acknowledged(first, self.heard.at(Instant::now()));
+    fn ended(&mut self, ended: Option<(u64, bool)>) {
+        let at = self.heard.at(Instant::now());
+        match ended {
+            Some((first, true)) => self.unsettled.acknowledged(first, at),
+            ended => self.unsettled.given_up(ended.map(|(first, _)| first), at),
+        }
+    }
+
+    /// Notes up to where the stream has everything, so that a start does not publish it again. What could not be read, and so never
+    /// was published, lies above that.
+    async fn note_published(&mut self) {
+        if self.older_copy {
+            return;
+        }
+        let lacking = [self.unsettled.first_unpublished(), self.journal.unsettled_damage()];
+        let lacking = lacking.into_iter().flatten().fold(self.cursor, u64::min);
+        self.published = self.published.max(lacking.saturating_sub(1));
+        let published = self.published;
+        if published != self.published_noted
+            && self.tidied(move |journal| journal.note_published(published)).await
+        {
+            self.published_noted = published;
+        }
     }
 
     /// Forgets what the ledger has, unless it has numbers that were never handed to the stream: then the journal is an older copy of
@@ -354,6 +399,9 @@ impl Loop {
             tracing::warn!(before = ?self.settled, now = ?settled, "{FORGOTTEN}");
             self.cursor = self.journal.oldest();
             self.journal.unsettle();
+            // Else a start before all of it is published again would pass it over.
+            self.published = 0;
+            self.note_published().await;
         }
         self.heard.answer(Instant::now(), settled.highest());
         self.unsettled.settle(&settled);
@@ -377,6 +425,7 @@ impl Loop {
     /// are those that the original gave.
     async fn found_older_copy(&mut self) {
         self.way.health.down(COUNT, OLDER_COPY);
+        self.published = 0;
         let opened_at = self.opened_at;
         self.tidied(move |journal| {
             // Numbers go on past what the ledger has: the next run could not tell by itself.

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::journal::{Journal, Refusal, Writer};
 use super::stamp::{self, STAMP_BYTES_MAX};
+use super::way::STREAM;
 use super::{MESSAGE_BYTES_MAX, meters};
 use crate::clock::Clock;
 use crate::health::Health;
@@ -25,6 +26,8 @@ use crate::metering::{self, Reason, Rejected};
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// Largest event: alone, stamped and without compression it must fit into a message.
 const EVENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - STAMP_BYTES_MAX;
+/// The part that says whether events are accepted.
+const JOURNAL: &str = "journal";
 /// When to try again what is refused for now.
 const RETRY_AFTER_SECONDS: u32 = 2;
 
@@ -43,6 +46,20 @@ pub struct Local {
     pub health: Health,
     /// The time.
     pub clock: Clock,
+}
+
+impl Local {
+    /// Every part by name, with the reason where it is down; nothing in here waits for the disk.
+    pub fn parts(&self) -> BTreeMap<&'static str, Option<String>> {
+        let mut parts = self.health.parts();
+        parts.insert(JOURNAL, self.writer.refusal().map(|refusal| refusal.to_string()));
+        if !self.publisher.connected() {
+            parts.insert(STREAM, Some(format!("{}; events are kept", self.publisher.not_connected())));
+        } else if !parts.contains_key(STREAM) {
+            parts.insert(STREAM, None);
+        }
+        parts
+    }
 }
 
 /// What became of a body of events.
@@ -145,15 +162,8 @@ struct Readiness {
 }
 
 async fn readyz(State(local): State<Local>) -> (StatusCode, Json<Readiness>) {
-    let refusal = local.writer.refusal();
-    let ready = refusal.is_none();
-    let mut parts = local.health.parts();
-    parts.insert("journal", refusal.map(|refusal| refusal.to_string()));
-    if !local.publisher.connected() {
-        parts.insert("stream", Some(format!("{}; events are kept", local.publisher.not_connected())));
-    } else if !parts.contains_key("stream") {
-        parts.insert("stream", None);
-    }
+    let parts = local.parts();
+    let ready = parts.get(JOURNAL).is_none_or(Option::is_none);
     let parts =
         parts.into_iter().map(|(part, wrong)| (part, wrong.unwrap_or_else(|| "ok".to_owned()))).collect();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -5,7 +5,7 @@
 //! connection to the stream (`ingest::Publisher`), what is settled (the API says so).
 //! Invariants: 202 follows the disk's word; an event leaves the journal when the ledger has it and not before; every failure
 //! (stream, API, disk, process) ends in waiting, refusing in a clear sentence, or publishing twice, never in forgetting; nothing is
-//! published again while nobody says that the ledger lacks it.
+//! published again while nobody says that the ledger lacks it, also after a start.
 //!
 //! ```text
 //! POST /v1/events ─> listener ─> journal (fsync) ─> 202

@@ -31,6 +31,8 @@ struct Sent {
     waits: Option<(Duration, Duration)>,
     /// Whether the ledger has higher numbers.
     hole: bool,
+    /// Whether the stream has said, once at least, that it has them: what waits may only have been given up.
+    published: bool,
 }
 
 /// What is published again: its first numbers, and in all.
@@ -52,16 +54,28 @@ impl Unsettled {
     /// Notes events that are handed to the stream now, for the first time.
     pub fn sent(&mut self, range: RangeInclusive<u64>, bytes: usize, accepted_ms: i64) {
         let (first, last) = range.into_inner();
-        self.0.insert(first, Sent { last, bytes, accepted_ms, sends: 1, waits: None, hole: false });
+        self.0.insert(
+            first,
+            Sent { last, bytes, accepted_ms, sends: 1, waits: None, hole: false, published: false },
+        );
     }
 
-    /// From now on the ledger's word is waited for; `None` is everything, where it is not known what has ended.
-    pub fn acknowledged(&mut self, first: Option<u64>, at: Duration) {
+    /// Nobody tries any more to hand this to the stream, and from now on the ledger's word is waited for; `None` is everything, where
+    /// it is not known what has ended.
+    pub fn given_up(&mut self, first: Option<u64>, at: Duration) {
         let Some(first) = first else {
             self.0.values_mut().for_each(|sent| _ = sent.waits.get_or_insert((at, at)));
             return;
         };
+        if let Some(sent) = self.0.get_mut(&first) {
+            sent.waits.get_or_insert((at, at));
+        }
+    }
+
+    /// The stream has said that it has this, and from now on the ledger's word is waited for.
+    pub fn acknowledged(&mut self, first: u64, at: Duration) {
         let Some(sent) = self.0.get_mut(&first) else { return };
+        sent.published = true;
         sent.waits.get_or_insert((at, at));
         let before = self.0.range(..first).next_back().map(|(before, _)| *before);
         let first = before.filter(|before| self.join(*before, first)).unwrap_or(first);
@@ -76,7 +90,7 @@ impl Unsettled {
         let (Some(one_waits), Some(other_waits)) = (one.waits, other.waits) else { return false };
         let waits = (one_waits.0.min(other_waits.0), one_waits.1.max(other_waits.1));
         let fits = one.last + 1 == next
-            && (one.sends, one.hole) == (other.sends, other.hole)
+            && (one.sends, one.hole, one.published) == (other.sends, other.hole, other.published)
             && other.last - first < EVENTS_PER_MESSAGE as u64
             && one.bytes + other.bytes <= EVENTS_BYTES_MAX
             && waits.1.saturating_sub(waits.0) <= JOINED_WITHIN;
@@ -147,6 +161,11 @@ impl Unsettled {
         self.0.range(number..).next().map(|(first, _)| *first)
     }
 
+    /// The lowest number of which the stream has never said that it has it.
+    pub fn first_unpublished(&self) -> Option<u64> {
+        self.0.iter().find(|(_, sent)| !sent.published).map(|(first, _)| *first)
+    }
+
     /// How many numbers there are from one on, in ranges that begin there or above.
     pub fn events_from(&self, number: u64) -> u64 {
         self.0.range(number..).map(|(first, sent)| sent.last - first + 1).sum()
@@ -188,7 +207,7 @@ mod tests {
             hours.heard.answer(hours.now, 0);
             for number in messages {
                 hours.unsettled.sent(number..=number, 600, 1);
-                hours.unsettled.acknowledged(Some(number), hours.heard.at(hours.now));
+                hours.unsettled.acknowledged(number, hours.heard.at(hours.now));
             }
             hours
         }
@@ -204,7 +223,7 @@ mod tests {
                 let due = self.unsettled.due(&self.heard, highest.unwrap_or(0), RESEND_AFTER);
                 events += due.events;
                 for first in due.firsts {
-                    self.unsettled.acknowledged(Some(first), self.heard.at(self.now));
+                    self.unsettled.acknowledged(first, self.heard.at(self.now));
                 }
             }
             events
@@ -250,8 +269,8 @@ mod tests {
             unsettled.sent(number..=number, 570, 1);
             // Acknowledgements overtake each other.
             if number % 2 == 0 {
-                unsettled.acknowledged(Some(number), at);
-                unsettled.acknowledged(Some(number - 1), at);
+                unsettled.acknowledged(number, at);
+                unsettled.acknowledged(number - 1, at);
             }
         }
         assert!(unsettled.0.len() <= 1_200, "{}", unsettled.0.len());
@@ -269,19 +288,46 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_stream_has_said_that_it_has_counts_as_published() {
+        let (mut unsettled, at) = (Unsettled::default(), Duration::ZERO);
+        for number in 1..=4 {
+            unsettled.sent(number..=number, 10, 1);
+        }
+        unsettled.acknowledged(1, at);
+        unsettled.acknowledged(3, at);
+        assert_eq!(unsettled.first_unpublished(), Some(2));
+        // A stop, or a message that could not be packed; and a task of which nobody knows which it was.
+        unsettled.given_up(Some(2), at);
+        unsettled.given_up(None, at);
+        assert_eq!((unsettled.first_unpublished(), unsettled.on_way()), (Some(2), 0));
+        unsettled.acknowledged(2, at);
+        assert_eq!((unsettled.first_unpublished(), unsettled.last(1)), (Some(4), Some(3)));
+        unsettled.acknowledged(4, at);
+        assert_eq!(unsettled.first_unpublished(), None);
+        // Published again, it has been published all the same.
+        let mut heard = Heard::default();
+        let start = Instant::now();
+        for second in 0..=HOUR {
+            heard.answer(start + Duration::from_secs(second), 0);
+        }
+        assert_eq!(unsettled.due(&heard, 0, RESEND_AFTER).events, 4);
+        assert_eq!((unsettled.first_unpublished(), unsettled.on_way()), (None, 4));
+    }
+
+    #[test]
     fn what_is_on_its_way_or_was_sent_more_often_is_not_joined() {
         let mut unsettled = Unsettled::default();
         for number in 1..=4 {
             unsettled.sent(number..=number, 10, 1);
         }
         let at = Duration::from_secs;
-        unsettled.acknowledged(Some(1), at(0));
-        unsettled.acknowledged(Some(3), at(0));
+        unsettled.acknowledged(1, at(0));
+        unsettled.acknowledged(3, at(0));
         assert_eq!(unsettled.0.len(), 4, "2 is on its way");
         assert_eq!(unsettled.on_way(), 2);
-        unsettled.acknowledged(Some(2), at(1));
+        unsettled.acknowledged(2, at(1));
         assert_eq!(unsettled.on_way(), 1);
-        unsettled.acknowledged(Some(4), at(100));
+        unsettled.acknowledged(4, at(100));
         assert_eq!(unsettled.on_way(), 0);
         assert_eq!((unsettled.last(1), unsettled.last(4)), (Some(3), Some(4)), "4 came long after");
     }

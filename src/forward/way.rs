@@ -13,7 +13,7 @@ use crate::shutdown::Shutdown;
 /// First and longest pause before a message is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// The part of the program that this speaks for.
-const STREAM: &str = "stream";
+pub const STREAM: &str = "stream";
 
 /// What all messages share.
 #[derive(Debug)]
@@ -33,17 +33,18 @@ pub struct Way {
 }
 
 impl Way {
-    /// Returns when the stream has the message, whose highest number is `last`, or when a stop is asked for.
-    pub async fn publish(&self, message: Packed, events: usize, last: u64) {
+    /// Returns when the stream has the message, whose highest number is `last`, or when a stop is asked for: `false` then.
+    pub async fn publish(&self, message: Packed, events: usize, last: u64) -> bool {
         let mut pause = RETRY.0;
         while !self.tried(&message, events, last).await {
             tokio::select! {
                 // Some longer and some shorter, so that they do not come back all at once.
                 () = tokio::time::sleep(pause + pause * u32::from(rand::random::<u8>()) / 512) => {}
-                () = self.shutdown.stopped() => return,
+                () = self.shutdown.stopped() => return false,
             }
             pause = (pause * 2).min(RETRY.1);
         }
+        true
     }
 
     /// Whether the stream has the message now; says once why it has not.

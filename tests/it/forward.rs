@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::forward_bed::{
-    Forwarder, body, event, ids, recorded, recorded_exactly, segments, setting, watermark,
+    Forwarder, all_recorded, body, event, ids, recorded, recorded_exactly, segments, setting, watermark,
 };
 use crate::harness::{everything, get, wait_until};
 use crate::private_nats::PrivateNats;
@@ -160,7 +160,7 @@ async fn without_nats_it_accepts_up_to_its_bound_and_says_so() {
     // With NATS back, but nobody to say what is settled, everything stays.
     setting.api.stop().await;
     nats.start_again().await;
-    wait_until("all is recorded", async || (recorded(&world).await == accepted).then_some(())).await;
+    all_recorded(&world, &accepted).await;
     assert_eq!(forwarder.try_post(&body(&ids("late", 100))).await.unwrap().0, 507);
     setting.api.start().await;
     forwarder.settled().await;
@@ -168,7 +168,8 @@ async fn without_nats_it_accepts_up_to_its_bound_and_says_so() {
         get(forwarder.events, "/readyz").await.filter(|answer| answer.contains(" 200 "))
     })
     .await;
-    assert_eq!(segments(&setting.journal()), 1, "what is settled is removed");
+    wait_until("what is settled is removed", async || (segments(&setting.journal()) == 1).then_some(()))
+        .await;
     let late = ids("late", 100);
     forwarder.post(&late).await;
     accepted.extend(late);
@@ -199,7 +200,7 @@ async fn a_full_disk_is_refused_and_nothing_accepted_is_lost() {
     let unready = get(forwarder.events, "/readyz").await.unwrap();
     assert!(unready.contains(" 503 ") && unready.contains("disk of the journal is full"), "{unready}");
     // What was accepted goes its way meanwhile.
-    wait_until("all is recorded", async || (recorded(&world).await == accepted).then_some(())).await;
+    all_recorded(&world, &accepted).await;
     // Space returns, and it notices by itself.
     let pid = forwarder.pid();
     assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:"]).status().unwrap().success());
@@ -509,4 +510,17 @@ async fn why_there_is_no_connection_is_told() {
         answer.contains("authorization violation").then_some(())
     })
     .await;
+}
+
+/// Before it publishes it asks the ledger, which may keep it waiting, while it takes events already.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_told_to_stop_while_it_starts_stops_in_order() {
+    let world = World::idle().await;
+    let mut setting = setting(&world, world.bed.nats_url.clone()).await;
+    // Lets everybody in and answers nobody.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    setting.more = vec![("WAYBILL_FORWARD_API_URL", format!("http://{}", silent.local_addr().unwrap()))];
+    let forwarder = setting.start().await;
+    let ended = forwarder.terminated().await;
+    assert!(ended.success(), "{ended}");
 }

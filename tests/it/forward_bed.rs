@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -17,12 +20,14 @@ use waybill::ingest::Publisher;
 use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{catalog, commit, gateways};
 
-use crate::harness::{free_addresses, get, wait_until};
+use crate::harness::{free_addresses, get, wait_until, wait_until_done, wait_until_within};
 use crate::program::free_address;
 use crate::world::{World, usage_event};
 
 /// The gateway that the shipped configuration of NATS knows.
 pub const GATEWAY: &str = "gw-eu-1";
+/// How long it may take to end: the program gives what runs 20 s, and each question that is underway 5 s.
+const ENDED_WITHIN: Duration = Duration::from_mins(1);
 
 /// What a forwarder is started with; its folder is removed when dropped.
 pub struct Setting {
@@ -131,6 +136,27 @@ impl Setting {
     pub async fn start(&self) -> Forwarder {
         self.start_wrapped(&[]).await
     }
+
+    /// Waits until the journal has noted that everything up to a number is settled, which is a moment after the metrics say it:
+    /// the run after one that is killed knows no more than that.
+    pub async fn noted(&self, through: u64) {
+        let noted = self.journal().join("settled.json");
+        wait_until("what is settled is noted", async || {
+            let noted: Value = serde_json::from_slice(&std::fs::read(&noted).ok()?).ok()?;
+            (noted["settled"]["through"] == through).then_some(())
+        })
+        .await;
+    }
+
+    /// The same of what the stream has said that it has.
+    pub async fn noted_published(&self, through: u64) {
+        let noted = self.journal().join("published.json");
+        wait_until("what is published is noted", async || {
+            let noted: Value = serde_json::from_slice(&std::fs::read(&noted).ok()?).ok()?;
+            (noted["through"] == through).then_some(())
+        })
+        .await;
+    }
 }
 
 impl Forwarder {
@@ -152,21 +178,22 @@ impl Forwarder {
 
     /// One of its metrics; 0 while it has none of that name.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = get(self.metrics, "/metrics").await.unwrap_or_default();
+        let text = wait_until("the metrics answer", async || get(self.metrics, "/metrics").await).await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |number| number.trim().parse().unwrap())
     }
 
-    /// Waits until the ledger has everything that it accepted.
+    /// Waits until the ledger has everything that it accepted. After an outage that may take its time, as long as it changes.
     pub async fn settled(&self) {
-        wait_until("everything is settled", async || {
-            let text = get(self.metrics, "/metrics").await?;
+        wait_until_done("everything is settled", async || {
+            let text = get(self.metrics, "/metrics").await.unwrap_or_default();
             let number = |name: &str| {
                 let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
                 line.map(str::to_owned)
             };
-            let accepted = number("waybill_forward_accepted_sequence")?;
-            (number("waybill_forward_settled_sequence")? == accepted).then_some(())
+            let accepted = number("waybill_forward_accepted_sequence");
+            let settled = number("waybill_forward_settled_sequence");
+            (accepted.is_none() || settled != accepted).then(|| format!("{settled:?} of {accepted:?}"))
         })
         .await;
     }
@@ -176,6 +203,13 @@ impl Forwarder {
         let mut child = self.child.lock().unwrap();
         child.kill().ok();
         child.wait().ok();
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn terminated(&self) -> ExitStatus {
+        kill(Pid::from_raw(self.pid().parse().unwrap()), Signal::SIGTERM).unwrap();
+        wait_until_within("it ends", ENDED_WITHIN, async || self.child.lock().unwrap().try_wait().unwrap())
+            .await
     }
 
     pub fn pid(&self) -> String {
@@ -208,6 +242,15 @@ pub async fn recorded_exactly(world: &World, expected: &BTreeSet<String>) {
     };
     let (lost, unknown) = (some(expected, &recorded), some(&recorded, expected));
     assert!(lost.is_empty() && unknown.is_empty(), "lost: {lost:?} ..., not expected: {unknown:?} ...");
+}
+
+/// Waits until these ids are recorded, and nothing else is. After an outage that may take its time, as long as it changes.
+pub async fn all_recorded(world: &World, expected: &BTreeSet<String>) {
+    wait_until_done("all is recorded", async || {
+        let recorded = recorded(world).await;
+        (recorded != *expected).then(|| format!("{} of {}", recorded.len(), expected.len()))
+    })
+    .await;
 }
 
 /// The ids that are recorded, each of them once.

@@ -2,11 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-
 use crate::forward_bed::{Forwarder, ids, recorded, recorded_exactly, segments, setting, watermark};
 use crate::harness::{get, wait_until};
 use crate::world::{World, gpt5_prices};
+
+/// Waits until so many events are not settled, and the stream has every one of them.
+async fn waits_for_the_ledger(forwarder: &Forwarder, events: u64) {
+    wait_until("what is not settled is published", async || {
+        let text = get(forwarder.metrics, "/metrics").await?;
+        let shows = |line: &str| text.lines().any(|shown| shown == line);
+        (shows(&format!("waybill_forward_unsettled_events {events}"))
+            && shows("waybill_forward_unpublished_events 0"))
+        .then_some(())
+    })
+    .await;
+}
 
 /// Once the stream has so many events, somebody acknowledges all of it and does not record it.
 async fn lost_once_published(world: &World, forwarder: &Forwarder, events: f64) {
@@ -77,6 +87,51 @@ async fn nothing_is_published_again_while_nobody_says_that_it_is_missing() {
     .await;
     let published = forwarder.metric("waybill_forward_published_events_total").await;
     assert_eq!((published.to_string(), world.stream_length().await), ("50".to_owned(), 1));
+    // Nor is it by a start.
+    setting.noted_published(50).await;
+    forwarder.kill();
+    let forwarder = setting.start().await;
+    waits_for_the_ledger(&forwarder, 50).await;
+    assert!(forwarder.metric("waybill_forward_oldest_unsettled_seconds").await > 17.0);
+    forwarder.post(&ids("new", 1)).await;
+    waits_for_the_ledger(&forwarder, 51).await;
+    let published = forwarder.metric("waybill_forward_published_events_total").await;
+    assert_eq!((published.to_string(), world.stream_length().await), ("1".to_owned(), 2));
+    // A stop notes it at once.
+    assert!(forwarder.terminated().await.success());
+    let forwarder = setting.start().await;
+    waits_for_the_ledger(&forwarder, 51).await;
+    assert_eq!(world.stream_length().await, 2);
+    // The note only spares work.
+    forwarder.kill();
+    std::fs::remove_file(setting.journal().join("published.json")).unwrap();
+    let forwarder = setting.start().await;
+    waits_for_the_ledger(&forwarder, 51).await;
+    assert_eq!(world.stream_length().await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_stream_had_before_a_start_is_published_again_once_the_ledger_lacks_it() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    let mut setting = setting(&world, world.bed.nats_url.clone()).await;
+    setting.more = vec![("WAYBILL_FORWARD_RESEND_SECONDS", "1".to_owned())];
+    let forwarder = setting.start().await;
+    let (lost, kept) = (ids("lost", 30), ids("kept", 5));
+    forwarder.post(&lost).await;
+    lost_once_published(&world, &forwarder, 30.0).await;
+    setting.noted_published(30).await;
+    forwarder.kill();
+    let forwarder = setting.start().await;
+    waits_for_the_ledger(&forwarder, 30).await;
+    assert_eq!(world.stream_length().await, 1);
+    world.start_consumer();
+    forwarder.post(&kept).await;
+    forwarder.settled().await;
+    let all: BTreeSet<String> = lost.into_iter().chain(kept).collect();
+    recorded_exactly(&world, &all).await;
+    assert!(forwarder.metric("waybill_forward_republished_events_total").await >= 30.0);
+    assert_eq!(watermark(&setting).await, [(35, 35)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,12 +142,7 @@ async fn a_start_while_nobody_answers_does_not_publish_again_what_is_settled() {
     let mut all: BTreeSet<String> = ids("settled", 30).into_iter().collect();
     forwarder.post(&ids("settled", 30)).await;
     forwarder.settled().await;
-    let noted = setting.journal().join("settled.json");
-    wait_until("it is noted", async || {
-        let noted: Value = serde_json::from_slice(&std::fs::read(&noted).ok()?).ok()?;
-        (noted["settled"]["through"] == 30).then_some(())
-    })
-    .await;
+    setting.noted(30).await;
     forwarder.kill();
     setting.api.stop().await;
     let forwarder = setting.start().await;
@@ -119,11 +169,12 @@ async fn an_older_copy_of_a_journal_is_recognised_and_believes_nothing() {
     let setting = setting(&world, world.bed.nats_url.clone()).await;
     let copy = setting.folder.join("copy");
     let mut all = BTreeSet::new();
-    for name in ["early", "later"] {
+    for (name, through) in [("early", 5), ("later", 10)] {
         let forwarder = setting.start().await;
         let ids = ids(name, 5);
         forwarder.post(&ids).await;
         forwarder.settled().await;
+        setting.noted(through).await;
         all.extend(ids);
         forwarder.kill();
         if name == "early" {
@@ -149,13 +200,7 @@ async fn an_older_copy_of_a_journal_is_recognised_and_believes_nothing() {
     recorded_exactly(&world, &all).await;
     assert_eq!(forwarder.metric("waybill_forward_settled_sequence").await.to_string(), "0");
     // What `/readyz` says to wait for before it is stopped; of what the ledger lacks nobody can tell any more.
-    wait_until("the stream has everything", async || {
-        let text = get(forwarder.metrics, "/metrics").await?;
-        let shows = |line: &str| text.lines().any(|shown| shown == line);
-        (shows("waybill_forward_unsettled_events 5") && shows("waybill_forward_unpublished_events 0"))
-            .then_some(())
-    })
-    .await;
+    waits_for_the_ledger(&forwarder, 5).await;
     let said = get(forwarder.metrics, "/readyz").await.unwrap();
     assert!(said.contains("waybill_forward_unpublished_events"), "{said}");
     // By now the journal's own count has reached the ledger's: the next run knows it all the same.
@@ -208,7 +253,10 @@ async fn settled_segments_are_kept_for_a_ledger_that_is_restored() {
     let forwarder = setting.start().await;
     forwarder.settled().await;
     assert!(forwarder.metric("waybill_forward_published_events_total").await >= 2_999.0);
-    assert!(forwarder.metric("waybill_forward_journal_kept_bytes").await > 500_000.0);
+    wait_until("it is shown what is kept", async || {
+        (forwarder.metric("waybill_forward_journal_kept_bytes").await > 500_000.0).then_some(())
+    })
+    .await;
     assert_eq!(segments(&setting.journal()), kept);
     assert_eq!(watermark(&setting).await, [(3_000, 3_000)]);
     recorded_exactly(&world, &all.into_iter().collect()).await;

@@ -60,21 +60,30 @@ fn labels_in(text: &str) -> BTreeSet<(String, String)> {
     labels
 }
 
+/// The job that a line of a scrape configuration names.
+fn job_name(line: &str) -> Option<&str> {
+    line.split_once("- job_name: ")?.1.split_whitespace().next()
+}
+
 #[test]
 fn alerts_and_dashboard_ask_for_labels_that_are_given() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
-    let meters = read("src/ingest/meters.rs");
+    let (meters, listener) = (read("src/ingest/meters.rs"), read("src/forward/listener.rs"));
+    // The scrape configuration gives it, as README.md shows.
+    let readme = read("README.md");
     let verdicts = StatedVerdict::ALL.map(StatedVerdict::name);
     let given = |label: &str, value: &str| match label {
         "reason" => value.parse::<Reason>().is_ok(),
         "verdict" => verdicts.contains(&value),
         "outcome" => meters.contains(&format!("(\"{value}\", outcome.")),
+        "part" => listener.contains(&format!(": &str = \"{value}\";")),
+        "job" => readme.lines().any(|line| job_name(line) == Some(value)),
         _ => false,
     };
     let labels =
         labels_in(&(read("docs/monitoring/alerts.yml") + &read("docs/monitoring/grafana-dashboard.json")));
-    for named in ["reason", "verdict", "outcome"] {
+    for named in ["reason", "verdict", "outcome", "part", "job"] {
         assert!(labels.iter().any(|(label, _)| label == named), "{named}");
     }
     let unknown: Vec<_> = labels.iter().filter(|(label, value)| !given(label, value)).collect();

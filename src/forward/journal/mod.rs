@@ -16,7 +16,8 @@
 //! 00000000000000024011.events   the newest one is written to
 //! 00000000000000000001.damaged  settled, but for records that could not be read: for a person to look at
 //! settled.json                  what the ledger had when it was last asked
-//! older-copy                    there where the ledger had higher numbers: nothing is removed any more
+//! published.json                up to where the stream has said that it has everything
+//! older-copy                    there where the ledger or the stream had higher numbers: nothing is removed any more
 //! ```
 
 mod folder;
@@ -120,8 +121,9 @@ impl Journal {
         let (folder, files) = Folder::open(path, gateway)?;
         let settled = noted_beside(folder.path(), folder.epoch).unwrap_or_default();
         let (mut state, next, sealed) = State::read(files, folder.epoch, &settled)?;
-        if settled.highest() >= next {
-            // The ledger had more than there is. Marked before the first new event: its number is one that the original gave.
+        let published = noted::published(folder.path(), folder.epoch).unwrap_or(0);
+        if settled.highest().max(published) >= next {
+            // The ledger or the stream had more than there is. Marked before the first new event: its number is one that the original gave.
             Folder::mark_older_copy(folder.path())?;
         }
         let active = state.segments.back().filter(|_| !sealed).map(|segment| segment.path.clone());
@@ -201,6 +203,13 @@ impl Journal {
         let state = self.state();
         let first = state.segments.iter().find(|segment| !segment.settled()).map(|segment| segment.first);
         first.unwrap_or(self.durable() + 1)
+    }
+
+    /// The lowest number that is not settled and cannot be read.
+    pub fn unsettled_damage(&self) -> Option<u64> {
+        let from = self.oldest_unsettled();
+        let state = self.state();
+        state.damaged.iter().find(|range| *range.end() >= from).map(|range| *range.start())
     }
 
     /// Reads events from a number on, in order, at most so many and about so many bytes, one at least; those that are damaged
@@ -383,7 +392,21 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`].
     pub fn note_settled(&self, settled: &Settled) -> Result<(), JournalError> {
-        noted::write(&self.folder, self.epoch, settled)
+        noted::note_settled(&self.folder, self.epoch, settled)
+    }
+
+    /// What [`Self::note_published`] noted last; 0 of an older copy.
+    pub fn noted_published(&self) -> u64 {
+        let noted = || noted::published(&self.folder, self.epoch);
+        if self.older_copy() { 0 } else { noted().unwrap_or(0) }
+    }
+
+    /// Notes for the next start up to which number the stream has said that it has everything.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn note_published(&self, through: u64) -> Result<(), JournalError> {
+        noted::note_published(&self.folder, self.epoch, through)
     }
 }
 
@@ -393,7 +416,7 @@ fn is_older_copy(folder: &Path) -> bool {
 
 /// What was noted to be settled, unless the journal is an older copy: then numbers stand for other events now.
 fn noted_beside(folder: &Path, epoch: Uuid) -> Option<Settled> {
-    if is_older_copy(folder) { None } else { noted::read(folder, epoch) }
+    if is_older_copy(folder) { None } else { noted::settled(folder, epoch) }
 }
 
 /// A part of a segment, or all of it, that begins with a record.

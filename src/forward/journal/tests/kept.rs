@@ -97,6 +97,57 @@ fn what_a_newer_ledger_had_marks_an_older_copy_before_it_gives_a_number() {
 }
 
 #[test]
+fn up_to_where_all_is_published_is_known_after_a_start_of_this_journal_and_of_no_other() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    assert_eq!(journal.noted_published(), 0);
+    journal.note_published(60).unwrap();
+    drop((journal, writer));
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert_eq!((journal.noted_published(), journal.noted_settled()), (60, None));
+    drop((journal, writer));
+    let noted = place.0.join("published.json");
+    let other = Place::new();
+    drop(other.open());
+    std::fs::copy(&noted, other.0.join("published.json")).unwrap();
+    let (journal, _writer) = other.open();
+    assert!(journal.noted_published() == 0 && !journal.older_copy(), "of another epoch");
+    let text = std::fs::read_to_string(&noted).unwrap();
+    std::fs::write(&noted, text.replace("60", "59")).unwrap();
+    assert_eq!(place.open_bounded(1 << 20).0.noted_published(), 0, "its sum is wrong");
+}
+
+#[test]
+fn what_the_stream_has_beyond_the_journal_marks_an_older_copy() {
+    let place = Place::new();
+    let (journal, writer) = sixty(&place);
+    journal.note_published(61).unwrap();
+    drop((journal, writer));
+    let (journal, writer) = place.open_bounded(1 << 20);
+    assert_eq!((journal.older_copy(), journal.noted_published()), (true, 0));
+    // By now the number is one of its own.
+    append(&writer, vec![event(61, 10)]).unwrap();
+    drop((journal, writer));
+    assert_eq!(place.open_bounded(1 << 20).0.noted_published(), 0);
+}
+
+#[test]
+fn what_cannot_be_read_was_never_published() {
+    let place = Place::new();
+    let (journal, _writer) = sixty(&place);
+    assert_eq!(journal.unsettled_damage(), None);
+    let path = place.segments().remove(1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(all(&journal).len(), 59);
+    assert_eq!(journal.unsettled_damage(), Some(14));
+    // The rest of its segment, and all before, the ledger has.
+    journal.release(&settled(13, 60, r#"{"first":14,"last":14}"#), ACCEPTED_MS).unwrap();
+    assert_eq!(journal.unsettled_damage(), None);
+}
+
+#[test]
 fn a_kept_segment_that_is_gone_holds_nothing_up() {
     for full in [false, true] {
         let place = Place::new();
