@@ -3,19 +3,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::SecondsFormat;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use waybill::clock::Clock;
 use waybill::domain::ids::{CustomerId, GatewayId};
-use waybill::ingest::Publisher;
 use waybill::store::api_keys::{self, NewHolder};
 use waybill::store::{Database, commit};
 
 use crate::bed::{Bed, CUSTOMERS};
-use crate::publisher::write_down;
+use crate::publisher::Gateway;
 
 /// How long an answer may take before the client has had enough.
 const ANSWER: Duration = Duration::from_secs(40);
@@ -103,10 +101,8 @@ pub fn event(source: &str, id: &str, customer: &str, task: &str) -> Value {
 
 /// Writes good events down and publishes them in one message.
 async fn publish(bed: &Bed, events: &[Value]) {
-    let (gateway, body) = (&bed.gateways[0], Value::from(events).to_string());
-    write_down(bed, gateway, &body, &vec!["new"; events.len()]);
-    let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, gateway).await.unwrap();
-    publisher.publish(gateway, Bytes::from(body)).await.unwrap();
+    let mut gateway = Gateway::new(bed, &bed.gateways[0], "canaries").await;
+    gateway.send(Value::from(events).to_string(), &vec!["new"; events.len()], false).await;
 }
 
 /// Publishes usage of every customer in tasks that name it: nobody else may ever see them.

@@ -21,12 +21,12 @@ use crate::servers::copy;
 /// Damages that a ledger could have, or that the auditor should notice in what it compares it with: the file, the row, what is
 /// done to it, and the invariants that must break.
 const DAMAGES: [(&str, Row, Damage, &[&str]); 36] = [
-    (EVENTS, USAGE, Damage::Drop, &["I1", "I2", "I3", "I9"]),
-    (EVENTS, USAGE, Damage::Double, &["I2", "I3", "I9"]),
-    (EVENTS, USAGE, Damage::Add(1, &["input"]), &["I2", "I3", "I9"]),
-    (EVENTS, USAGE, Damage::Later("occurred_at"), &["I2", "I3", "I9"]),
-    (EVENTS, USAGE, Damage::Set("project", "elsewhere"), &["I2", "I3"]),
-    (EVENTS, USAGE, Damage::Set("estimated", "t"), &["I2"]),
+    (EVENTS, LAST, Damage::Drop, &["I1", "I2", "I3", "I9"]),
+    (EVENTS, LAST, Damage::Double, &["I2", "I3", "I9"]),
+    (EVENTS, LAST, Damage::Add(1, &["input"]), &["I2", "I3", "I9"]),
+    (EVENTS, LAST, Damage::Later("occurred_at"), &["I2", "I3", "I9"]),
+    (EVENTS, LAST, Damage::Set("project", "elsewhere"), &["I2", "I3"]),
+    (EVENTS, LAST, Damage::Set("estimated", "t"), &["I2"]),
     // Of a correction that takes back something else, or nothing.
     (EVENTS, Row::Is("kind", "reversal"), Damage::Set("corrects_key", ""), &["I3"]),
     (EVENTS, Row::Is("kind", "reversal"), Damage::Drop, &["I3"]),
@@ -66,7 +66,9 @@ const EVENTS: &str = "end/usage_events.csv";
 const ROLLUPS: &str = "end/usage_rollups.csv";
 const BATCHES: &str = "end/ingest_batches.csv";
 const REJECTIONS: &str = "end/rejections.csv";
-const USAGE: Row = Row::Is("kind", "usage");
+/// The event that comes last, so that it is known what is damaged: no estimate, and no copy of it was sent.
+const LAST: Row = Row::Is("id", LAST_ID);
+const LAST_ID: &str = "last";
 
 /// Which row is damaged: the last of those.
 #[derive(Debug, Clone, Copy)]
@@ -254,7 +256,7 @@ async fn eventful(bed: &mut Bed) {
     gateway.send("no JSON".to_owned(), &["whole"], false).await;
     bed.settled().await;
     // Alone in its batch.
-    let pair = Value::from(vec![first, event(&name, "last", CUSTOMERS[0], "own")]);
+    let pair = Value::from(vec![first, event(&name, LAST_ID, CUSTOMERS[0], "own")]);
     gateway.send(pair.to_string(), &["copy", "new"], false).await;
     bed.settled().await;
 }

@@ -14,6 +14,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use uuid::Uuid;
+use waybill::clock::Clock;
 use waybill::domain::price::quotation::NewPrice;
 use waybill::ingest::{self, StreamLimits, StreamNames};
 use waybill::store::customers::{NewAssignment, NewCustomer};
@@ -49,10 +50,12 @@ const LONG_STREAM_BYTES_MAX: i64 = 1 << 30;
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// The acknowledgement wait of production.
 pub const LONG_ACK_WAIT_SECONDS: u64 = 60;
+/// Connections of the program to NATS: its consumer's, and that of the API, which publishes.
+pub const NATS_CONNECTIONS: u64 = 2;
 /// Longer than a full batch takes to be fetched, decided and written.
 pub const FULL_BATCH_SECONDS: u64 = 10;
-/// How long everything may take to be recorded and posted once the fault is over.
-const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long nothing may be recorded or posted once the fault is over: longer than anything waits that is delivered again.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2 * LONG_ACK_WAIT_SECONDS + 30);
 /// How often it is looked whether it is.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
@@ -504,7 +507,7 @@ async fn fill_catalog(database_url: &str, more: &Catalog) {
         })
         .collect();
     let new: Vec<NewPrice> = serde_json::from_value(new.into()).unwrap();
-    prices::publish(&mut tx, "cost", &new, "test").await.unwrap();
+    prices::publish(&mut tx, "cost", &new, Clock::System.now(), "test").await.unwrap();
     for external_id in CUSTOMERS.into_iter().chain(more.customers.iter().map(String::as_str)) {
         let new = NewCustomer { external_id, name: external_id, time_zone: "Europe/Berlin", anchor_day: 1 };
         let id = customers::create(&mut tx, new).await.unwrap().id;

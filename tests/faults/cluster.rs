@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use waybill::ingest::stream::CONSUMER;
 
 use crate::bed::{Bed, Own};
-use crate::cluster_bed::{Cluster, NODES};
-use crate::harness::wait_until;
+use crate::cluster_bed::{CATCH_UP_PATIENCE, Cluster, NODES};
+use crate::harness::{wait_until, wait_until_within};
 use crate::publisher::{Load, Sending};
 use crate::rounds::{rounds, seed, thorough};
 use crate::service::{Service, is_ready};
@@ -30,6 +30,8 @@ const RESTART_LAG_MAX: Duration = Duration::from_secs(10);
 const HEAL_MAX: Duration = Duration::from_mins(1);
 /// Messages that must be confirmed before what is tested goes on.
 const SOME: u64 = 30;
+/// How long they may take, whatever one server does.
+const CONFIRMS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A cluster, the program and gateways at work, the auditor watching.
 struct Running {
@@ -76,9 +78,16 @@ impl Running {
 
     /// Waits until more messages are confirmed; returns how long that took.
     async fn confirms_more(&self) -> Duration {
+        self.confirms_more_within(CONFIRMS_WITHIN).await
+    }
+
+    /// The same, within a limit.
+    async fn confirms_more_within(&self, limit: Duration) -> Duration {
         let (before, started) = (self.load.confirmed(), Instant::now());
-        wait_until("messages are confirmed", async || (self.load.confirmed() >= before + SOME).then_some(()))
-            .await;
+        wait_until_within("messages are confirmed", limit, async || {
+            (self.load.confirmed() >= before + SOME).then_some(())
+        })
+        .await;
         started.elapsed()
     }
 
@@ -169,7 +178,8 @@ async fn f06_without_a_quorum_nothing_is_confirmed_and_afterwards_everything_is_
         for number in lost {
             running.cluster().healthy(number).await;
         }
-        running.confirms_more().await;
+        // They have to agree on leaders again.
+        running.confirms_more_within(CATCH_UP_PATIENCE).await;
         running.service.ready().await;
     }
     running.judged().await;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use waybill::dev::servers::nats_program;
 use waybill::ingest;
 
-use crate::harness::{free_addresses, get, wait_until};
+use crate::harness::{free_addresses, get, wait_until, wait_until_within};
 
 /// Servers of a cluster.
 pub const NODES: usize = 3;
@@ -20,6 +20,8 @@ pub const NODES: usize = 3;
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long they may take to agree on a leader: some seconds where nothing else runs.
 const START_PATIENCE: Duration = Duration::from_secs(40);
+/// How long one that is started again may take to catch up with the others, where much else runs.
+pub const CATCH_UP_PATIENCE: Duration = Duration::from_mins(2);
 /// How often it is tried.
 const STARTS: usize = 3;
 /// How often it is looked whether they have.
@@ -200,7 +202,10 @@ impl Cluster {
     /// Waits until a server says that it has everything that it should have.
     pub async fn healthy(&self, number: usize) {
         let monitor = self.nodes[number].monitor;
-        wait_until("the server is healthy", async || is_healthy(monitor).await.then_some(())).await;
+        wait_until_within("the server is healthy", CATCH_UP_PATIENCE, async || {
+            is_healthy(monitor).await.then_some(())
+        })
+        .await;
     }
 
     /// Which server leads a stream, as the first one says that answers.

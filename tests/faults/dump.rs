@@ -4,12 +4,16 @@ use std::fmt::Write;
 use std::path::Path;
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::Stream;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use waybill::ingest::stream::CONSUMER;
+
+use crate::harness::wait_until;
 
 /// The tables that the auditor knows; whatever columns they have.
 const TABLES: [&str; 13] = [
@@ -94,29 +98,42 @@ pub async fn sums(database_url: &str, folder: &Path) -> Result<(), sqlx::Error> 
     copy_out(database_url, folder, &queries).await
 }
 
+/// The stream, as soon as its server answers.
+async fn opened(context: &Context, name: &str) -> Stream {
+    wait_until("the stream answers", async || context.get_stream(name).await.ok()).await
+}
+
 /// Writes how often the consumer has delivered something, and up to which message, in which life of the stream; null where there
 /// is no consumer.
 pub async fn deliveries(context: &Context, name: &str, path: &Path) {
-    let stream = context.get_stream(name).await.unwrap();
+    let stream = opened(context, name).await;
     let incarnation = &stream.cached_info().config.metadata["waybill_incarnation"];
-    let told = stream.consumer_info(CONSUMER).await.map_or(Value::Null, |consumer| {
-        json!({"incarnation": incarnation, "deliveries": consumer.delivered.consumer_sequence,
-               "last_sequence": consumer.delivered.stream_sequence})
-    });
+    let told = wait_until("the consumer answers, or is not there", async || {
+        match stream.consumer_info(CONSUMER).await {
+            Ok(consumer) => {
+                let delivered = consumer.delivered;
+                Some(json!({"incarnation": incarnation, "deliveries": delivered.consumer_sequence,
+                            "last_sequence": delivered.stream_sequence}))
+            }
+            Err(error) => (error.kind() == ConsumerInfoErrorKind::NotFound).then_some(Value::Null),
+        }
+    })
+    .await;
     std::fs::write(path, told.to_string()).unwrap();
 }
 
 /// Writes every message of the stream as a line: its life of the stream, sequence, subject, and its body decompressed.
 pub async fn stream(context: &Context, name: &str, path: &Path) {
-    let stream = context.get_stream(name).await.unwrap();
+    let stream = &opened(context, name).await;
     let info = stream.cached_info();
     let incarnation = info.config.metadata["waybill_incarnation"].clone();
     let sequences = info.state.first_sequence..=info.state.last_sequence;
     let lines = futures_util::stream::iter(sequences)
-        .map(|sequence| stream.get_raw_message(sequence))
+        .map(|sequence| async move {
+            wait_until("every message is there", async || stream.get_raw_message(sequence).await.ok()).await
+        })
         .buffered(AHEAD)
         .map(|message| {
-            let message = message.expect("every message is there");
             let zstd = message.headers.get("Content-Encoding").is_some();
             let body = if zstd { zstd::decode_all(&message.payload[..]).unwrap() } else { message.payload.to_vec() };
             json!({"incarnation": incarnation, "sequence": message.sequence, "subject": message.subject.as_str(),

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use crate::bed::{Bed, Own};
+use crate::bed::{Bed, NATS_CONNECTIONS, Own};
 use crate::harness::wait_until;
 use crate::publisher::Load;
 use crate::rounds::{rounds, seed, thorough};
@@ -20,6 +20,12 @@ const VOLUME_MEBIBYTES: u32 = 24;
 
 async fn with_nats(name: &str) -> Bed {
     Bed::with(name, Own { nats: true, ..Own::default() }).await
+}
+
+/// Waits until everything is recorded and posted; returns how long it took. It may take only so long in a thorough run: the
+/// short selection would measure what runs beside it.
+async fn settled_in_time(bed: &Bed) -> Duration {
+    if thorough() { bed.settled_within(BACK_WITHIN).await } else { bed.settled().await }
 }
 
 /// F01: the server is killed again and again while gateways publish.
@@ -39,16 +45,21 @@ async fn f01_a_server_that_is_killed_again_and_again_loses_nothing_it_has_confir
             sleep(Duration::from_millis(random.random_range(3_000..10_000))).await;
         }
         bed.own_nats.as_mut().unwrap().kill().await;
+        // No further one reaches a server that is dead.
+        let carried = bed.nats.carried();
         if thorough() {
             sleep(Duration::from_secs(1)).await;
         }
         bed.start_nats_again().await;
+        wait_until("the program is connected to the server that was started", async || {
+            (bed.nats.carried() >= carried + NATS_CONNECTIONS).then_some(())
+        })
+        .await;
     }
     load.goes_on(30).await;
-    let (_, program) = bed.nats.connections();
-    assert!(program > u64::from(kills), "the program has connected {program} times over {kills} kills");
+    let program = bed.nats.carried();
     load.stop().await;
-    let took = bed.settled_within(BACK_WITHIN).await;
+    let took = settled_in_time(&bed).await;
     println!(
         "f01: {kills} kills, {program} connections, all recorded {} ms after the last",
         took.as_millis()
@@ -71,8 +82,6 @@ async fn f03_a_server_that_stands_still_confirms_nothing_and_goes_on_where_it_wa
         load.goes_on(30).await;
         let (unconfirmed, began) = (load.unconfirmed(), Instant::now());
         bed.own_nats.as_ref().unwrap().freeze();
-        // What the server had sent already arrives.
-        sleep(Duration::from_secs(1)).await;
         let confirmed = load.confirmed();
         if span >= Duration::from_secs(40) {
             service.refuses(&["\"stream\":\"the stream does not answer\""]).await;
@@ -84,7 +93,9 @@ async fn f03_a_server_that_stands_still_confirms_nothing_and_goes_on_where_it_wa
         })
         .await;
         sleep(span.saturating_sub(began.elapsed())).await;
-        assert_eq!(load.confirmed(), confirmed, "nothing counts as sent while the server stands still");
+        // What the server had sent already arrived: of each gateway one at most was on its way.
+        let more = load.confirmed() - confirmed;
+        assert!(more <= 3, "{more} messages count as sent while the server stands still");
         bed.own_nats.as_ref().unwrap().thaw();
         let thawed = Instant::now();
         load.goes_on(30).await;
@@ -102,7 +113,7 @@ async fn f03_a_server_that_stands_still_confirms_nothing_and_goes_on_where_it_wa
         assert!(back <= Duration::from_secs(20), "back after {back:?}");
     }
     load.stop().await;
-    bed.settled_within(BACK_WITHIN).await;
+    settled_in_time(&bed).await;
     bed.audit().await.clean();
 }
 

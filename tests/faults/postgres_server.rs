@@ -1,5 +1,6 @@
 //! PostgreSQL that dies, hangs, is full, refuses, or turns out to be an older one.
 
+use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -38,6 +39,12 @@ const NOT_RESOLVED: &str = "failed to lookup address";
 /// The names of hosts as the program is given them, and while nobody knows that of the database.
 const HOSTS: &str = "127.0.0.1 localhost ledger.test\n";
 const NO_HOSTS: &str = "127.0.0.1 localhost\n";
+/// That names are looked for nowhere else: a name server that answers nothing would keep each look-up waiting. Where the system
+/// has no list of sources it asks name servers, of which there are none then.
+const ONLY_HOSTS: [(&str, &str); 2] = [
+    ("/etc/nsswitch.conf", "hosts: files\n"),
+    ("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
+];
 /// Data, one segment of WAL, and little else.
 const SMALL_MIB: u32 = 160;
 
@@ -412,10 +419,15 @@ async fn f46_a_name_that_nobody_knows_for_a_while_is_waited_out() {
     let mut serve = bed.serve();
     let (hosts, script) = (bed.folder.join("hosts"), bed.folder.join("with-hosts"));
     std::fs::write(&hosts, HOSTS).unwrap();
+    let mut mounts = format!("mount --bind {} /etc/hosts", hosts.display());
+    for (path, text) in ONLY_HOSTS.iter().filter(|(path, _)| Path::new(path).exists()) {
+        let own = bed.folder.join(Path::new(path).file_name().unwrap());
+        std::fs::write(&own, text).unwrap();
+        write!(mounts, " && mount --bind {} {path}", own.display()).unwrap();
+    }
     let text = format!(
-        "#!/bin/sh\nexec {} sh -c 'mount --bind {} /etc/hosts && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
+        "#!/bin/sh\nexec {} sh -c '{mounts} && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
         own_mounts.join(" "),
-        hosts.display(),
         serve.program.display()
     );
     std::fs::write(&script, text).unwrap();

@@ -7,19 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use waybill::ingest::Publisher;
 
 use crate::api::{ask, event, finance_key, gateway_key};
 use crate::bed::{Bed, CUSTOMERS, FULL_BATCH_SECONDS, LONG_ACK_WAIT_SECONDS, Verdict};
 use crate::harness::{free_addresses, get, wait_until};
 use crate::protocol::{Kind, Way};
 use crate::proxy::End;
-use crate::publisher::{Load, write_down};
+use crate::publisher::{Gateway, Load, write_down};
 use crate::rounds::{rounds, seed, thorough};
 use crate::service::{Serve, Service, metric};
 use crate::watching::{
@@ -28,6 +27,8 @@ use crate::watching::{
 
 /// How long the program may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same while somebody has said half of a request: its connection is waited for 8 s.
+const HALF_SAID_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// What counts as idle: for so long nothing is taken from the stream, and hardly any of a processor is used. A busy machine
 /// may give a program so little of it that it takes nothing for longer than that, but then it uses what it is given.
 const IDLE: Duration = Duration::from_millis(600);
@@ -35,7 +36,8 @@ const IDLE: Duration = Duration::from_millis(600);
 const IDLE_TICKS_MAX: u64 = 6;
 /// How long it is measured what a program uses of a processor.
 const SHARE_MEASURED: Duration = Duration::from_secs(2);
-/// What a busy loop would use beside everything else, in percent of a processor, where it had to share it.
+/// What a busy loop would use beside everything else, in percent of a processor, where it had to share it; a program that has
+/// nothing to do uses far less.
 const BUSY_LOOP_SHARE: u64 = 40;
 /// Exports at a time beside full batches, and how many must have been answered.
 const EXPORTS: usize = 50;
@@ -302,9 +304,12 @@ async fn f55_without_file_handles_recording_goes_on() {
     let service = serve.start();
     service.ready().await;
     bed.take_snapshots();
-    let load = Load::endless(seed("f55")).start(&bed).await;
+    let seed = seed("f55");
+    let load = Load::endless(seed).start(&bed).await;
     caught_up(&bed).await;
-    let usual = processor_share(&service).await;
+    // How much recording uses varies more than a busy loop adds: what is measured has nothing to do.
+    load.stop().await;
+    bed.settled().await;
     let mut clients = Vec::new();
     for _ in 0..100 {
         // Accepted by the system, if not by the program.
@@ -313,8 +318,10 @@ async fn f55_without_file_handles_recording_goes_on() {
     wait_until("all handles are taken", async || (service.open_files() >= 64).then_some(())).await;
     assert!(get(service.http, "/livez").await.is_none(), "a client is served without a handle");
     let share = processor_share(&service).await;
-    println!("{share} % of a processor without handles, {usual} % with them");
-    assert!(share < usual + BUSY_LOOP_SHARE, "a busy loop: {share} % of a processor, {usual} % before");
+    println!("{share} % of a processor without handles");
+    assert!(share < BUSY_LOOP_SHARE, "a busy loop: {share} % of a processor");
+    let load = Load::endless(seed + 1).start(&bed).await;
+    load.goes_on(30).await;
     let lag = caught_up(&bed).await;
     println!("recorded within {lag:?}");
     drop(clients);
@@ -436,6 +443,14 @@ async fn f57_a_stop_finishes_the_export_in_hand() {
     let (http, key) = (service.http, finance.clone());
     let export = tokio::spawn(async move { ask(http, &key, EXPORT, "text/csv").await });
     let held = reaching.reached("an export is underway").await;
+    // Whoever says half of a request, for which nobody needs a key, keeps the program from nothing.
+    let mut halves = Vec::new();
+    for address in [service.http, service.metrics] {
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET / HT").await.unwrap();
+        halves.push(half);
+        get(address, "/livez").await.expect("the half is read by now");
+    }
     service.signal(Signal::SIGTERM);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(service.ended().is_none(), "it does not leave an export behind");
@@ -444,7 +459,8 @@ async fn f57_a_stop_finishes_the_export_in_hand() {
     assert_eq!((answer.status, &answer.body), (200, &whole.body));
     assert!(whole.body.lines().count() > 1, "{}", whole.body);
     let (status, took) = ended(&mut service).await;
-    assert!(status.success() && took < STOP_TIMEOUT, "{status} after {took:?}");
+    assert!(status.success() && took < HALF_SAID_STOP_TIMEOUT, "{status} after {took:?}");
+    drop(halves);
     bed.audit().await.clean();
 }
 
@@ -507,8 +523,8 @@ async fn f58_a_storm_of_poison_touches_no_good_event() {
 /// in a second.
 async fn drained(bed: &Bed, name: &str, messages: usize, poisoned: bool) -> u64 {
     let gateway = bed.gateways[0].clone();
-    let publisher = Publisher::of_gateway(&bed.intake_url(), &bed.names.prefix, &gateway).await.unwrap();
     let source = format!("{gateway}/{name}");
+    let mut gateway = Gateway::new(bed, &gateway, name).await;
     let (mut good, mut bad) = (0, 0);
     for number in 0..messages {
         let (mut events, mut notes) = (Vec::new(), Vec::new());
@@ -531,15 +547,13 @@ async fn drained(bed: &Bed, name: &str, messages: usize, poisoned: bool) -> u64 
                 bad += 1;
             }
         }
-        send(bed, &publisher, &gateway, &Value::from(events).to_string(), &notes).await;
+        gateway.send(Value::from(events).to_string(), &notes, false).await;
         if poisoned {
-            send(bed, &publisher, &gateway, &format!("no JSON {number}"), &["whole"]).await;
+            gateway.send(format!("no JSON {number}"), &["whole"], false).await;
         }
     }
-    let (last, _) = bed.stream_state().await.unwrap();
     let service = bed.serve().env("WAYBILL_ACK_WAIT_SECONDS", &LONG_ACK_WAIT_SECONDS).start();
     service.ready().await;
-    wait_until("all is recorded", async || accounted(bed).await.filter(|accounted| *accounted >= last)).await;
     bed.settled().await;
     let recorded: i64 = sqlx::query_scalar("SELECT count(*) FROM usage_events WHERE source = $1")
         .bind(&source)
@@ -560,10 +574,4 @@ async fn drained(bed: &Bed, name: &str, messages: usize, poisoned: bool) -> u64 
     .await
     .unwrap();
     u64::try_from(later * 1_000 / millis.max(1)).unwrap()
-}
-
-/// Writes a message down in a journal and publishes it.
-async fn send(bed: &Bed, publisher: &Publisher, gateway: &str, body: &str, notes: &[&str]) {
-    write_down(bed, gateway, body, notes);
-    publisher.publish(gateway, Bytes::copy_from_slice(body.as_bytes())).await.unwrap();
 }

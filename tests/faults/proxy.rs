@@ -118,6 +118,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     open: Mutex<BTreeMap<u64, watch::Sender<Option<End>>>>,
     opened: AtomicU64,
+    /// Of these, those that have reached the server.
+    carried: AtomicU64,
     /// Connections with smaller numbers carry nothing any more.
     silent_below: AtomicU64,
 }
@@ -148,6 +150,7 @@ impl Proxy {
             rules: Mutex::default(),
             open: Mutex::default(),
             opened: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
             silent_below: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -198,6 +201,11 @@ impl Proxy {
     /// How many connections are open, and how many were opened so far.
     pub fn connections(&self) -> (usize, u64) {
         (self.shared.open.lock().unwrap().len(), self.shared.opened.load(Ordering::Relaxed))
+    }
+
+    /// How many connections have reached the server so far: a client connects to the proxy whether it runs or not.
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Ordering::Relaxed)
     }
 
     /// Stops the next message that matches before it is forwarded; others of its connection wait behind it.
@@ -271,6 +279,7 @@ async fn carry(shared: &Shared, number: u64, client: TcpStream, mut ending: watc
         client.set_zero_linger().ok();
         return;
     };
+    shared.carried.fetch_add(1, Ordering::Relaxed);
     client.set_nodelay(true).ok();
     server.set_nodelay(true).ok();
     let (mut client_in, mut client_out) = client.into_split();

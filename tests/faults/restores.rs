@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bed::Bed;
-use crate::harness::wait_until;
+use crate::harness::{wait_until, wait_until_done};
 use crate::postgres_server::{ack_floor, own_postgres, start_again};
 use crate::publisher::{Load, Sending};
 use crate::rounds::seed;
@@ -74,8 +74,9 @@ async fn f42_what_a_restore_has_lost_comes_back() {
             assert!(caught_up_to(&bed).await >= lost, "{repaired}");
         } else {
             let service = serve.start();
-            wait_until("what was lost comes back by itself", async || {
-                (caught_up_to(&bed).await >= lost).then_some(())
+            wait_until_done("what was lost comes back by itself", async || {
+                let there = caught_up_to(&bed).await;
+                (there < lost).then(|| format!("{there} of {lost} messages are there"))
             })
             .await;
             assert!(service.terminate().success());

@@ -18,6 +18,7 @@ use waybill::shutdown::Shutdown;
 use waybill::store::usage::UsageFilter;
 use waybill::store::{Scope, commit, period_prices};
 
+use crate::harness::connected;
 use crate::ledger::{Ledger, Row, call, task_call, utc};
 
 /// Every sum of this ledger is of a day that is over by then.
@@ -92,7 +93,7 @@ async fn with_period_prices(ledger: &Ledger) {
     ]);
     let prices: Vec<_> = serde_json::from_value(prices).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
-    period_prices::publish(&mut tx, "standard", &prices, "test").await.unwrap();
+    period_prices::publish(&mut tx, "standard", &prices, utc(LATER), "test").await.unwrap();
     commit(tx).await.unwrap();
 }
 
@@ -214,6 +215,7 @@ async fn posters_and_compactors_side_by_side_conserve_everything() {
     let mut ledger = Ledger::new().await;
     let customers =
         [ledger.customer("acme", "Europe/Berlin").await, ledger.customer("other", "Asia/Kathmandu").await];
+    connected(&ledger.database).await;
     let done = Arc::new(AtomicBool::new(false));
     let mut beside = Vec::new();
     for job in 0..5 {

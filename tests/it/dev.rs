@@ -15,13 +15,15 @@ use waybill::clock::Clock;
 use waybill::dev::demo;
 use waybill::dev::keys::DevEnv;
 
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, wait_until, wait_until_within};
 use crate::program::free_address;
 
 /// Events of the demo.
 const DEMO_EVENTS: i64 = 4_000;
 /// How long servers may take to start, and the demo to be loaded.
 const LOADED_WITHIN: Duration = Duration::from_mins(2);
+/// How long it may take to end: 20 s for what runs, 5 s for connections, and for each server what it may take.
+const ENDED_WITHIN: Duration = Duration::from_mins(3);
 /// What it says then.
 const LOADED: &str = "4000 events in ";
 
@@ -56,7 +58,7 @@ fn dev(home: &Path, http: SocketAddr) -> Command {
 /// Asks it to stop, and waits until it has.
 async fn terminated(mut child: Child) -> Option<i32> {
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGTERM).unwrap();
-    wait_until("it ends", async || child.try_wait().unwrap()).await.code()
+    wait_until_within("it ends", ENDED_WITHIN, async || child.try_wait().unwrap()).await.code()
 }
 
 /// Starts it, waits until it has loaded the demo, counts what is recorded, and stops it.
@@ -106,7 +108,7 @@ async fn a_demo_that_a_first_start_did_not_load_is_loaded_by_the_next() {
 
 /// Whether there is a demo to load, as a start finds it out; what there is then of gateways and customers.
 async fn begins(bed: &TestBed, env: &mut DevEnv) -> (bool, i64, i64) {
-    demo::starter_book(&bed.database).await.unwrap();
+    demo::starter_book(&bed.database, Clock::System.now()).await.unwrap();
     let begun = demo::begin(&bed.database, env, Clock::System.now()).await.unwrap();
     let mut connection = PgConnection::connect(&bed.database_url).await.unwrap();
     let made = "SELECT (SELECT count(*) FROM gateways), (SELECT count(*) FROM customers)";

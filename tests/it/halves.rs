@@ -17,6 +17,8 @@ use crate::rerate::{everything, gpt5, publish};
 /// As many rows as are posted in two halves.
 const ROWS: i64 = 20_000;
 const AT: &str = "2026-10-02T01:00:00Z";
+/// How often it is tried to have a half waited for, which itself waits no longer than a statement may for a lock.
+const TRIES: usize = 5;
 
 /// A ledger in which both of two customers have used something, and a large batch of theirs waits.
 struct Waiting {
@@ -78,10 +80,17 @@ impl Waiting {
 
     /// Kills the session that is as the condition says, as soon as one is, and returns when its locks are gone.
     async fn kill(&self, condition: &str) {
-        let sessions = pids(condition);
-        let killed =
-            format!("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 10000)) FROM ({sessions}) AS s");
+        let killed = killed(condition);
         wait_until(condition, async || (self.ledger.count(&killed).await == 1).then_some(())).await;
+    }
+
+    /// Waits until a query counts one session; `false` where the poster, and each half of what it posts, has ended before.
+    async fn during(&self, posting: &JoinHandle<bool>, what: &str, query: &str) -> bool {
+        wait_until(what, async || {
+            let one = self.ledger.count(query).await == 1;
+            (one || posting.is_finished()).then_some(one)
+        })
+        .await
     }
 
     /// As a release that knows no halves marks a batch.
@@ -122,8 +131,19 @@ fn pids(condition: &str) -> String {
     format!("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {condition}")
 }
 
+/// Counts the sessions that are as the condition says.
+fn sessions(condition: &str) -> String {
+    format!("SELECT count(*) FROM ({}) AS s", pids(condition))
+}
+
+/// Ends them, and counts those that have.
+fn killed(condition: &str) -> String {
+    let pids = pids(condition);
+    format!("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 10000)) FROM ({pids}) AS s")
+}
+
 async fn seen(ledger: &Ledger, what: &str, condition: &str) {
-    let sessions = format!("SELECT count(*) FROM ({}) AS s", pids(condition));
+    let sessions = sessions(condition);
     wait_until(what, async || (ledger.count(&sessions).await == 1).then_some(())).await;
 }
 
@@ -168,19 +188,29 @@ async fn a_half_that_breaks_off_is_added_with_the_other_later() {
 
 #[tokio::test]
 async fn a_half_that_outlives_its_poster_is_waited_for() {
-    let waiting = Waiting::new().await;
-    let held = waiting.hold(waiting.odd).await;
-    let posting = waiting.post();
-    waiting.seen("the odd half waits", WAITS_FOR_TASK).await;
     // Between two shares of the even half, or after the last.
-    waiting.kill("state = 'idle in transaction' AND query LIKE 'INSERT INTO tasks%'").await;
-    // The batch is nobody's now, and another poster takes it.
-    let again = waiting.post();
-    waiting.seen("it waits for the half", WAITS_FOR_HALF).await;
-    held.close().await.unwrap();
-    assert!(!posting.await.unwrap());
-    assert!(again.await.unwrap());
-    waiting.settled().await;
+    let poster = killed("state = 'idle in transaction' AND query LIKE 'INSERT INTO tasks%'");
+    for _ in 0..TRIES {
+        let waiting = Waiting::new().await;
+        let held = waiting.hold(waiting.odd).await;
+        let posting = waiting.post();
+        if !waiting.during(&posting, "the odd half waits", &sessions(WAITS_FOR_TASK)).await
+            || !waiting.during(&posting, "the poster is killed", &poster).await
+        {
+            continue;
+        }
+        // The batch is nobody's now, and another poster takes it.
+        let again = waiting.post();
+        if !waiting.during(&posting, "it waits for the half", &sessions(WAITS_FOR_HALF)).await {
+            continue;
+        }
+        held.close().await.unwrap();
+        assert!(!posting.await.unwrap());
+        assert!(again.await.unwrap());
+        waiting.settled().await;
+        return;
+    }
+    panic!("each time the half was gone before it was waited for");
 }
 
 #[tokio::test]

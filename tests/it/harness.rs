@@ -31,6 +31,10 @@ const BOUND_DATES: &str = "DROP FUNCTION latest_booking_date(); DROP FUNCTION la
 const KEPT: &str = "KEPT";
 /// All it may hold.
 const KEPT_BYTES_MAX: i64 = 4096;
+/// How many connections recording and posting have.
+pub const INGEST_CONNECTIONS: usize = 6;
+/// How many the API has.
+pub const API_CONNECTIONS: usize = 12;
 /// Pause between two looks at it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -112,6 +116,24 @@ impl Drop for TestBed {
         });
         let removed = thread.join().is_ok() || std::thread::panicking();
         assert!(removed, "the test's database could not be removed");
+    }
+}
+
+/// Has every connection made, one after the other: of many callers that come at once on one thread, each would wait for the
+/// handshakes of all, and no longer than it may.
+///
+/// # Panics
+/// Where one cannot be made.
+pub async fn connected(database: &Database) {
+    let mut open = Vec::new();
+    for _ in 0..INGEST_CONNECTIONS {
+        open.push(database.begin_ingest().await.expect("a connection"));
+    }
+    for _ in 0..API_CONNECTIONS {
+        open.push(database.begin().await.expect("a connection"));
+    }
+    for transaction in open {
+        transaction.rollback().await.expect("given back");
     }
 }
 
@@ -211,6 +233,6 @@ async fn administer(url: &str, statement: &str) {
 }
 
 async fn try_administer(url: &str, statement: &str) -> sqlx::Result<()> {
-    let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
+    let mut connection = PgConnection::connect(url).await?;
     sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.map(drop)
 }

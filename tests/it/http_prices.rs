@@ -10,7 +10,7 @@ use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::harness::wait_until;
+use crate::harness::{API_CONNECTIONS, connected, wait_until};
 use crate::http_bed::{Answer, Api};
 
 fn expect(answer: &Answer, status: u16, code: &str) {
@@ -111,13 +111,12 @@ async fn a_tenth_and_two_tenths_are_three_tenths() {
     expect(&api.post(finance, "/v1/price-books/tenths/prices", &numbers).await, 400, "invalid_body");
 }
 
-/// As many as the API has connections.
 #[tokio::test]
 async fn bodies_that_do_not_come_keep_nobody_else_waiting() {
-    const SLOW: usize = 12;
     let api = Api::start().await;
+    connected(&api.bed.database).await;
     let awaited = Arc::new(AtomicUsize::new(0));
-    let clients: Vec<_> = (0..SLOW)
+    let clients: Vec<_> = (0..API_CONNECTIONS)
         .map(|_| {
             let awaited = awaited.clone();
             let body = futures_util::stream::poll_fn(move |_| {
@@ -131,8 +130,10 @@ async fn bodies_that_do_not_come_keep_nobody_else_waiting() {
             tokio::spawn(api.router.clone().oneshot(request.unwrap()))
         })
         .collect();
-    wait_until("the bodies are waited for", async || (awaited.load(Ordering::Relaxed) >= SLOW).then_some(()))
-        .await;
+    wait_until("the bodies are waited for", async || {
+        (awaited.load(Ordering::Relaxed) >= API_CONNECTIONS).then_some(())
+    })
+    .await;
     assert_eq!(api.get(&api.keys.acme, "/v1/customers").await.status, StatusCode::OK);
     clients.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -10,7 +10,7 @@ use waybill::shutdown::Shutdown;
 use waybill::store::api_keys;
 use waybill::store::idempotency::{self, Claim};
 
-use crate::harness::wait_until;
+use crate::harness::{API_CONNECTIONS, connected, wait_until};
 use crate::http_bed::{Answer, Api};
 
 fn customer(external_id: &str) -> Value {
@@ -106,8 +106,10 @@ async fn a_key_whose_first_request_runs_is_not_run_again() {
 #[tokio::test]
 async fn parallel_requests_with_one_key_make_one_effect() {
     let api = Api::start().await;
+    connected(&api.bed.database).await;
     let body = customer("c-1");
-    let requests = (0..12).map(|_| api.post_once(&api.keys.admin, "/v1/customers", &body, "key"));
+    let requests =
+        (0..API_CONNECTIONS).map(|_| api.post_once(&api.keys.admin, "/v1/customers", &body, "key"));
     let answers = futures_util::future::join_all(requests).await;
     let made = answers.iter().filter(|answer| answer.status == StatusCode::CREATED);
     assert!(made.clone().count() >= 1);

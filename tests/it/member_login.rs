@@ -179,7 +179,7 @@ async fn a_login_that_owns_nothing_runs_the_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_ask_for_the_roles_that_they_need() {
-    let world = World::start().await;
+    let world = World::patient().await;
     world.publish("gw-1", &usage_event("e-1")).await;
     world.settled().await;
     let service = Login::member_of(&world.bed, &SERVICE).await;

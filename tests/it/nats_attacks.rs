@@ -22,12 +22,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::AccountErrorKind;
 use async_nats::jetstream::{self, Context};
-use waybill::ingest::{self, Publisher, StreamNames, UsageStream};
+use waybill::ingest::{self, StreamNames, UsageStream};
 
 use crate::harness::{get, wait_until};
 use crate::nats_raw::{Raw, published};
 use crate::private_nats::PrivateNats;
-use crate::world::limits;
+use crate::world::{NATS_TIMEOUT, limits};
 
 const OWN: &str = "usage.v1.gw-eu-1";
 /// Within this a server would have answered, if it did at all.
@@ -44,16 +44,21 @@ struct Attacked {
 impl Attacked {
     async fn start() -> Self {
         let nats = PrivateNats::start().await;
-        let context = ingest::jetstream(&nats.url(), "test").await.unwrap();
+        let mut context = ingest::jetstream(&nats.url(), "test").await.unwrap();
+        context.set_timeout(NATS_TIMEOUT);
         let names = StreamNames { stream: "USAGE".to_owned(), prefix: "usage.v1".to_owned() };
         let stream = ingest::stream::open(&context, &names, limits()).await.unwrap();
         stream.consumer(limits()).await.unwrap();
-        let victim = Publisher::new(context.clone(), "usage.v1");
-        for _ in 0..2 {
-            victim.publish("gw-victim", "{}".into()).await.unwrap();
-        }
         let gateway = Raw::connect(&nats.gateway_url()).await;
-        Self { nats, context, stream, gateway }
+        let attacked = Self { nats, context, stream, gateway };
+        for _ in 0..2 {
+            attacked.victim_publishes().await;
+        }
+        attacked
+    }
+
+    async fn victim_publishes(&self) {
+        self.context.publish("usage.v1.gw-victim", "{}".into()).await.unwrap().await.unwrap();
     }
 
     async fn messages(&self) -> u64 {
@@ -197,8 +202,7 @@ async fn nothing_but_its_own_inbox_can_be_listened_to() {
     }
     // Even where it listened to everything it may, it hears nothing of what others publish.
     assert_eq!(attacked.gateway.said("SUB _INBOX_gw-eu-1.> 9").await, "");
-    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
-    victim.publish("gw-victim", "{}".into()).await.unwrap();
+    attacked.victim_publishes().await;
     attacked.context.client().publish("_INBOX_gw-eu-1.1", "from another account".into()).await.unwrap();
     attacked.context.client().flush().await.unwrap();
     assert_eq!(attacked.gateway.said("UNSUB 10").await, "");
@@ -351,8 +355,7 @@ async fn who_looks_after_the_server_reaches_no_usage() {
     }
     // What it listens to is what its own account says.
     assert_eq!(admin.said("SUB usage.> 7\r\nSUB $JS.> 8").await, "");
-    let victim = Publisher::new(attacked.context.clone(), "usage.v1");
-    victim.publish("gw-victim", "{}".into()).await.unwrap();
+    attacked.victim_publishes().await;
     assert_eq!(admin.said("UNSUB 9").await, "");
     let state = attacked.stream.stream.get_info().await.unwrap().state;
     assert_eq!((state.first_sequence, state.messages), (1, 3), "nothing is gone");

@@ -18,7 +18,7 @@ use crate::forward_bed::{self, recorded, recorded_exactly};
 use crate::harness::{everything, get, wait_until};
 use crate::nats_raw::Raw;
 use crate::private_nats::{PrivateNats, SHIPPED_GATEWAY};
-use crate::world::{Outcome, World, gpt5_prices, usage_event};
+use crate::world::{NATS_TIMEOUT, Outcome, World, gpt5_prices, usage_event};
 
 /// The gateway whose credentials the attacker has; the shipped one is the victim.
 const ATTACKER: &str = "gw-us-1";
@@ -93,7 +93,9 @@ impl Billed {
 /// A gateway that trusts the stream's deduplication, with ids that can be guessed.
 async fn trusting(url: &str) -> Context {
     let options = ConnectOptions::new().custom_inbox_prefix(format!("_INBOX_{SHIPPED_GATEWAY}"));
-    jetstream::new(ingest::connect(url, options).await.unwrap())
+    let mut context = jetstream::new(ingest::connect(url, options).await.unwrap());
+    context.set_timeout(NATS_TIMEOUT);
+    context
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -317,7 +319,9 @@ async fn floods_do_not_hold_up_the_billing_of_others() {
         let id = format!("e-{}", expected.len());
         let sent = Instant::now();
         let body = event(SHIPPED_GATEWAY, &id).to_string();
-        while publisher.publish(SHIPPED_GATEWAY, body.clone().into()).await.is_err() {}
+        while publisher.publish(SHIPPED_GATEWAY, body.clone().into()).await.is_err() {
+            assert!(started.elapsed() < FLOOD_MAX, "the victim gets nothing in");
+        }
         expected.insert(id);
         wait_until("it is recorded", async || {
             (recorded(&billed.world).await.len() == expected.len()).then_some(())

@@ -67,7 +67,7 @@ impl Raw {
         let asked = format!("PUB {next} {inbox} {}\r\n{request}", request.len());
         self.send(&format!("SUB {inbox} {}\r\n{asked}", self.inboxes)).await;
         for _ in 0..messages {
-            let line = self.line().await.unwrap();
+            let line = self.unasked().await.unwrap();
             let words: Vec<&str> = line.split(' ').collect();
             let (["MSG" | "HMSG", _, _, reply, ..], Some(length)) = (&words[..], words.last()) else {
                 panic!("{line}")
@@ -82,12 +82,17 @@ impl Raw {
     /// Waits until the server has read everything, which it must not complain of.
     pub async fn flush(&mut self) {
         self.send("PING").await;
+        assert_eq!(self.unasked().await.as_deref(), Some("PONG"));
+    }
+
+    /// The next line that asks nothing: the server asks for signs of life when it likes, which it is given.
+    async fn unasked(&mut self) -> Option<String> {
         loop {
-            match self.line().await.as_deref() {
-                Some("PONG") => return,
-                Some("PING") => self.send("PONG").await,
-                said => panic!("{said:?}"),
+            let line = self.line().await?;
+            if line != "PING" {
+                return Some(line);
             }
+            self.send("PONG").await;
         }
     }
 
@@ -103,9 +108,8 @@ impl Raw {
         self.send(&format!("{command}\r\nPING")).await;
         let mut said = String::new();
         loop {
-            match self.line().await.as_deref() {
+            match self.unasked().await.as_deref() {
                 Some("PONG") => return said,
-                Some("PING") => self.send("PONG").await,
                 Some(line) => said.push_str(line),
                 None => return said + " (closed)",
             }

@@ -336,7 +336,8 @@ async fn what_was_re_rated_before_is_proven_and_what_is_archived_is_not_re_rated
                          "rates": {"input": "6", "output": "44"}, "fees": {"web_search": "0.04"}}]);
     let dearer: Vec<_> = serde_json::from_value(dearer).unwrap();
     let mut tx = ledger.database.begin().await.unwrap();
-    waybill::store::prices::publish(&mut tx, "standard", &dearer, "test").await.unwrap();
+    let now = utc("2026-11-20T00:00:00Z");
+    waybill::store::prices::publish(&mut tx, "standard", &dearer, now, "test").await.unwrap();
     commit(tx).await.unwrap();
     let mut request = rerate::Request {
         from: utc("2026-07-01T00:00:00Z"),

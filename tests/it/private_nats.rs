@@ -1,18 +1,21 @@
 //! A NATS server of a test's own, on the configuration that is shipped: it can be stopped, killed and started again.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use uuid::Uuid;
 use waybill::dev::servers::{Keep, Options, Servers};
 
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, wait_until, wait_until_within};
 
 /// The gateway that the configuration has an account of.
 pub const SHIPPED_GATEWAY: &str = "gw-eu-1";
+/// How long another test's server may have taken the address of one that is down.
+const ADDRESS_FREE_WITHIN: Duration = Duration::from_mins(3);
 /// The password of a gateway that is added, and what `nats server passwd` makes of it.
 const ADDED_PASSWORD: &str = "another-gateways-own";
 const ADDED_HASH: &str = "$2a$04$JqR3vXk0bWn8sLz5TfYc.uo3MzZ5fsiNvdTo3KPEhRioUpp78O.2a";
@@ -20,27 +23,35 @@ const ADDED_HASH: &str = "$2a$04$JqR3vXk0bWn8sLz5TfYc.uo3MzZ5fsiNvdTo3KPEhRioUpp
 /// The server; ended and removed when dropped.
 pub struct PrivateNats {
     home: PathBuf,
+    /// Where it was reached first, and always is.
+    url: Option<String>,
     servers: Option<Servers>,
 }
 
 impl PrivateNats {
     pub async fn start() -> Self {
         let home = std::env::temp_dir().join(format!("waybill-nats-{}", Uuid::new_v4().simple()));
-        let mut nats = Self { home, servers: None };
+        let mut nats = Self { home, url: None, servers: None };
         nats.start_again().await;
         nats
     }
 
     /// Starts it on the same address and with the same data.
     pub async fn start_again(&mut self) {
-        let options = Options {
+        let was = |servers: &Servers| self.url.as_ref().is_none_or(|url| url == servers.nats_url());
+        let servers = start_where_they_were(self.options(), was).await;
+        self.url = Some(servers.nats_url().to_owned());
+        self.servers = Some(servers);
+    }
+
+    fn options(&self) -> Options {
+        Options {
             home: self.home.clone(),
             keep: Keep::Durable,
             // No PostgreSQL is needed.
             database_url: Some(String::new()),
             nats_url: None,
-        };
-        self.servers = Some(Servers::start(options).await.unwrap());
+        }
     }
 
     /// Where its store lies.
@@ -79,7 +90,7 @@ impl PrivateNats {
     }
 
     fn state(&self) -> serde_json::Value {
-        let state = std::fs::read(self.home.join("servers.json")).unwrap();
+        let state = std::fs::read(state_file(&self.home)).unwrap();
         serde_json::from_slice(&state).unwrap()
     }
 
@@ -165,6 +176,30 @@ impl PrivateNats {
     }
 }
 
+/// Starts servers of a home on the addresses that the home knows. Where one is taken they get another, which nobody who was
+/// told of the first one would find: they are started again until it is free.
+pub async fn start_where_they_were(options: Options, was: impl Fn(&Servers) -> bool) -> Servers {
+    let state = state_file(&options.home);
+    let known = std::fs::read(&state).ok();
+    wait_until_within("their addresses are free", ADDRESS_FREE_WITHIN, async || {
+        if let Some(known) = &known {
+            std::fs::write(&state, known).unwrap();
+        }
+        let servers = Servers::start(options.clone()).await.unwrap();
+        if was(&servers) {
+            return Some(servers);
+        }
+        servers.stop().await.unwrap();
+        None
+    })
+    .await
+}
+
+/// What a home knows of its servers.
+fn state_file(home: &Path) -> PathBuf {
+    home.join("servers.json")
+}
+
 /// The block of an account in the configuration.
 fn account<'a>(text: &'a str, name: &str) -> &'a str {
     let start = text.find(&format!("  \"{name}\" {{\n")).unwrap();
@@ -180,4 +215,24 @@ impl Drop for PrivateNats {
         }
         std::fs::remove_dir_all(&self.home).ok();
     }
+}
+
+#[tokio::test]
+async fn one_whose_address_is_taken_while_it_is_down_waits_for_it() {
+    let mut nats = PrivateNats::start().await;
+    let (url, state) = (nats.url(), nats.state());
+    let port = u16::try_from(state["nats_port"].as_u64().unwrap()).unwrap();
+    nats.stop().await;
+    let taken = wait_until("it is free", async || TcpListener::bind(("127.0.0.1", port)).ok()).await;
+    let file = state_file(&nats.home);
+    let released = async {
+        wait_until("it has started elsewhere", async || {
+            let now: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+            (now["nats_port"] != state["nats_port"]).then_some(())
+        })
+        .await;
+        drop(taken);
+    };
+    tokio::join!(nats.start_again(), released);
+    assert_eq!(nats.url(), url);
 }

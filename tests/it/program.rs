@@ -14,7 +14,7 @@ use waybill::store::{PoolWatch, Scope, gauges};
 
 use crate::harness::{TestBed, free_addresses, get, wait_until};
 use crate::private_nats::PrivateNats;
-use crate::world::{World, limits, usage_event};
+use crate::world::{World, usage_event};
 
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
@@ -32,7 +32,7 @@ pub fn serve(world: &World, http: SocketAddr, metrics: SocketAddr) -> Command {
         .env("WAYBILL_STREAM", &world.names.stream)
         .env("WAYBILL_SUBJECT_PREFIX", &world.names.prefix)
         .env("WAYBILL_STREAM_MAX_BYTES", (128_i64 << 20).to_string())
-        .env("WAYBILL_ACK_WAIT_SECONDS", limits().ack_wait.as_secs().to_string())
+        .env("WAYBILL_ACK_WAIT_SECONDS", world.limits.ack_wait.as_secs().to_string())
         .env("WAYBILL_HTTP_ADDR", http.to_string())
         .env("WAYBILL_METRICS_ADDR", metrics.to_string())
         .stdout(Stdio::null())
@@ -48,7 +48,7 @@ fn terminate(child: Child) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_gets_ready_records_counts_and_stops_when_told() {
-    let world = World::idle().await;
+    let world = World::patient_idle().await;
     world.publish_prices(crate::world::gpt5_prices()).await;
     let [http, metrics] = free_addresses();
     let child = serve(&world, http, metrics).spawn().unwrap();

@@ -198,8 +198,7 @@ async fn a_real_trace_is_counted_to_the_last_token_and_survives_kills() {
 
     let second = messages(&data, "second");
     world.stop_consumers().await;
-    world.publish_all("gw-1", &second).await;
-    world.killed_three_times_while_draining().await;
+    world.killed_three_times_while_draining("gw-1", &second).await;
     world.settled().await;
     let twice = world.totals().await;
     assert_eq!((twice.events, twice.input, twice.output), (2 * REQUESTS, 2 * 40_421_844, 2 * 4_334_561));

@@ -62,7 +62,7 @@ async fn small_messages_of_large_bodies_are_recorded_a_few_at_a_time() {
 /// As a constraint that somebody has added would, or a fault of ours: tried again for ever, it would hold up all others.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_always_violates_a_unique_key_is_rejected_alone() {
-    let world = World::start().await;
+    let world = World::patient().await;
     world
         .bed
         .run(
@@ -161,7 +161,7 @@ async fn refuse_events(world: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_refused_events_of_a_message_are_found_by_trying_each_a_few_times() {
     const EVENTS: i64 = 180;
-    let world = World::start().await;
+    let world = World::patient().await;
     refuse_events(&world).await;
     world
         .bed
@@ -186,7 +186,7 @@ async fn many_refused_events_of_a_message_are_found_by_trying_each_a_few_times()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_with_refused_events_is_recorded_whole_or_not_at_all() {
-    let world = World::start().await;
+    let world = World::patient().await;
     refuse_events(&world).await;
     let bad = |number: usize| matches!(number, 0 | 7 | 30..50 | 98);
     let name = |number| format!("{}-{number}", if bad(number) { "refused" } else { "taken" });
@@ -209,7 +209,7 @@ async fn a_message_with_refused_events_is_recorded_whole_or_not_at_all() {
 /// It is one row: settled by a part of its events, nobody would try the others again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_message_with_a_refused_event_stays_open_for_it_alone() {
-    let world = World::start().await;
+    let world = World::patient().await;
     refuse_events(&world).await;
     let events: Vec<_> = ["a", "refused", "b", "c"].map(usage_event).into();
     let mut headers = HeaderMap::new();

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::{self, stream};
@@ -14,7 +15,11 @@ use waybill::dev::servers::{Keep, Options, Servers};
 use waybill::domain::ids::CustomerId;
 use waybill::store::{Database, Scope, migrate};
 
-use crate::harness::{TestBed, wait_until};
+use crate::harness::{TestBed, wait_until_within};
+use crate::private_nats::start_where_they_were;
+
+/// How long servers may take to end, one after the other.
+const ENDED_WITHIN: Duration = Duration::from_mins(2);
 
 /// A folder that is removed when dropped.
 struct Folder(PathBuf);
@@ -42,6 +47,14 @@ fn port(url: &str) -> u16 {
 
 fn listens(url: &str) -> bool {
     TcpStream::connect(("127.0.0.1", port(url))).is_ok()
+}
+
+/// Servers that nobody waits for have ended.
+async fn both_ended(database_url: &str, nats_url: &str) {
+    wait_until_within("both have ended", ENDED_WITHIN, async || {
+        (!listens(database_url) && !listens(nats_url)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -72,8 +85,10 @@ async fn a_home_keeps_its_data_and_addresses() {
         nats_url: Some(nats_url.clone()),
         ..folder.options()
     };
-    let servers = Servers::start(given).await.expect("starts its own again");
-    assert_eq!((servers.database_url(), servers.nats_url()), (&*database_url, &*nats_url));
+    let servers = start_where_they_were(given, |servers| {
+        (servers.database_url(), servers.nats_url()) == (&*database_url, &*nats_url)
+    })
+    .await;
     let database = Database::connect(&database_url).await.expect("the same password");
     drop(database.read(Scope::Everything).await.expect("the schema is there"));
     database.close().await;
@@ -98,7 +113,8 @@ async fn a_home_with_one_port_for_two_listeners_starts_with_another_for_one_of_t
     let (kept, _, mut state) = ports();
     state["nats_monitor_port"] = kept.clone();
     std::fs::write(&path, state.to_string()).expect("is written");
-    Servers::start(options()).await.expect("starts").stop().await.expect("ends");
+    let servers = start_where_they_were(options(), |servers| port(servers.nats_url()) == kept).await;
+    servers.stop().await.expect("ends");
     let (client, monitor, _) = ports();
     assert_eq!(client, kept);
     assert_ne!(monitor, kept);
@@ -110,8 +126,7 @@ async fn servers_that_are_dropped_end_as_well() {
     let servers = Servers::start(folder.options()).await.expect("starts");
     let (database_url, nats_url) = (servers.database_url().to_owned(), servers.nats_url().to_owned());
     drop(servers);
-    wait_until("both have ended", async || (!listens(&database_url) && !listens(&nats_url)).then_some(()))
-        .await;
+    both_ended(&database_url, &nats_url).await;
 }
 
 #[tokio::test]
@@ -136,8 +151,7 @@ async fn killed_with_force_nothing_stays_behind() {
     assert!(listens(&database_url) && listens(&nats_url));
     waybill.kill().expect("is killed");
     waybill.wait().expect("has ended");
-    wait_until("both have ended", async || (!listens(&database_url) && !listens(&nats_url)).then_some(()))
-        .await;
+    both_ended(&database_url, &nats_url).await;
 }
 
 #[tokio::test]

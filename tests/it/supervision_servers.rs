@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use async_nats::jetstream::stream::Compression;
 use uuid::Uuid;
+use waybill::store::api_keys::{self, NewHolder};
+use waybill::store::commit;
 
 use super::*;
 
@@ -44,12 +46,25 @@ impl Log {
 
     /// The first line with all of these, once there is one.
     async fn says(&self, words: &[&str]) -> String {
-        wait_until(&format!("the log says {words:?}"), async || {
+        wait_until_within(&format!("the log says {words:?}"), NOTICED_WITHIN, async || {
             let text = std::fs::read_to_string(&self.0).unwrap();
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(ToOwned::to_owned)
         })
         .await
     }
+}
+
+/// What finance is answered.
+async fn asked(world: &World, service: &Service, path: &str) -> String {
+    let mut tx = world.bed.database.begin().await.unwrap();
+    let key = api_keys::create(&mut tx, NewHolder::Finance, "test", None).await.unwrap().token;
+    commit(tx).await.unwrap();
+    let mut client = TcpStream::connect(service.http).await.unwrap();
+    let headers = format!("Host: here\r\nAuthorization: Bearer {key}\r\nConnection: close");
+    client.write_all(format!("GET {path} HTTP/1.1\r\n{headers}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 impl Drop for Log {
@@ -117,6 +132,10 @@ async fn a_customers_zone_that_the_server_does_not_know_is_named_while_recording
     world.publish_prices(gpt5_prices()).await;
     let (service, log) = Log::start(&world);
     service.ready().await;
+    let mut used = usage_event("e-0");
+    used["subject"] = "globex".into();
+    world.publish("gw-1", &used).await;
+    world.settled().await;
     // As after an upgrade of the server to one without this name.
     let set = async |zone: &str| {
         let statement = format!("UPDATE customers SET time_zone = '{zone}' WHERE external_id = 'globex'");
@@ -128,8 +147,11 @@ async fn a_customers_zone_that_the_server_does_not_know_is_named_while_recording
         .await;
     log.says(&["usage is not posted: postgres time_zone"]).await;
     service.shows("waybill_setting_wrong{object=\"postgres\",setting=\"time_zone\"} 1").await;
+    let days = asked(&world, &service, "/v1/usage?group_by=day").await;
+    assert!(days.contains(" 503 ") && days.contains("GET /readyz names it"), "{days}");
+    log.says(&["request failed", "Mars/Olympus"]).await;
     world.publish("gw-1", &usage_event("e-1")).await;
-    recorded(&world, 1).await;
+    recorded(&world, 2).await;
     set("Europe/Berlin").await;
     service.ready().await;
 }
@@ -163,11 +185,11 @@ async fn a_stream_that_the_server_refuses_to_make_is_named_with_what_else_is_wro
             "stream create is refused: replicas > 1 not supported in non-clustered mode",
             "nats sync_interval is",
             "postgres fsync is",
+            // It answers.
+            "\"stream\":\"recording waits for the settings\"",
         ])
         .await;
     service.shows("waybill_setting_wrong{object=\"stream\",setting=\"create\"} 1").await;
-    let said = get(service.http, "/readyz").await.unwrap();
-    assert!(!said.contains("does not answer"), "{said}");
     drop(service);
 
     // Where it can be made, it is.

@@ -43,6 +43,12 @@ pub const SELL_BOOK: &str = "at-cost";
 const STREAM_BYTES_MAX: i64 = 128 << 20;
 /// What a killed consumer had in hand is delivered again after this.
 const ACK_WAIT: Duration = Duration::from_secs(3);
+/// Longer than anybody waits for a test's messages to be recorded.
+const LONG_ACK_WAIT: Duration = Duration::from_mins(1);
+/// How long NATS may take to answer, or to store a message: some servers force each of them to disk.
+pub const NATS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a consumer is killed.
+const KILLS: usize = 3;
 /// How many messages a killed consumer has recorded at least before each kill.
 const KILL_AFTER_MESSAGES: i64 = 20;
 
@@ -86,6 +92,7 @@ pub struct World {
     pub pool: PgPool,
     pub stream: UsageStream,
     pub names: StreamNames,
+    pub limits: StreamLimits,
     pub recorder: Recorder,
     context: Context,
     consumers: Mutex<Vec<Consuming>>,
@@ -150,10 +157,19 @@ pub fn gpt5_prices_2023() -> Value {
 impl World {
     /// A world with gpt-5 priced and everything running.
     pub async fn start() -> Self {
-        let world = Self::idle().await;
-        world.publish_prices(gpt5_prices()).await;
-        world.start_consumer();
-        world
+        Self::idle().await.started().await
+    }
+
+    /// The same where copies, batches or gateways' own counts are counted: what a slow machine gets again before it has recorded
+    /// it counts as well.
+    pub async fn patient() -> Self {
+        Self::patient_idle().await.started().await
+    }
+
+    async fn started(self) -> Self {
+        self.publish_prices(gpt5_prices()).await;
+        self.start_consumer();
+        self
     }
 
     /// A world with customers and gateways, without prices and with nothing consuming yet.
@@ -161,8 +177,18 @@ impl World {
         Self::over(TestBed::new().await).await
     }
 
-    /// The same over a test bed that was made elsewhere, which may name another NATS server.
+    /// The same with the ack wait of [`Self::patient`].
+    pub async fn patient_idle() -> Self {
+        let limits = StreamLimits { ack_wait: LONG_ACK_WAIT, ..limits() };
+        Box::pin(Self::within(TestBed::new().await, limits)).await
+    }
+
+    /// As [`Self::idle`] over a test bed that was made elsewhere, which may name another NATS server.
     pub async fn over(bed: TestBed) -> Self {
+        Box::pin(Self::within(bed, limits())).await
+    }
+
+    async fn within(bed: TestBed, limits: StreamLimits) -> Self {
         let pool = PgPool::connect(&bed.database_url).await.unwrap();
         let mut tx = bed.database.begin().await.unwrap();
         for gateway in GATEWAYS {
@@ -191,9 +217,10 @@ impl World {
         commit(tx).await.unwrap();
 
         let client = ingest::connect(&bed.nats_url, ConnectOptions::new()).await.unwrap();
-        let context = jetstream::new(client);
+        let mut context = jetstream::new(client);
+        context.set_timeout(NATS_TIMEOUT);
         let names = StreamNames { stream: bed.stream.clone(), prefix: bed.subject_prefix.clone() };
-        let stream = ingest::stream::open(&context, &names, limits()).await.unwrap();
+        let stream = ingest::stream::open(&context, &names, limits).await.unwrap();
         let jobs = Shutdown::new();
         let recorder =
             Recorder::new(bed.database.clone(), Clock::System, &names.prefix, jobs.clone()).await.unwrap();
@@ -201,7 +228,7 @@ impl World {
         let recorder = recorder.keeping(recent.clone());
         jobs.spawn(ingest::posting::run(bed.database.clone(), recent, jobs.clone(), nudge.clone()));
         jobs.spawn(ingest::replay::run(recorder.clone(), nudge));
-        Self { bed, pool, stream, names, recorder, context, consumers: Mutex::default(), jobs }
+        Self { bed, pool, stream, names, limits, recorder, context, consumers: Mutex::default(), jobs }
     }
 
     /// Leaves posting and replay to others.
@@ -217,7 +244,7 @@ impl World {
 
     /// Acknowledges so many messages as a consumer that recorded nothing would.
     pub async fn acknowledge_without_recording(&self, messages: usize) {
-        let consumer = self.stream.consumer(limits()).await.unwrap();
+        let consumer = self.stream.consumer(self.limits).await.unwrap();
         let mut batch = consumer
             .batch()
             .max_messages(messages)
@@ -240,7 +267,7 @@ impl World {
         let plan = Plan {
             nats_url: self.bed.nats_url.clone(),
             names: self.names.clone(),
-            limits: limits(),
+            limits: self.limits,
             demands: Demands::default(),
             consume: true,
         };
@@ -278,7 +305,7 @@ impl World {
     pub async fn publish_prices(&self, new: Value) {
         let new: Vec<NewPrice> = serde_json::from_value(new).unwrap();
         let mut tx = self.bed.database.begin().await.unwrap();
-        prices::publish(&mut tx, COST_BOOK, &new, "test").await.unwrap();
+        prices::publish(&mut tx, COST_BOOK, &new, now(), "test").await.unwrap();
         commit(tx).await.unwrap();
     }
 
@@ -505,7 +532,7 @@ impl World {
             .env("WAYBILL_STREAM", &self.names.stream)
             .env("WAYBILL_SUBJECT_PREFIX", &self.names.prefix)
             .env("WAYBILL_STREAM_MAX_BYTES", STREAM_BYTES_MAX.to_string())
-            .env("WAYBILL_ACK_WAIT_SECONDS", ACK_WAIT.as_secs().to_string())
+            .env("WAYBILL_ACK_WAIT_SECONDS", self.limits.ack_wait.as_secs().to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -513,10 +540,12 @@ impl World {
             .unwrap()
     }
 
-    /// Kills a consumer process three times in the middle of the backlog, then lets one finish.
-    pub async fn killed_three_times_while_draining(&self) {
-        for _ in 0..3 {
+    /// Publishes these, kills a consumer process three times in the middle of them, then lets one finish.
+    pub async fn killed_three_times_while_draining(&self, gateway: &str, messages: &[Vec<u8>]) {
+        for part in messages.chunks(messages.len().div_ceil(KILLS)) {
             let before = self.accounted_messages().await;
+            // However much those before it have recorded, so much is left for this one.
+            self.publish_all(gateway, part).await;
             let consumer = self.spawn_consumer_process();
             wait_until("the consumer records some messages", async || {
                 (self.accounted_messages().await >= before + KILL_AFTER_MESSAGES).then_some(())
@@ -555,7 +584,7 @@ impl Drop for World {
     }
 }
 
-/// How every world's stream is stored.
+/// How a world's stream is stored.
 pub fn limits() -> StreamLimits {
     StreamLimits { replicas: 1, bytes_max: STREAM_BYTES_MAX, ack_wait: ACK_WAIT }
 }

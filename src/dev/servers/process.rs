@@ -28,7 +28,7 @@ const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a server that ends at once is started again.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server may take to end after it was asked to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// First and longest pause between two looks at a condition.
 const POLL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 /// For what no single program does.

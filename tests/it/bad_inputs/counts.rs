@@ -33,7 +33,7 @@ async fn kept(world: &World) -> (i64, i64, i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anomalies_of_a_gateways_count_are_shown() {
-    let world = World::start().await;
+    let world = World::patient().await;
     world.publish("gw-1", &usage_event("uncounted")).await;
     for (id, number) in [("a", 1), ("b", 5), ("c", 4), ("d", 3), ("e", 2)] {
         world.publish("gw-1", &counted(id, "e1", number)).await;
@@ -65,7 +65,7 @@ async fn anomalies_of_a_gateways_count_are_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_epochs_or_holes_is_recorded_and_bounded() {
-    let world = World::start().await;
+    let world = World::patient().await;
     world.publish("gw-1", &counted("sound-1", "sound", 1)).await;
     world.settled().await;
     // New epochs, within one message and over many.
