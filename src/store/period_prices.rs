@@ -10,7 +10,7 @@ use super::{StoreError, audit, ensure_affected};
 use crate::domain::event::Outcome;
 use crate::domain::ids::{BookId, PeriodPriceId};
 use crate::domain::money::Rate;
-use crate::domain::price::period_price::publication::{Plan, Slot, plan};
+use crate::domain::price::period_price::publication::{Known, Plan, Slot, plan};
 use crate::domain::price::period_price::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::price::period_price::{
     PeriodDraft, PeriodPrice, PeriodPriceKind, Scheme, TaskUsage, Tier, TierRate, Tiers, UsageScope,
@@ -115,9 +115,8 @@ pub async fn publish(
     if book.kind != BookKind::Sell {
         return Err(PeriodPricesError::CostBook(name.to_owned()));
     }
-    let (standing, published) = known(connection, book.id).await?;
-    let stands = standing.iter().map(|price| (price.id, price.draft.clone())).collect();
-    let plan = plan(stands, &published, new, now).map_err(PeriodPricesError::Refused)?;
+    let (standing, known) = known(connection, book.id).await?;
+    let plan = plan(known, new, now).map_err(PeriodPricesError::Refused)?;
     let ids = reserve_ids(connection, plan.rows.len()).await?;
     let continued: Vec<(PeriodPriceId, PeriodPriceId)> =
         plan.superseded.iter().map(|(old, row)| (*old, ids[*row])).collect();
@@ -137,21 +136,48 @@ pub async fn publish(
     Ok(Publication { book, prices, continued })
 }
 
-/// What stands in a book, and what does not any more, as it was published.
-async fn known(
-    connection: &mut PgConnection,
-    book: BookId,
-) -> Result<(Vec<PeriodPrice>, Vec<PeriodDraft>), StoreError> {
+/// What stands in a book, and what is known of it and of what does not stand any more.
+async fn known(connection: &mut PgConnection, book: BookId) -> Result<(Vec<PeriodPrice>, Known), StoreError> {
     let filter =
         PeriodPriceFilter { books: Some(vec![book]), superseded: true, ..PeriodPriceFilter::default() };
     let stored = list(connection, &filter, None, i64::MAX).await?;
-    // A copy that goes on with a price was published by nobody.
-    let copies: HashSet<PeriodPriceId> = stored.iter().filter_map(|stored| stored.superseded_by).collect();
-    let (standing, others): (Vec<_>, Vec<_>) =
-        stored.into_iter().partition(|stored| stored.superseded_at.is_none());
-    let published = others.into_iter().map(|stored| stored.price);
-    let published = published.filter(|price| !copies.contains(&price.id)).map(|price| price.draft);
-    Ok((standing.into_iter().map(|stored| stored.price).collect(), published.collect()))
+    let copies = copies(&stored);
+    let own: Vec<&StoredPeriodPrice> =
+        stored.iter().filter(|stored| !copies.contains(&stored.price.id)).collect();
+    let with_end = own.iter().filter(|own| was_ended_as_recorded(own, &stored));
+    let with_end = with_end.map(|own| own.price.id).collect();
+    let published = own.iter().filter(|own| own.superseded_at.is_some());
+    let published = published.map(|own| own.price.draft.clone()).collect();
+    let stands = stored.into_iter().filter(|stored| stored.superseded_at.is_none());
+    let standing: Vec<PeriodPrice> = stands.map(|stored| stored.price).collect();
+    let drafts = standing.iter().map(|price| (price.id, price.draft.clone())).collect();
+    Ok((standing, Known { standing: drafts, published, with_end }))
+}
+
+/// Copies that go on with one, which were published by nobody: those that took its place, and what goes on after a
+/// promotion, which was recorded in that instant and has its terms and its end.
+fn copies(stored: &[StoredPeriodPrice]) -> HashSet<PeriodPriceId> {
+    let goes_on_with = |row: &StoredPeriodPrice, gone: &StoredPeriodPrice| {
+        let (new, old) = (&row.price.draft, &gone.price.draft);
+        gone.superseded_at == Some(row.recorded_at)
+            && old.valid_to == new.valid_to
+            && old.valid_from < new.valid_from
+            && (&old.name, &old.scheme) == (&new.name, &new.scheme)
+    };
+    let resumed = stored.iter().filter(|row| stored.iter().any(|gone| goes_on_with(row, gone)));
+    let resumed = resumed.map(|row| row.price.id);
+    stored.iter().filter_map(|row| row.superseded_by).chain(resumed).collect()
+}
+
+/// Whether one was over when it was recorded, so that nothing announced can have ended it, and neither did another of the
+/// same publication.
+fn was_ended_as_recorded(row: &StoredPeriodPrice, stored: &[StoredPeriodPrice]) -> bool {
+    let Some(end) = row.price.draft.valid_to.filter(|end| *end <= row.recorded_at) else { return false };
+    !stored.iter().any(|other| {
+        other.recorded_at == row.recorded_at
+            && other.price.draft.valid_from == end
+            && other.price.draft.name == row.price.draft.name
+    })
 }
 
 fn outcomes(

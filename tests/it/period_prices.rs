@@ -646,3 +646,28 @@ async fn an_invoice_shows_its_settlement_and_its_tasks() {
     expect(&api.get(&api.keys.globex, &format!("{path}/task-charges")).await, 404, "not_found");
     assert_proven(&ledger).await;
 }
+
+#[tokio::test]
+async fn what_goes_on_after_a_promotion_was_not_published() {
+    let ledger = Ledger::new().await;
+    let discount = |factor: &str, from: &str, to: &str| {
+        json!({"name": "discount", "kind": "volume", "model": "gpt-5", "classes": ["input"],
+            "tiers": [{"factor": factor}], "valid_from": from, "valid_to": to})
+    };
+    let [january, march, april] = ["2024-01-01T00:00:00Z", "2024-03-01T00:00:00Z", "2024-04-01T00:00:00Z"];
+    let [june, july, december] = ["2024-06-01T00:00:00Z", "2024-07-01T00:00:00Z", "2024-12-01T00:00:00Z"];
+    publish(&ledger, json!([discount("0.9", january, december)])).await;
+    publish(&ledger, json!([discount("0.8", march, april)])).await;
+    publish(&ledger, json!([discount("0.7", june, july)])).await;
+    let mut lasting = discount("0.8", march, april);
+    lasting["valid_to"] = Value::Null;
+    for refused in [discount("0.9", april, december), lasting] {
+        let new: Vec<NewPeriodPrice> = serde_json::from_value(json!([refused])).unwrap();
+        let mut tx = ledger.database.begin().await.unwrap();
+        let outcome =
+            period_prices::publish(&mut tx, "standard", &new, utc("2026-12-02T00:00:00Z"), "test").await;
+        assert!(outcome.is_err(), "{outcome:?}");
+    }
+    publish(&ledger, json!([discount("0.9", january, december)])).await;
+    assert_eq!(ledger.count("SELECT count(*) FROM period_prices WHERE superseded_at IS NULL").await, 5);
+}

@@ -523,6 +523,36 @@ async fn a_list_is_paged_without_holes_or_repeats() {
 }
 
 #[tokio::test]
+async fn what_was_published_is_told_from_what_goes_on_and_from_what_ended() {
+    let bed = TestBed::new().await;
+    let database = &bed.database;
+    books(database).await;
+    let until = |end: &str| format!(r#","valid_to":"{end}T00:00:00Z""#);
+    let year = price("2", "2024-01-01", &until("2024-12-01"));
+    publish(database, "cost", std::slice::from_ref(&year)).await.expect("a price");
+    let promotion = price("1", "2024-03-01", &until("2024-04-01"));
+    publish(database, "cost", std::slice::from_ref(&promotion)).await.expect("a promotion");
+    let rise = price("3", "2024-06-01", &until("2024-07-01"));
+    publish(database, "cost", &[rise]).await.expect("a rise");
+    // What went on after the promotion was never published.
+    let rest = publish(database, "cost", &[price("2", "2024-04-01", &until("2024-12-01"))]).await;
+    assert!(matches!(rest, Err(PricesError::Refused(_))), "{rest:?}");
+    // The promotion had its end from the first, as nothing was announced.
+    let lasting = publish(database, "cost", &[price("1", "2024-03-01", "")]).await;
+    assert!(matches!(lasting, Err(PricesError::Refused(_))), "{lasting:?}");
+    for again in [year, promotion] {
+        let again = publish(database, "cost", &[again]).await.expect("the same");
+        assert_eq!(again.prices[0].status, Status::Unchanged);
+    }
+    let model = |new: NewPrice| NewPrice { model: "gpt-4".to_owned(), ..new };
+    publish(database, "cost", &[model(price("1.5", "2024-06-01", ""))]).await.expect("a price");
+    let before = model(price("1.8", "2024-05-01", &until("2024-06-01")));
+    publish(database, "cost", &[before]).await.expect("one before it");
+    let lasting = publish(database, "cost", &[model(price("1.8", "2024-05-01", ""))]).await;
+    assert!(matches!(lasting, Err(PricesError::Refused(_))), "{lasting:?}");
+}
+
+#[tokio::test]
 async fn two_who_publish_at_once_do_not_both_win() {
     let bed = TestBed::new().await;
     let database = &bed.database;

@@ -59,41 +59,52 @@ pub(super) fn end_of<T: Copy>(
     if !standing.clone().any(|(_, (from, _))| from == next) {
         return None;
     }
-    let mut to_come = standing.clone().filter(|(_, (from, _))| next <= *from);
-    let comes_back = to_come.any(|(later, (from, _))| {
-        standing.clone().any(|(earlier, (begun, _))| begun < from && same_terms(earlier, later))
-    });
-    (!comes_back).then_some(next)
+    come_back(standing, next, same_terms).next().is_none().then_some(next)
+}
+
+/// Those from `next` on that have the terms of one that began before them.
+fn come_back<T: Copy>(
+    standing: &(impl Iterator<Item = (T, Interval)> + Clone),
+    next: DateTime<Utc>,
+    same_terms: impl Fn(T, T) -> bool,
+) -> impl Iterator<Item = T> {
+    let to_come = standing.clone().filter(move |(_, (from, _))| next <= *from);
+    let comes_back = move |(later, (from, _)): &(T, Interval)| {
+        standing.clone().any(|(earlier, (begun, _))| begun < *from && same_terms(earlier, *later))
+    };
+    to_come.filter(comes_back).map(|(there, _)| there)
 }
 
 /// Which of those that stand says what a new price says already, and up to when: the same terms up to where the new one
 /// would end ([`end_of`]); or the new one as it was published, of whose time others have taken a part since. That they did
-/// so is for `known` to say of them: that this very price was published once, or that they are all published with it.
+/// so is for `known` to say of them: that this very price was published once, or that they are all published with it. A new
+/// one without an end needs that for each old price that comes back, as one that is published has no end there; and for what
+/// follows where the one that stands was published `with_end`, not up to what was announced.
 pub(super) fn said_by<T: Copy>(
     standing: &(impl Iterator<Item = (T, Interval)> + Clone),
     new: Interval,
     now: DateTime<Utc>,
     both: impl Fn(T, T) -> bool,
     same: impl Fn(T) -> bool,
+    with_end: impl Fn(T) -> bool,
     known: impl Fn(&[T]) -> bool,
 ) -> Option<(T, Option<DateTime<Utc>>)> {
     let (start, given_end) = new;
     // Nothing is lost where the earlier price that comes back is this one.
-    let end = end_of(standing, new, now, |earlier, later| both(earlier, later) && !same(later));
+    let lost = |earlier: T, later: T| both(earlier, later) && !same(later);
+    let end = end_of(standing, new, now, lost);
     let of_same = standing.clone().filter(|(there, _)| same(*there));
-    let before = standing.clone().filter(|(_, (_, to))| *to == Some(start));
-    let comes_back = |next: T| !same(next) && before.clone().any(|(there, _)| both(there, next));
-    let cut_since = |to: DateTime<Utc>| {
-        let since =
-            standing.clone().filter(|(_, (from, _))| to <= *from && given_end.is_none_or(|end| *from < end));
-        let known = || known(&since.clone().map(|(there, _)| there).collect::<Vec<T>>());
-        match given_end {
-            Some(_) => meet_up_to(standing, Some(to), given_end) && known(),
-            None => standing
-                .clone()
-                .find(|(_, (from, _))| *from == to)
-                .is_some_and(|(next, _)| !comes_back(next) || known()),
+    let cut_since = |there: T, to: DateTime<Utc>| match given_end {
+        Some(given) => {
+            let since = standing.clone().filter(|(_, (from, _))| to <= *from && *from < given);
+            let others: Vec<T> = since.map(|(other, _)| other).collect();
+            meet_up_to(standing, Some(to), given_end) && known(&others)
         }
+        None => standing.clone().find(|(_, (from, _))| *from == to).is_some_and(|(next, _)| {
+            let mut others: Vec<T> = come_back(standing, to, lost).collect();
+            others.extend(with_end(there).then_some(next));
+            known(&others)
+        }),
     };
     of_same.clone().find_map(|(there, (from, to))| {
         let mut ends = [given_end, end].into_iter();
@@ -101,7 +112,7 @@ pub(super) fn said_by<T: Copy>(
         if let Some(end) = reached {
             return Some((there, end));
         }
-        (from == start && to.is_some_and(cut_since)).then_some((there, given_end.or(to)))
+        (from == start && to.is_some_and(|to| cut_since(there, to))).then_some((there, given_end.or(to)))
     })
 }
 
@@ -129,12 +140,14 @@ pub(super) fn fit<T>(standing: impl Iterator<Item = (T, Interval)>, new: Interva
     if from < new.0 && ends_inside { Fit::Within(earliest) } else { Fit::Collides(earliest) }
 }
 
-/// What to do about a new price that collides with the one of the interval `there`, the earliest that it overlaps.
+/// What to do about a new price that collides with the one of the interval `there`, the earliest that it overlaps. Where it
+/// can only start just after another, `just_after` is added.
 pub(super) fn advice<T>(
     standing: impl Iterator<Item = (T, Interval)> + Clone,
     there: Interval,
     (start, new_end): Interval,
     now: DateTime<Utc>,
+    just_after: &str,
 ) -> String {
     let (from, to) = there;
     let until = to.map_or_else(|| "on".to_owned(), |end| format!("to {end}"));
@@ -145,7 +158,8 @@ pub(super) fn advice<T>(
     };
     let next = match room {
         Some(end) => {
-            let lasting = if new_end.is_none() { how_to_last(standing, end, now) } else { String::new() };
+            let lasting =
+                if new_end.is_none() { how_to_last(standing, end, now, just_after) } else { String::new() };
             format!("give this one a valid_to of {end} at the latest{lasting}")
         }
         None if now < from => "let this one start later, or withdraw that one first".to_owned(),
@@ -160,6 +174,7 @@ fn how_to_last<T>(
     standing: impl Iterator<Item = (T, Interval)> + Clone,
     end: DateTime<Utc>,
     now: DateTime<Utc>,
+    just_after: &str,
 ) -> String {
     let starts = standing.map(|(_, (from, _))| from);
     let withdraw = if now < end && starts.clone().any(|from| end <= from) {
@@ -168,8 +183,8 @@ fn how_to_last<T>(
         String::new()
     };
     let taken = end <= now && starts.clone().any(|from| from == end);
-    let again = if taken { end + LEAST_STEP } else { end };
-    format!("; where it is to last, {withdraw}publish this from {again} on too")
+    let (again, note) = if taken { (end + LEAST_STEP, just_after) } else { (end, "") };
+    format!("; where it is to last, {withdraw}publish this from {again} on too{note}")
 }
 
 #[cfg(test)]
@@ -196,7 +211,7 @@ mod tests {
         let end = end_of(&among(&prices), new, at(now), |left, right| prices[left].0 == prices[right].0);
         let new = (new.0, end);
         match fit(among(&prices), new) {
-            Fit::Collides(there) => return Err(advice(among(&prices), prices[there].1, new, at(now))),
+            Fit::Collides(there) => return Err(advice(among(&prices), prices[there].1, new, at(now), "")),
             Fit::Free => {}
             Fit::Within(there) => {
                 let (held, (_, to)) = prices[there];

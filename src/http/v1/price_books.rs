@@ -267,7 +267,8 @@ pub(super) fn change_view(change: RateChange, draft: &PriceDraft, currency: Curr
 /// `valid_from` on; where it ends before that one would, that one goes on after it. A price without an end is up to where
 /// another is announced to follow: the answer shows its `valid_to`. Where the one that follows is in force already, or an
 /// earlier price comes back later, as after a promotion, a price without an end is refused, and the fault says what to do.
-/// Publishing the same again changes nothing.
+/// Publishing the same again changes nothing; of prices that were published together, send one again together with what took
+/// a part of it.
 /// What is recorded already keeps the price it was rated with.
 #[utoipa::path(post, path = "/v1/price-books/{book}/prices", operation_id = "publish_prices", tag = "prices",
     params(("book" = String, Path, description = "The book's name", example = "provider-cost"), PublishParams),

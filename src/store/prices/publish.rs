@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::books::{dependents, derived_prices, find_book};
-use super::read::{PriceFilter, Selection, get, is_priced, select};
+use super::read::{PriceFilter, Selection, StoredPrice, get, is_priced, select};
 use super::write::{Insertion, insert, reserve_ids, supersede, supersede_aliases};
 use super::{PricesError, StoreError};
 use crate::domain::ids::{BookId, PriceId};
@@ -198,9 +198,11 @@ async fn neighbours(
         ..Selection::default()
     };
     let prices = select(connection, &selection).await?;
-    // A copy that goes on with a price was published by nobody.
-    let copies: HashSet<PriceId> = prices.iter().filter_map(|price| price.superseded_by).collect();
-    let mut known = Known::default();
+    let copies = copies(&prices);
+    let with_end =
+        |price: &&StoredPrice| !copies.contains(&price.id) && was_ended_as_recorded(price, &prices);
+    let with_end = prices.iter().filter(with_end).map(|price| price.id).collect();
+    let mut known = Known { with_end, ..Known::default() };
     for price in prices {
         if price.superseded_at.is_none() {
             known.standing.push(Standing { id: price.id, draft: price.draft });
@@ -211,6 +213,38 @@ async fn neighbours(
     let names: Vec<String> = new.iter().flat_map(|price| price.aliases.iter().cloned()).collect();
     known.aliases = own_aliases(connection, book, Some(&names), None).await?;
     Ok(known)
+}
+
+/// Copies that go on with a price, which were published by nobody: those that took its place, and what goes on after a
+/// promotion, which was recorded in that instant and has its terms and its end.
+fn copies(prices: &[StoredPrice]) -> HashSet<PriceId> {
+    let goes_on_with = |price: &StoredPrice, gone: &StoredPrice| {
+        gone.superseded_at == Some(price.recorded_at)
+            && gone.draft.valid_to == price.draft.valid_to
+            && gone.draft.valid_from < price.draft.valid_from
+            && is_of_model(&gone.draft, &price.draft)
+            && gone.draft.same_terms(&price.draft)
+    };
+    let gone: Vec<&StoredPrice> = prices.iter().filter(|price| price.superseded_at.is_some()).collect();
+    let resumed = prices.iter().filter(|price| gone.iter().any(|gone| goes_on_with(price, gone)));
+    let resumed = resumed.map(|price| price.id);
+    prices.iter().filter_map(|price| price.superseded_by).chain(resumed).collect()
+}
+
+/// Whether a price was over when it was recorded, so that nothing announced can have ended it, and neither did another of
+/// the same publication.
+fn was_ended_as_recorded(price: &StoredPrice, prices: &[StoredPrice]) -> bool {
+    let Some(end) = price.draft.valid_to.filter(|end| *end <= price.recorded_at) else { return false };
+    !prices.iter().any(|other| {
+        other.recorded_at == price.recorded_at
+            && other.draft.valid_from == end
+            && is_of_model(&other.draft, &price.draft)
+            && other.draft.conditions_key == price.draft.conditions_key
+    })
+}
+
+fn is_of_model(left: &PriceDraft, right: &PriceDraft) -> bool {
+    left.model == right.model && left.provider == right.provider
 }
 
 fn outcomes(

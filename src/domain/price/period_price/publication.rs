@@ -6,6 +6,8 @@
 //! Every other overlap of a name is refused, and so is a price that would count usage or tasks that one of another name
 //! counts at the same time.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 
 use super::PeriodDraft;
@@ -13,6 +15,9 @@ use super::quotation::{NewPeriodPrice, PeriodFault};
 use crate::domain::ids::PeriodPriceId;
 use crate::domain::price::succession::{Fit, advice, checked, end_of, fit, said_by};
 use crate::domain::price::{Interval, covers, intervals_meet};
+
+/// What one means that starts just after another, as hours are counted by the price that is valid when they begin.
+const JUST_AFTER: &str = " (usage of the hour in which it starts stays with that one)";
 
 /// Where a period price is kept, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,23 +39,29 @@ pub struct Plan {
     pub published: Vec<Slot>,
 }
 
-/// Plans the publication into one book at a time, of which everything that stands is given, and what does not stand any
-/// more as it was once published. The order of the new ones does not matter.
+/// What a book has had.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// All that stand.
+    pub standing: Vec<(PeriodPriceId, PeriodDraft)>,
+    /// Those that do not stand any more, as they were once published.
+    pub published: Vec<PeriodDraft>,
+    /// Those that stand of which it is certain that they were published with their end.
+    pub with_end: HashSet<PeriodPriceId>,
+}
+
+/// Plans the publication into one book at a time. The order of the new ones does not matter.
 ///
 /// # Errors
 /// Every [`PeriodFault`]; then nothing is to be written.
-pub fn plan(
-    standing: Vec<(PeriodPriceId, PeriodDraft)>,
-    published: &[PeriodDraft],
-    new: &[NewPeriodPrice],
-    now: DateTime<Utc>,
-) -> Result<Plan, Vec<PeriodFault>> {
+pub fn plan(known: Known, new: &[NewPeriodPrice], now: DateTime<Utc>) -> Result<Plan, Vec<PeriodFault>> {
+    let Known { standing, published, with_end } = known;
     let drafts = checked(new, NewPeriodPrice::check, |draft| draft.valid_from)?;
     let mut faults = Vec::new();
     let entries =
         standing.into_iter().map(|(id, draft)| Entry { slot: Slot::Standing(id), was: Some(id), draft });
-    let mut planner =
-        Planner { now, list: &drafts, published, entries: entries.collect(), plan: Plan::default() };
+    let entries = entries.collect();
+    let mut planner = Planner { now, list: &drafts, published, with_end, entries, plan: Plan::default() };
     planner.plan.published = vec![Slot::Planned(0); new.len()];
     for (index, draft) in &drafts {
         match planner.place(*index, draft.clone()) {
@@ -73,7 +84,9 @@ struct Planner<'a> {
     /// All that is published now.
     list: &'a [(usize, PeriodDraft)],
     /// What does not stand any more, as it was published.
-    published: &'a [PeriodDraft],
+    published: Vec<PeriodDraft>,
+    /// What was certainly published with its end.
+    with_end: HashSet<PeriodPriceId>,
     entries: Vec<Entry>,
     plan: Plan,
 }
@@ -89,7 +102,8 @@ impl Planner<'_> {
             self.was_published(&draft)
                 || others.iter().all(|there| self.is_in_list(&self.entries[*there].draft))
         };
-        let said = said_by(&intervals(), interval(&draft), self.now, both, same, known);
+        let with_end = |there: usize| matches!(self.entries[there].slot, Slot::Standing(id) if self.with_end.contains(&id));
+        let said = said_by(&intervals(), interval(&draft), self.now, both, same, with_end, known);
         if let Some((there, _)) = said {
             return Ok(self.entries[there].slot);
         }
@@ -110,7 +124,7 @@ impl Planner<'_> {
                 let entry = &self.entries[at];
                 let of_name = self.entries.iter().filter(|entry| entry.draft.name == draft.name);
                 let standing = of_name.map(|entry| ((), interval(&entry.draft)));
-                let advice = advice(standing, interval(&entry.draft), interval(&draft), self.now);
+                let advice = advice(standing, interval(&entry.draft), interval(&draft), self.now, JUST_AFTER);
                 let detail = format!("{} of the same name {advice}", name(entry));
                 return Err(fault(index, "valid_from", detail, entry));
             }
@@ -125,13 +139,13 @@ impl Planner<'_> {
         })
     }
 
-    /// Whether one that stands, or a part of it, is published now too.
+    /// Whether one that stands is what those that are published now say for its start: the one of them that takes the
+    /// others' place there.
     fn is_in_list(&self, there: &PeriodDraft) -> bool {
-        self.list.iter().any(|(_, new)| {
-            covers(new.valid_from, new.valid_to, there.valid_from)
-                && new.name == there.name
-                && new.scheme == there.scheme
-        })
+        let drafts = self.list.iter().map(|(_, new)| new);
+        let at_start = drafts
+            .filter(|new| covers(new.valid_from, new.valid_to, there.valid_from) && new.name == there.name);
+        at_start.max_by_key(|new| new.valid_from).is_some_and(|new| new.scheme == there.scheme)
     }
 
     /// No two prices of different names may count the same usage or the same task at the same time.
@@ -210,7 +224,7 @@ mod tests {
         standing: Vec<(PeriodPriceId, PeriodDraft)>,
         new: &[NewPeriodPrice],
     ) -> Result<Plan, Vec<PeriodFault>> {
-        super::plan(standing, &[], new, on_day(1))
+        super::plan(Known { standing, ..Known::default() }, new, on_day(1))
     }
 
     fn standing(id: i64, price: &NewPeriodPrice) -> (PeriodPriceId, PeriodDraft) {
@@ -297,7 +311,9 @@ mod tests {
         let stands = after(stands, &between, 3);
         let published = first.clone().map(|price| price.check(0).unwrap());
         for again in [first.as_slice(), between.as_slice()] {
-            let again = super::plan(stands.clone(), &published, again, on_day(25));
+            let (standing, published) = (stands.clone(), published.to_vec());
+            let known = Known { standing, published, ..Known::default() };
+            let again = super::plan(known, again, on_day(25));
             assert_eq!(again.unwrap().rows, []);
         }
         // A list that never was published is no such thing, whatever it has in common.
@@ -317,6 +333,42 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_makes_a_promotion_last_is_not_unchanged() {
+        let stands = after(vec![], &[new("a", "gpt-5", 1, None, "0.9")], 1);
+        let stands = after(stands, &[new("a", "gpt-5", 5, Some(10), "0.8")], 2);
+        let lasting = [new("a", "gpt-5", 1, None, "0.9"), new("a", "gpt-5", 5, None, "0.8")];
+        let refused = plan(stands.clone(), &lasting).unwrap_err();
+        assert!(refused.iter().any(|fault| fault.index == 1), "{refused:?}");
+        let stands = after(stands, &[new("a", "gpt-5", 15, None, "0.7")], 6);
+        let extended = [
+            new("a", "gpt-5", 1, Some(15), "0.9"),
+            new("a", "gpt-5", 5, Some(15), "0.8"),
+            new("a", "gpt-5", 15, None, "0.7"),
+        ];
+        let refused = plan(stands, &extended).unwrap_err();
+        assert!(refused.iter().any(|fault| fault.index == 1), "{refused:?}");
+    }
+
+    #[test]
+    fn a_price_with_an_end_is_not_unchanged_by_one_that_lasts() {
+        let open = [new("a", "gpt-5", 5, None, "0.7")];
+        let ended = standing(1, &new("a", "gpt-5", 5, Some(10), "0.7"));
+        let follower = standing(2, &new("a", "gpt-5", 10, None, "0.8"));
+        let known = Known {
+            standing: vec![ended, follower],
+            with_end: HashSet::from([PeriodPriceId(1)]),
+            ..Known::default()
+        };
+        let refused = super::plan(known.clone(), &open, on_day(20)).unwrap_err();
+        assert_eq!(
+            (refused[0].path.as_str(), refused[0].conflicts_with),
+            ("valid_from", Some(PeriodPriceId(1)))
+        );
+        let both = [new("a", "gpt-5", 5, None, "0.7"), new("a", "gpt-5", 10, None, "0.8")];
+        assert_eq!(super::plan(known, &both, on_day(20)).unwrap().rows, []);
+    }
+
+    #[test]
     fn a_lasting_price_is_not_lost_where_another_is_in_force_or_an_earlier_one_comes_back() {
         let open = [new("a", "gpt-5", 5, None, "0.7")];
         let stands = after(vec![], &[new("a", "gpt-5", 1, None, "0.9")], 1);
@@ -325,11 +377,14 @@ mod tests {
         assert!(refused[0].detail.contains("a valid_to of 2026-01-10 00:00:00 UTC"), "{}", refused[0].detail);
         let later = [new("a", "gpt-5", 1, Some(10), "0.9"), new("a", "gpt-5", 10, None, "0.8")];
         let stands = after(vec![], &later, 1);
-        let publish = |day| super::plan(stands.clone(), &[], &open, on_day(day));
+        let known = || Known { standing: stands.clone(), ..Known::default() };
+        let publish = |day| super::plan(known(), &open, on_day(day));
         assert_eq!(days(&publish(9).unwrap()), ["01-05", "05-10"]);
         let refused = publish(10).unwrap_err();
         assert!(
-            refused[0].detail.ends_with("from 2026-01-10 00:00:00.000001 UTC on too"),
+            refused[0].detail.ends_with(
+                "00:00:00.000001 UTC on too (usage of the hour in which it starts stays with that one)"
+            ),
             "{}",
             refused[0].detail
         );

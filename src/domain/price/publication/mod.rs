@@ -6,7 +6,7 @@
 //! is refused. Every other overlap is refused, and so is a price that would leave it open which of two applies. A price that
 //! gives a name to another model supersedes the open meaning of the alias.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
@@ -33,6 +33,8 @@ pub struct Known {
     pub standing: Vec<Standing>,
     /// Those that do not stand any more, as they were once published.
     pub published: Vec<PriceDraft>,
+    /// Those that stand of which it is certain that they were published with their end.
+    pub with_end: HashSet<PriceId>,
     /// All of the book's own aliases that stand.
     pub aliases: Vec<ModelAlias>,
 }
@@ -109,6 +111,8 @@ struct Planner<'a> {
     list: &'a [(usize, PriceDraft)],
     /// What does not stand any more, as it was published.
     published: Vec<PriceDraft>,
+    /// What was certainly published with its end.
+    with_end: HashSet<PriceId>,
     /// By provider and model.
     entries: HashMap<(String, String), Vec<Entry>>,
     /// By provider and alias.
@@ -120,7 +124,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(known: Known, list: &'a [(usize, PriceDraft)], now: DateTime<Utc>) -> Self {
-        let Known { standing, published, aliases } = known;
+        let Known { standing, published, with_end, aliases } = known;
         let mut entries: HashMap<_, Vec<Entry>> = HashMap::new();
         for Standing { id, draft } in standing {
             let key = (draft.provider.clone(), draft.model.clone());
@@ -133,7 +137,8 @@ impl<'a> Planner<'a> {
         }
         let unsettled = vec![Published::Unchanged(Slot::Planned(0)); list.len()];
         let plan = Plan { published: unsettled, ..Plan::default() };
-        Self { now, list, published, entries, aliases: meanings, made_by: HashMap::new(), plan }
+        let made_by = HashMap::new();
+        Self { now, list, published, with_end, entries, aliases: meanings, made_by, plan }
     }
 
     fn add(&mut self, index: usize, draft: PriceDraft) -> Result<(), PriceFault> {
@@ -160,7 +165,9 @@ impl<'a> Planner<'a> {
         let known = |others: &[usize]| {
             self.was_published(&draft) || others.iter().all(|there| self.is_in_list(&entries[*there].draft))
         };
-        let said = said_by(&of_key(entries, key), new, self.now, both, same, known);
+        let with_end =
+            |there: usize| matches!(entries[there].slot, Slot::Standing(id) if self.with_end.contains(&id));
+        let said = said_by(&of_key(entries, key), new, self.now, both, same, with_end, known);
         let said = said.map(|(there, until)| (entries[there].slot, until));
         let valid_to = said.map_or(end, |(_, until)| until);
         let draft = PriceDraft { valid_to, ..draft };
@@ -179,13 +186,16 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Whether a price that stands, or a part of it, is published now too.
+    /// Whether a price that stands is what the prices that are published now say for its start: the one of them that
+    /// takes the others' place there.
     fn is_in_list(&self, there: &PriceDraft) -> bool {
-        self.list.iter().any(|(_, new)| {
+        let drafts = self.list.iter().map(|(_, new)| new);
+        let at_start = drafts.filter(|new| {
             covers(new.valid_from, new.valid_to, there.valid_from)
                 && of_model(new, there)
-                && new.same_terms(there)
-        })
+                && new.conditions_key == there.conditions_key
+        });
+        at_start.max_by_key(|new| new.valid_from).is_some_and(|new| new.same_terms(there))
     }
 
     fn place(
@@ -210,7 +220,7 @@ impl<'a> Planner<'a> {
             Fit::Collides(at) => {
                 let (entry, new) = (&entries[at], (draft.valid_from, draft.valid_to));
                 let standing = of_key(entries, &draft.conditions_key);
-                let advice = advice(standing, entry.interval(), new, self.now);
+                let advice = advice(standing, entry.interval(), new, self.now, "");
                 let detail = format!("{} of the same model and conditions {advice}", self.name(entry));
                 return Err(self.fault(index, "valid_from", detail, Some(entry.slot)));
             }

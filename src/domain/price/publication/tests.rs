@@ -1,6 +1,6 @@
 //! Prices that meet others: what supersedes what, and what is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -39,7 +39,7 @@ fn plan(
     aliases: Vec<ModelAlias>,
     new: &[NewPrice],
 ) -> Result<Plan, Vec<PriceFault>> {
-    super::plan(Known { standing, aliases, published: Vec::new() }, new, at(EARLY))
+    super::plan(Known { standing, aliases, ..Known::default() }, new, at(EARLY))
 }
 
 /// A book with no names but those of its models, and its publications on different days.
@@ -68,6 +68,24 @@ impl Book {
                 self.known.published.push(gone.draft);
             }
             self.copies.push(id_of(*row));
+        }
+        let by_themselves: HashSet<usize> = plan
+            .published
+            .iter()
+            .filter_map(|published| match published {
+                Published::Added { row, .. } => Some(*row),
+                Published::Unchanged(_) => None,
+            })
+            .collect();
+        for (row, draft) in plan.rows.iter().enumerate() {
+            if !by_themselves.contains(&row) {
+                self.copies.push(id_of(row));
+            } else if draft
+                .valid_to
+                .is_some_and(|end| end <= at(day) && plan.rows.iter().all(|other| other.valid_from != end))
+            {
+                self.known.with_end.insert(id_of(row));
+            }
         }
         for (row, draft) in plan.rows.iter().enumerate() {
             self.known.standing.push(Standing { id: id_of(row), draft: draft.clone() });
@@ -250,6 +268,54 @@ fn a_list_with_promotions_can_be_published_again() {
     for day in [0, 12, 60] {
         book.unchanged_by(day, &list);
     }
+}
+
+#[test]
+fn a_list_that_makes_a_promotion_last_is_not_unchanged() {
+    let mut book = Book::of(&[price(0, None, "2")]);
+    book.publish(0, &[price(10, Some(20), "1")]).unwrap();
+    let lasting = [price(0, None, "2"), price(10, None, "1")];
+    let extended = [price(0, Some(30), "2"), price(10, Some(30), "1"), price(30, None, "3")];
+    for (list, day) in [(&lasting[..], 0), (&lasting[..], 25)] {
+        let faults = book.publish(day, list).unwrap_err();
+        assert_eq!((faults[0].index, faults[0].path.as_str()), (1, "valid_from"), "{faults:?}");
+    }
+    book.publish(0, &[price(30, None, "3")]).unwrap();
+    assert_eq!(book.shown(), [row(0, 10, "2"), row(10, 20, "1"), row(20, 30, "2"), row(30, None, "3")]);
+    let faults = book.publish(0, &extended).unwrap_err();
+    assert!(faults.iter().any(|fault| fault.index == 1), "{faults:?}");
+}
+
+#[test]
+fn a_price_with_an_end_is_not_unchanged_by_one_that_lasts() {
+    // The old price comes back one step later.
+    let mut book = Book::of(&[
+        price(0, Some(10), "2"),
+        price(10, Some(15), "1"),
+        price(15, Some(20), "3"),
+        price(20, None, "2"),
+    ]);
+    for day in [0, 12, 30] {
+        assert_eq!(book.refuses(day, &price(10, None, "1")).path, "valid_from");
+        book.unchanged_by(day, &[price(10, Some(15), "1")]);
+    }
+    // The one that follows was in force then, so nothing was announced.
+    let mut book = Book::of(&[price(20, None, "3")]);
+    book.publish(30, &[price(10, Some(20), "1")]).unwrap();
+    assert_eq!(book.refuses(30, &price(10, None, "1")).path, "valid_from");
+    book.unchanged_by(30, &[price(10, Some(20), "1")]);
+    book.unchanged_by(30, &[price(10, None, "1"), price(20, None, "3")]);
+}
+
+#[test]
+fn what_goes_on_after_a_promotion_was_not_published() {
+    let mut book = Book::of(&[price(0, Some(50), "2")]);
+    book.publish(0, &[price(10, Some(20), "1")]).unwrap();
+    book.publish(0, &[price(30, Some(40), "3")]).unwrap();
+    let stands = [row(0, 10, "2"), row(10, 20, "1"), row(20, 30, "2"), row(30, 40, "3"), row(40, 50, "2")];
+    assert_eq!(book.shown(), stands);
+    assert_eq!(book.refuses(0, &price(20, Some(50), "2")).path, "valid_from");
+    book.unchanged_by(0, &[price(0, Some(50), "2")]);
 }
 
 #[test]
