@@ -13,7 +13,7 @@ use super::IngestError;
 use super::batch::{Batch, Place};
 use super::decide::{Candidate, Decided, Decision, Incoming, Named};
 use crate::domain::identity::EventKey;
-use crate::metering::Reason;
+use crate::metering::{PAST_WINDOW_DAYS, Reason};
 use crate::store::StoreError;
 use crate::store::journal::{
     self, Correction, Existing, FreshMark, JournalEvent, LookUp, Origin, Recorded, Rejection,
@@ -143,8 +143,12 @@ impl<'a> Compared<'a> {
     /// What it corrects, if it does.
     fn correction(&self) -> Option<Correction<'a>> {
         let Candidate { event, mark, .. } = self.candidate;
-        // By the clocks of the stream and of the gateway, which may be ahead.
-        let sent_by = self.message.received_at.max(event.occurred_at);
+        // By the clocks of the stream and of the gateway, which may be ahead. What is older than the window when it comes is sent
+        // again, by a backfill: of its first copy only its time is known.
+        let first_sent_by = event.occurred_at.checked_add_signed(TimeDelta::days(PAST_WINDOW_DAYS));
+        let sent_by = first_sent_by
+            .map_or(self.message.received_at, |by| by.min(self.message.received_at))
+            .max(event.occurred_at);
         let estimate_by = sent_by
             .checked_add_signed(TimeDelta::hours(CLOCK_WRONG_HOURS))
             .unwrap_or(DateTime::<Utc>::MAX_UTC);

@@ -95,8 +95,7 @@ pub async fn due(
 ) -> Result<Vec<RejectionId>, StoreError> {
     let due = sqlx::query_scalar!(
         // Each part as its index is ordered; of two parts that were one condition neither index would be of use.
-        r#"SELECT r.id AS "id: RejectionId" FROM rejections r
-           WHERE r.id IN (
+        r#"SELECT DISTINCT due.id AS "id!: RejectionId" FROM (
                (SELECT id FROM rejections WHERE resolved_at IS NULL AND replay_requested ORDER BY id LIMIT $2)
                UNION ALL
                (SELECT behind.id
@@ -106,8 +105,8 @@ pub async fn due(
                     WHERE resolved_at IS NULL AND reason = waits.reason
                       AND catalog_version < (SELECT version FROM catalog_version)
                     ORDER BY catalog_version, id LIMIT $2) AS behind
-                ORDER BY waits.reason = ANY($3), behind.catalog_version, behind.id LIMIT $2))
-           ORDER BY r.id"#,
+                ORDER BY waits.reason = ANY($3), behind.catalog_version, behind.id LIMIT $2)) AS due
+           ORDER BY 1"#,
         reasons,
         limit,
         last_reasons

@@ -44,7 +44,7 @@ pub async fn change_standing(connection: &mut PgConnection) -> Result<(), StoreE
     Ok(())
 }
 
-/// Keeps other re-rates out until the transaction ends; `false` where another one held the lock for too long, and the
+/// Keeps other re-rates out until the transaction ends; `false` where another one held the lock for two seconds, and the
 /// transaction has failed.
 ///
 /// One that restates holds the journal's lock until it commits. Another must not wait for that in [`wait_for_writers`]:
@@ -53,28 +53,42 @@ pub async fn change_standing(connection: &mut PgConnection) -> Result<(), StoreE
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn lock(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    match sqlx::query!("SELECT pg_advisory_xact_lock($1)", RERATE_LOCK).fetch_one(connection).await {
-        Ok(_) => Ok(true),
-        Err(error) => match StoreError::from(error) {
-            error if error.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
-            error => Err(error),
-        },
-    }
+    waited(connection, async |connection| {
+        sqlx::query!("SELECT pg_advisory_xact_lock($1)", RERATE_LOCK).fetch_one(connection).await.map(drop)
+    })
+    .await
 }
 
 /// Waits until every recording transaction that runs now has ended: those that begin later rate with the prices that
-/// stand now. They begin when this has ended, so it gives up where one takes long. The caller holds the lock of [`lock`].
+/// stand now. They begin when this has ended, so it gives up where one takes longer than two seconds: `false`, and the
+/// transaction has failed. The caller holds the lock of [`lock`].
 ///
 /// # Errors
-/// [`StoreError::Database`], retryable where a transaction took too long.
-pub async fn wait_for_writers(connection: &mut PgConnection) -> Result<(), StoreError> {
+/// [`StoreError::Database`].
+pub async fn wait_for_writers(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    waited(connection, async |connection| {
+        // One statement, so that no lock of the session is left behind where it is cancelled.
+        sqlx::query!("SELECT pg_advisory_lock($1), pg_advisory_unlock($1)", JOURNAL_LOCK)
+            .fetch_one(connection)
+            .await
+            .map(drop)
+    })
+    .await
+}
+
+/// Takes a lock that is waited for two seconds; `false` where that was too short.
+async fn waited(
+    connection: &mut PgConnection,
+    take: impl AsyncFnOnce(&mut PgConnection) -> Result<(), sqlx::Error>,
+) -> Result<bool, StoreError> {
     sqlx::query!("SET LOCAL lock_timeout = '2s'").execute(&mut *connection).await?;
-    // One statement, so that no lock of the session is left behind where it is cancelled.
-    sqlx::query!("SELECT pg_advisory_lock($1), pg_advisory_unlock($1)", JOURNAL_LOCK)
-        .fetch_one(&mut *connection)
-        .await?;
+    match take(&mut *connection).await.map_err(StoreError::from) {
+        Ok(()) => {}
+        Err(error) if error.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE) => return Ok(false),
+        Err(error) => return Err(error),
+    }
     sqlx::query!("SET LOCAL lock_timeout TO DEFAULT").execute(connection).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Which recorded usage to look at.

@@ -288,6 +288,30 @@ async fn a_correction_that_has_waited_takes_back_no_estimate_that_uses_the_id_ag
     assert_eq!(found, [Check::Identities]);
 }
 
+/// The correction of a guess was lost, and comes when the gateway sends its old traffic again: its id is another guess's then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_of_a_backfill_takes_back_no_estimate_that_uses_the_id_again() {
+    let world = World::idle().await;
+    world.publish_prices(gpt5_prices()).await;
+    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
+    let ago = |days: i64, mut event: Value| {
+        event["time"] = json!(now() - TimeDelta::days(days));
+        event
+    };
+    world.publish("gw-1", &ago(34, estimate("guess"))).await;
+    world.settled().await;
+    world.stop_consumers().await;
+    world.start_consumer();
+    world.publish("gw-1", &estimate("guess")).await;
+    world.settled().await;
+    assert_eq!(world.recorded_events().await, 2);
+    world.backfill("gw-1", now() - TimeDelta::days(80)).await;
+    world.publish("gw-1", &ago(69, correction("final", "guess", input(7)))).await;
+    world.settled().await;
+    assert_eq!(world.open_rejections().await, ["unknown_estimate"]);
+    assert_eq!(recorded_input(&world).await, 2 * 100);
+}
+
 /// A correction as [`journal::correct`] takes it, recorded by a batch: a copy of the one that there is, at another place.
 async fn recorded(
     connection: &mut PgConnection,

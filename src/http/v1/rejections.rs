@@ -74,7 +74,7 @@ struct RejectionView {
     attempts: i32,
     /// Whether another try was asked for and has yet to happen.
     replay_requested: bool,
-    /// Whether its time is accepted although it lies outside the acceptance window.
+    /// Whether its time is accepted although it is older than the acceptance window.
     window_waived: bool,
     /// When it was settled; null while open.
     resolved_at: Option<DateTime<Utc>>,

@@ -195,6 +195,10 @@ impl From<RerateError> for Problem {
             RerateError::TooMany => Self::invalid("to", error.to_string()),
             RerateError::Running => Self::unavailable("Another re-rate is being made; try again.", error)
                 .retry_after(RUNNING_RETRY_SECONDS),
+            RerateError::Recording => {
+                Self::unavailable("Usage is being recorded, which takes long; try again.", error)
+                    .retry_after(RUNNING_RETRY_SECONDS)
+            }
             RerateError::Moving => Self::unavailable("Prices are being published; try again.", error)
                 .retry_after(MOVING_RETRY_SECONDS),
             RerateError::Overflow => Self::sum_too_large(error),

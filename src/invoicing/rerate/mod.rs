@@ -8,6 +8,8 @@
 mod catalog;
 mod sums;
 
+use std::time::Duration;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -32,6 +34,8 @@ pub const ROWS_MAX: i64 = 200_000;
 /// Usage parts that [`apply_within`] restates at most: corrections and the switch of the booking date wait until its
 /// transaction ends.
 pub const PARTS_MAX: usize = 20_000;
+/// Pause before those who record are waited for again: others who wait behind it get through.
+const RECORDING_PAUSE: Duration = Duration::from_secs(1);
 /// Longest reason, in characters.
 pub const REASON_CHARS_MAX: usize = 200;
 /// Ends a model pattern that stands for every name that begins like it.
@@ -90,6 +94,9 @@ pub enum RerateError {
     /// Re-rates are made one after the other.
     #[error("another re-rate is being made; try again when it is done")]
     Running,
+    /// What is being recorded with earlier prices comes first.
+    #[error("what is being recorded takes long, and a re-rate begins after it; try again")]
+    Recording,
     /// Prices were published faster than they could be read.
     #[error("prices kept changing; try again")]
     Moving,
@@ -129,7 +136,8 @@ pub async fn preview_within(
 ///
 /// # Errors
 /// [`RerateError`]; [`RerateError::TooManyRows`] above [`ROWS_MAX`], [`RerateError::TooMany`] above [`PARTS_MAX`] parts,
-/// [`RerateError::Running`] where another re-rate is not done in time.
+/// [`RerateError::Running`] where another re-rate is not done in time, [`RerateError::Recording`] where usage that is being
+/// recorded is not.
 pub async fn apply_within(
     connection: &mut PgConnection,
     database: &Database,
@@ -137,11 +145,14 @@ pub async fn apply_within(
     request: &Request,
     actor: &str,
 ) -> Result<Rerated, RerateError> {
+    // Before the lock: it takes another connection, for which others that wait for the lock may have to make room.
+    open_date(connection, database, now).await?;
     if !store::lock(connection).await? {
         return Err(RerateError::Running);
     }
-    open_date(connection, database, now).await?;
-    store::wait_for_writers(connection).await?;
+    if !store::wait_for_writers(connection).await? {
+        return Err(RerateError::Recording);
+    }
     let mut pass = Pass::begin(connection, request).await?;
     let mut differing = Vec::new();
     let mut parts = 0;
@@ -174,8 +185,14 @@ pub async fn apply(
     request: &Request,
     actor: &str,
 ) -> Result<Rerated, RerateError> {
-    let mut tx = begin_alone(database).await?;
-    store::wait_for_writers(&mut tx).await?;
+    let mut tx = loop {
+        let mut tx = begin_alone(database).await?;
+        if store::wait_for_writers(&mut tx).await? {
+            break tx;
+        }
+        tx.rollback().await?;
+        tokio::time::sleep(RECORDING_PAUSE).await;
+    };
     let mut pass = Pass::begin(&mut tx, request).await?;
     // Not dropped: that ends it some time later, and the next one waits for its lock.
     tx.rollback().await?;
