@@ -114,7 +114,7 @@ pub enum StoreError {
 /// intervention, read-only standby, lock not available, a plan invalidated by a migration, a password that is being changed
 /// and a database that is being restored.
 const TRANSIENT_SQLSTATES: [&str; 11] =
-    ["08", "28", "3D000", "40", "53", "57", "58", "25006", "55P03", STALE_PLAN, "XX"];
+    ["08", "28", "3D000", "40", "53", "57", "58", "25006", LOCK_NOT_AVAILABLE, STALE_PLAN, "XX"];
 
 /// SQLSTATE of a prepared statement that no longer returns what it did.
 const STALE_PLAN: &str = "0A000";
@@ -127,6 +127,9 @@ const NOT_STORABLE: [&str; 3] = ["22021", "22P05", "22008"];
 
 /// SQLSTATE of an argument that a function does not take, a time zone among them.
 const INVALID_PARAMETER: &str = "22023";
+
+/// SQLSTATE of a lock that was not to be had in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// SQLSTATE of a statement that was ended because it took too long.
 const QUERY_CANCELED: &str = "57014";
@@ -188,6 +191,11 @@ impl StoreError {
             }
             _ => false,
         }
+    }
+
+    /// Whether a lock was not to be had in time.
+    pub fn lock_timed_out(&self) -> bool {
+        self.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE)
     }
 
     /// Whether a statement was ended because it took too long.

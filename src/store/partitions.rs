@@ -11,8 +11,6 @@ use super::{StoreError, catalog};
 
 /// Advisory lock of dropping: one at a time.
 const PARTITIONS_LOCK: i64 = 0x77_61_79_04;
-/// SQLSTATE of a lock that was not to be had in time.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A month of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -315,7 +313,7 @@ pub async fn drop_partition(connection: &mut PgConnection, first_day: NaiveDate)
             attempt.commit().await?;
             Ok(true)
         }
-        Err(error) if error.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE) => {
+        Err(error) if error.lock_timed_out() => {
             attempt.rollback().await?;
             Ok(false)
         }

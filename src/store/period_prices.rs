@@ -1,6 +1,6 @@
 //! Prices over a billing period: publishing them, ending them, reading what stands and what stood.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::domain::price::period_price::quotation::{NewPeriodPrice, PeriodFault}
 use crate::domain::price::period_price::{
     PeriodDraft, PeriodPrice, PeriodPriceKind, Scheme, TaskUsage, Tier, TierRate, Tiers, UsageScope,
 };
+use crate::domain::price::succession::{Record, Told, told};
 use crate::domain::price::{BookInfo, BookKind};
 
 /// Why a period price was not changed; nothing was stored.
@@ -141,12 +142,11 @@ async fn known(connection: &mut PgConnection, book: BookId) -> Result<(Vec<Perio
     let filter =
         PeriodPriceFilter { books: Some(vec![book]), superseded: true, ..PeriodPriceFilter::default() };
     let stored = list(connection, &filter, None, i64::MAX).await?;
-    let copies = copies(&stored);
-    let own: Vec<&StoredPeriodPrice> =
-        stored.iter().filter(|stored| !copies.contains(&stored.price.id)).collect();
-    let with_end = own.iter().filter(|own| was_ended_as_recorded(own, &stored));
-    let with_end = with_end.map(|own| own.price.id).collect();
-    let published = own.iter().filter(|own| own.superseded_at.is_some());
+    let records: Vec<_> = stored.iter().map(record).collect();
+    let scheme = |at: usize| &stored[at].price.draft.scheme;
+    let Told { copies, with_end } = told(&records, |left, right| scheme(left) == scheme(right));
+    let published =
+        stored.iter().filter(|stored| stored.superseded_at.is_some() && !copies.contains(&stored.price.id));
     let published = published.map(|own| own.price.draft.clone()).collect();
     let stands = stored.into_iter().filter(|stored| stored.superseded_at.is_none());
     let standing: Vec<PeriodPrice> = stands.map(|stored| stored.price).collect();
@@ -154,30 +154,18 @@ async fn known(connection: &mut PgConnection, book: BookId) -> Result<(Vec<Perio
     Ok((standing, Known { standing: drafts, published, with_end }))
 }
 
-/// Copies that go on with one, which were published by nobody: those that took its place, and what goes on after a
-/// promotion, which was recorded in that instant and has its terms and its end.
-fn copies(stored: &[StoredPeriodPrice]) -> HashSet<PeriodPriceId> {
-    let goes_on_with = |row: &StoredPeriodPrice, gone: &StoredPeriodPrice| {
-        let (new, old) = (&row.price.draft, &gone.price.draft);
-        gone.superseded_at == Some(row.recorded_at)
-            && old.valid_to == new.valid_to
-            && old.valid_from < new.valid_from
-            && (&old.name, &old.scheme) == (&new.name, &new.scheme)
-    };
-    let resumed = stored.iter().filter(|row| stored.iter().any(|gone| goes_on_with(row, gone)));
-    let resumed = resumed.map(|row| row.price.id);
-    stored.iter().filter_map(|row| row.superseded_by).chain(resumed).collect()
-}
-
-/// Whether one was over when it was recorded, so that nothing announced can have ended it, and neither did another of the
-/// same publication.
-fn was_ended_as_recorded(row: &StoredPeriodPrice, stored: &[StoredPeriodPrice]) -> bool {
-    let Some(end) = row.price.draft.valid_to.filter(|end| *end <= row.recorded_at) else { return false };
-    !stored.iter().any(|other| {
-        other.recorded_at == row.recorded_at
-            && other.price.draft.valid_from == end
-            && other.price.draft.name == row.price.draft.name
-    })
+/// A period price as its record; those of one name take each other's place.
+fn record(stored: &StoredPeriodPrice) -> Record<PeriodPriceId, &str> {
+    let StoredPeriodPrice { price: PeriodPrice { id, draft, .. }, recorded_at, superseded_at, superseded_by } =
+        stored;
+    Record {
+        id: *id,
+        key: &draft.name,
+        validity: (draft.valid_from, draft.valid_to),
+        recorded_at: *recorded_at,
+        superseded_at: *superseded_at,
+        superseded_by: *superseded_by,
+    }
 }
 
 fn outcomes(

@@ -21,8 +21,6 @@ use crate::domain::price::{Stamp, Stamps};
 const STANDING_LOCK: i64 = 0x77_61_79_03;
 /// Advisory lock of re-rates. It is taken before the journal's, never after.
 pub const RERATE_LOCK: i64 = 0x77_61_79_06;
-/// SQLSTATE of a lock that was not to be had in time.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// Events may lie ahead of the clock by minutes, so one may happen on the day after the date it is booked on.
 const AHEAD_MAX: TimeDelta = TimeDelta::days(1);
 
@@ -84,7 +82,7 @@ async fn waited(
     sqlx::query!("SET LOCAL lock_timeout = '2s'").execute(&mut *connection).await?;
     match take(&mut *connection).await.map_err(StoreError::from) {
         Ok(()) => {}
-        Err(error) if error.sqlstate().as_deref() == Some(LOCK_NOT_AVAILABLE) => return Ok(false),
+        Err(error) if error.lock_timed_out() => return Ok(false),
         Err(error) => return Err(error),
     }
     sqlx::query!("SET LOCAL lock_timeout TO DEFAULT").execute(connection).await?;

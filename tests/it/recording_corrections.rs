@@ -240,16 +240,24 @@ async fn corrections_of_two_counts_or_of_one_without_are_ordered_by_their_places
     world.verified().await;
 }
 
-/// It cannot have named what happened after it was sent.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_correction_that_has_waited_takes_back_no_estimate_that_uses_the_id_again() {
+/// A world whose consumer books 70 days ago.
+async fn recording_long_ago() -> World {
     let world = World::idle().await;
     world.publish_prices(gpt5_prices()).await;
     world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
-    let ago = |days: i64, mut event: Value| {
-        event["time"] = json!(now() - TimeDelta::days(days));
-        event
-    };
+    world
+}
+
+/// The event as of so many days ago.
+fn ago(days: i64, mut event: Value) -> Value {
+    event["time"] = json!(now() - TimeDelta::days(days));
+    event
+}
+
+/// It cannot have named what happened after it was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_has_waited_takes_back_no_estimate_that_uses_the_id_again() {
+    let world = recording_long_ago().await;
     world.publish("gw-1", &ago(30, estimate("guess"))).await;
     world.settled().await;
     let mut unpriced = ago(29, correction("unpriced", "guess", input(7)));
@@ -291,13 +299,7 @@ async fn a_correction_that_has_waited_takes_back_no_estimate_that_uses_the_id_ag
 /// The correction of a guess was lost, and comes when the gateway sends its old traffic again: its id is another guess's then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_correction_of_a_backfill_takes_back_no_estimate_that_uses_the_id_again() {
-    let world = World::idle().await;
-    world.publish_prices(gpt5_prices()).await;
-    world.start_consumer_at(Clock::fixed(now() - TimeDelta::days(70)));
-    let ago = |days: i64, mut event: Value| {
-        event["time"] = json!(now() - TimeDelta::days(days));
-        event
-    };
+    let world = recording_long_ago().await;
     world.publish("gw-1", &ago(34, estimate("guess"))).await;
     world.settled().await;
     world.stop_consumers().await;

@@ -13,7 +13,7 @@ pub mod markup;
 pub mod period_price;
 pub mod publication;
 pub mod quotation;
-mod succession;
+pub mod succession;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,6 +1,8 @@
 //! Where a new price goes among those of its key that stand, which never overlap: the same for prices and period prices.
 
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -8,6 +10,67 @@ use super::{Interval, covers, intervals_meet};
 
 /// The least by which one start of validity is after another: what is kept of a time.
 const LEAST_STEP: TimeDelta = TimeDelta::microseconds(1);
+
+/// A price of a book as it is kept, whether it stands or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<Id, Key> {
+    /// Its id.
+    pub id: Id,
+    /// What those have in common that take each other's place.
+    pub key: Key,
+    /// When it is valid.
+    pub validity: Interval,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// When another took its place, or it was withdrawn.
+    pub superseded_at: Option<DateTime<Utc>>,
+    /// Which took its place.
+    pub superseded_by: Option<Id>,
+}
+
+/// What the records of a book tell of how its prices were published.
+#[derive(Debug)]
+pub struct Told<Id> {
+    /// Copies that go on with one, which were published by nobody: those that took its place, and what goes on after a
+    /// promotion, which was recorded in that instant and has its terms and its end.
+    pub copies: HashSet<Id>,
+    /// Those that were certainly published with their end: they were over when they were recorded, so that nothing announced
+    /// can have ended them, and neither did another of the same publication.
+    pub with_end: HashSet<Id>,
+}
+
+/// Tells copies and what was published with its end from the rest; `same_terms` compares two records of one key.
+pub fn told<Id: Copy + Eq + Hash, Key: Eq + Hash + Copy>(
+    records: &[Record<Id, Key>],
+    same_terms: impl Fn(usize, usize) -> bool,
+) -> Told<Id> {
+    let mut of_keys: HashMap<Key, Vec<usize>> = HashMap::new();
+    for (at, record) in records.iter().enumerate() {
+        of_keys.entry(record.key).or_default().push(at);
+    }
+    let mut copies: HashSet<Id> = records.iter().filter_map(|record| record.superseded_by).collect();
+    let mut with_end = HashSet::new();
+    for of_key in of_keys.values() {
+        for at in of_key {
+            let Record { id, validity: (start, end), recorded_at, .. } = records[*at];
+            let goes_on_with = |gone: &usize| {
+                let Record { validity: (began, ended), superseded_at, .. } = records[*gone];
+                superseded_at == Some(recorded_at) && ended == end && began < start && same_terms(*gone, *at)
+            };
+            if of_key.iter().any(goes_on_with) {
+                copies.insert(id);
+            }
+            let follows = |other: &usize| {
+                records[*other].recorded_at == recorded_at && Some(records[*other].validity.0) == end
+            };
+            if end.is_some_and(|end| end <= recorded_at) && !of_key.iter().any(follows) {
+                with_end.insert(id);
+            }
+        }
+    }
+    with_end.retain(|id| !copies.contains(id));
+    Told { copies, with_end }
+}
 
 /// Checks what is to be published, each with its position; returns it by the start of validity, or every fault.
 pub(super) fn checked<N, D, F>(

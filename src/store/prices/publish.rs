@@ -16,6 +16,7 @@ use crate::domain::money::Rate;
 use crate::domain::price::dated_markup::successor;
 use crate::domain::price::publication::{Known, Plan, Published, Slot, Standing, end_aliases, plan};
 use crate::domain::price::quotation::{NewPrice, PriceDraft, PriceFault};
+use crate::domain::price::succession::{Record, Told, told};
 use crate::domain::price::{BookInfo, Interval, ModelAlias};
 use crate::domain::tokens::TokenClass;
 use crate::store::{audit, catalog};
@@ -198,10 +199,9 @@ async fn neighbours(
         ..Selection::default()
     };
     let prices = select(connection, &selection).await?;
-    let copies = copies(&prices);
-    let with_end =
-        |price: &&StoredPrice| !copies.contains(&price.id) && was_ended_as_recorded(price, &prices);
-    let with_end = prices.iter().filter(with_end).map(|price| price.id).collect();
+    let records: Vec<_> = prices.iter().map(record).collect();
+    let Told { copies, with_end } =
+        told(&records, |left, right| prices[left].draft.same_terms(&prices[right].draft));
     let mut known = Known { with_end, ..Known::default() };
     for price in prices {
         if price.superseded_at.is_none() {
@@ -215,36 +215,17 @@ async fn neighbours(
     Ok(known)
 }
 
-/// Copies that go on with a price, which were published by nobody: those that took its place, and what goes on after a
-/// promotion, which was recorded in that instant and has its terms and its end.
-fn copies(prices: &[StoredPrice]) -> HashSet<PriceId> {
-    let goes_on_with = |price: &StoredPrice, gone: &StoredPrice| {
-        gone.superseded_at == Some(price.recorded_at)
-            && gone.draft.valid_to == price.draft.valid_to
-            && gone.draft.valid_from < price.draft.valid_from
-            && is_of_model(&gone.draft, &price.draft)
-            && gone.draft.same_terms(&price.draft)
-    };
-    let gone: Vec<&StoredPrice> = prices.iter().filter(|price| price.superseded_at.is_some()).collect();
-    let resumed = prices.iter().filter(|price| gone.iter().any(|gone| goes_on_with(price, gone)));
-    let resumed = resumed.map(|price| price.id);
-    prices.iter().filter_map(|price| price.superseded_by).chain(resumed).collect()
-}
-
-/// Whether a price was over when it was recorded, so that nothing announced can have ended it, and neither did another of
-/// the same publication.
-fn was_ended_as_recorded(price: &StoredPrice, prices: &[StoredPrice]) -> bool {
-    let Some(end) = price.draft.valid_to.filter(|end| *end <= price.recorded_at) else { return false };
-    !prices.iter().any(|other| {
-        other.recorded_at == price.recorded_at
-            && other.draft.valid_from == end
-            && is_of_model(&other.draft, &price.draft)
-            && other.draft.conditions_key == price.draft.conditions_key
-    })
-}
-
-fn is_of_model(left: &PriceDraft, right: &PriceDraft) -> bool {
-    left.model == right.model && left.provider == right.provider
+/// A price as its record; those of one model and one set of conditions take each other's place.
+fn record(price: &StoredPrice) -> Record<PriceId, (&str, &str, &str)> {
+    let StoredPrice { id, draft, recorded_at, superseded_at, superseded_by, .. } = price;
+    Record {
+        id: *id,
+        key: (&draft.provider, &draft.model, &draft.conditions_key),
+        validity: (draft.valid_from, draft.valid_to),
+        recorded_at: *recorded_at,
+        superseded_at: *superseded_at,
+        superseded_by: *superseded_by,
+    }
 }
 
 fn outcomes(
