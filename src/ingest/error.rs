@@ -78,6 +78,11 @@ impl IngestError {
         cause.is::<Unusable>() || said.is_some_and(|said| said.code() != UNAVAILABLE)
     }
 
+    /// Whether the connection to the database was lost, or none was to be had.
+    pub fn connection_lost(&self) -> bool {
+        matches!(self, Self::Store(error) if error.connection_lost())
+    }
+
     /// Whether the same work may succeed when tried again as a whole.
     pub fn retryable(&self) -> bool {
         match self {

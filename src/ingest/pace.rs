@@ -14,11 +14,10 @@ use crate::store::posting::Waiting;
 pub const SLICE_ROWS_MAX: i64 = 1_000_000;
 /// Rows that a slice may have however slow the database is.
 const SLICE_ROWS_LEAST: i64 = 10_000;
-/// A slice that takes longer is followed by a smaller one: other posters wait 10 s for its keys, and no statement may take
-/// more than 30 s.
+/// How long a slice should take: a closing waits 10 s for it.
+const SLICE_TAKES: Duration = Duration::from_secs(6);
+/// After this a slice that failed was too large, whatever it failed with.
 const SLICE_LONG: Duration = Duration::from_secs(8);
-/// A slice that takes less is followed by a larger one.
-const SLICE_SHORT: Duration = Duration::from_secs(4);
 /// How long batches gather before they are posted together: figures trail recording by about this ...
 const GATHER_MS: i64 = 400;
 /// ... by up to this while posting is slow: the more rows a slice has, the fewer sums are written for each ...
@@ -119,19 +118,24 @@ impl Pace {
         self.rows_max
     }
 
-    /// A slice was posted.
+    /// A slice was posted: the next one has as many more or fewer rows, by a factor of two at most, as bring it nearer to what
+    /// it should take. The more rows, the fewer sums for each, so that slices do not stay small after trouble.
     pub fn posted(&mut self, took: Duration) {
         self.last_took = took;
-        if took > SLICE_LONG {
-            self.smaller();
-        } else if took < SLICE_SHORT {
-            self.rows_max = self.rows_max.saturating_mul(2).min(SLICE_ROWS_MAX);
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1);
+        let rows = self.rows_max.saturating_mul(millis(SLICE_TAKES)) / millis(took);
+        self.resize(rows.clamp(self.rows_max / 2, self.rows_max.saturating_mul(2)));
+    }
+
+    /// Posting failed after so long. A connection that was lost meanwhile says nothing of the slice.
+    pub fn failed(&mut self, took: Duration, connection_lost: bool) {
+        if took > SLICE_LONG || !connection_lost {
+            self.resize(self.rows_max / 2);
         }
     }
 
-    /// The next slice is smaller than the last.
-    pub fn smaller(&mut self) {
-        self.rows_max = (self.rows_max / 2).max(SLICE_ROWS_LEAST);
+    fn resize(&mut self, rows: i64) {
+        self.rows_max = rows.clamp(SLICE_ROWS_LEAST, SLICE_ROWS_MAX);
     }
 
     /// Whether what waits is posted now: it is a full slice, it has waited long enough, no more of it comes, or somebody waits
@@ -153,10 +157,12 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::BatchId;
 
     #[test]
     fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
         let waiting = |rows, oldest_ms, newest_ms, behind_ms| Waiting {
+            first: BatchId(1),
             rows,
             oldest_ms,
             newest_ms,
@@ -194,15 +200,27 @@ mod tests {
     #[test]
     fn slices_shrink_while_they_take_too_long_and_grow_again() {
         let mut pace = Pace::default();
-        pace.posted(Duration::from_secs(6));
+        pace.posted(SLICE_TAKES);
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
         pace.posted(Duration::from_secs(20));
-        pace.smaller();
-        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 4);
-        (0..10).for_each(|_| pace.smaller());
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 2);
+        pace.posted(Duration::from_secs(8));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX * 3 / 8);
+        (0..10).for_each(|_| pace.failed(Duration::ZERO, false));
         assert_eq!(pace.rows_max, SLICE_ROWS_LEAST, "a few batches are always possible");
-        (0..10).for_each(|_| pace.posted(Duration::from_secs(1)));
+        pace.posted(Duration::from_secs(5));
+        assert_eq!(pace.rows_max, SLICE_ROWS_LEAST * 6 / 5);
+        (0..10).for_each(|_| pace.posted(Duration::ZERO));
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+    }
+
+    #[test]
+    fn slices_do_not_shrink_because_a_server_was_away() {
+        let mut pace = Pace::default();
+        (0..10).for_each(|_| pace.failed(Duration::from_secs(3), true));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
+        pace.failed(Duration::from_secs(9), true);
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 2, "it may be why the connection was lost");
     }
 
     #[test]

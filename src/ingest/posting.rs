@@ -15,10 +15,10 @@ use crate::store::posting::{self, Slice};
 use crate::store::{Database, commit};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
-const READ_ROWS_MAX: i64 = 100_000;
+const READ_ROWS_MAX: i64 = 400_000;
 /// How often billing periods are made for a slice: another poster may take what they were made for, and leave what lacks others.
 const PERIODS_MADE_MAX: u32 = 5;
-/// Pause after posting failed.
+/// Pause after posting failed, and while another poster has its turn.
 const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
 const TICK: Duration = Duration::from_secs(1);
@@ -27,15 +27,20 @@ const SUMMARIZE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether enough has gathered.
 const GATHER_LOOK: Duration = Duration::from_millis(50);
 
-/// Posts one slice; returns how many batches that was, zero where there was nothing to do.
+/// Posts one slice; returns how many batches that was, zero where there was nothing to do or another poster is at it.
 ///
 /// # Errors
 /// [`IngestError`]; nothing is posted then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
-    post_slice(database, &Recent::default(), SLICE_ROWS_MAX).await
+    Ok(post_slice(database, &Recent::default(), SLICE_ROWS_MAX).await?.map_or(0, |slice| slice.batches.len()))
 }
 
-async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Result<usize, IngestError> {
+/// Posts one slice, empty where there was nothing to do; `None` where another poster has its turn.
+async fn post_slice(
+    database: &Database,
+    recent: &Recent,
+    rows_max: i64,
+) -> Result<Option<Slice>, IngestError> {
     let started = Instant::now();
     let (mut rows, mut made) = (rows_max, 0);
     let slice = loop {
@@ -43,14 +48,16 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
             // Usage, or the end of a task, in a month that has none yet: rare, so it is not looked for every time.
             Err(IngestError::Store(error)) if made < PERIODS_MADE_MAX && posting::lacks_period(&error) => {
                 // Then no more than that: what was recorded since may lack others.
-                rows = on_slice(database, recent, rows_max, Work::Periods).await?.rows;
+                match on_slice(database, recent, rows_max, Work::Periods).await? {
+                    Some(slice) => rows = slice.rows,
+                    None => return Ok(None),
+                }
                 made += 1;
             }
             posted => break posted?,
         }
     };
-    if let Some(last) = slice.batches.last() {
-        recent.forget_through(last.id);
+    if let Some(slice) = slice.as_ref().filter(|slice| !slice.batches.is_empty()) {
         let elapsed = started.elapsed();
         super::meters::posted(slice.rows, elapsed);
         tracing::debug!(
@@ -60,7 +67,7 @@ async fn post_slice(database: &Database, recent: &Recent, rows_max: i64) -> Resu
             "slice posted"
         );
     }
-    Ok(slice.batches.len())
+    Ok(slice)
 }
 
 /// What is done with a slice.
@@ -72,17 +79,17 @@ enum Work {
     Periods,
 }
 
-/// Takes the next slice and does its work in one transaction.
+/// Takes the next slice and does its work in one transaction; `None` where another poster has its turn.
 async fn on_slice(
     database: &Database,
     recent: &Recent,
     rows_max: i64,
     work: Work,
-) -> Result<Slice, IngestError> {
+) -> Result<Option<Slice>, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    let mut slice = posting::next_slice(&mut tx, rows_max).await?;
+    let Some(mut slice) = posting::next_slice(&mut tx, rows_max).await? else { return Ok(None) };
     if slice.batches.is_empty() {
-        return Ok(slice);
+        return Ok(Some(slice));
     }
     let kept = take_kept(&mut slice, recent);
     let done = match work {
@@ -97,7 +104,7 @@ async fn on_slice(
         return Err(error);
     }
     commit(tx).await?;
-    Ok(slice)
+    Ok(Some(slice))
 }
 
 /// What this process has of the slice's batches from recording them; shortens the slice to what can be read of the others.
@@ -152,6 +159,7 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
         match post_gathered(&database, &recent, &nudge, pace).await {
             Ok(Next::Posted) => pace.posted(started.elapsed()),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
+            Ok(Next::OthersTurn) => pause(&shutdown, RETRY).await,
             Ok(Next::Idle) => tokio::select! {
                 () = shutdown.stopped() => return,
                 () = nudge.wait() => {}
@@ -159,7 +167,7 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             },
             Err(error) => {
                 tracing::warn!(%error, "posting failed; trying again");
-                pace.smaller();
+                pace.failed(started.elapsed(), error.connection_lost());
                 pause(&shutdown, RETRY).await;
             }
         }
@@ -177,6 +185,7 @@ async fn pause(shutdown: &Shutdown, pause: Duration) {
 enum Next {
     Posted,
     Gather,
+    OthersTurn,
     Idle,
 }
 
@@ -190,17 +199,18 @@ async fn post_gathered(
     let mut tx = database.begin_ingest().await?;
     let waiting = posting::waiting(&mut tx).await?;
     commit(tx).await?;
-    match waiting {
-        None => {
-            recent.clear();
-            Ok(Next::Idle)
-        }
-        Some(waiting) if !pace.due(waiting, nudge.coming()) => Ok(Next::Gather),
-        // Where others hold what waits there is nothing to do.
-        Some(_) => Ok(if post_slice(database, recent, pace.rows_max()).await? > 0 {
-            Next::Posted
-        } else {
-            Next::Idle
-        }),
+    let Some(waiting) = waiting else {
+        recent.clear();
+        return Ok(Next::Idle);
+    };
+    recent.forget_before(waiting.first);
+    if !pace.due(waiting, nudge.coming()) {
+        return Ok(Next::Gather);
     }
+    Ok(match post_slice(database, recent, pace.rows_max()).await? {
+        None => Next::OthersTurn,
+        // Where others hold what waits there is nothing to do.
+        Some(slice) if slice.batches.is_empty() => Next::Idle,
+        Some(_) => Next::Posted,
+    })
 }

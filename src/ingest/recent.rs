@@ -46,10 +46,11 @@ impl Recent {
         })
     }
 
-    /// Forgets every batch up to one that is posted. Earlier ones that are not may be of others.
-    pub fn forget_through(&self, posted: BatchId) {
+    /// Forgets every batch before the first one that is not posted, whoever posted them. One that is recorded with an earlier
+    /// id but later is read.
+    pub fn forget_before(&self, unposted: BatchId) {
         self.with(|kept| {
-            while let Some(first) = kept.batches.first_entry().filter(|first| *first.key() <= posted) {
+            while let Some(first) = kept.batches.first_entry().filter(|first| *first.key() < unposted) {
                 kept.bytes -= first.remove().1.bytes();
             }
         });

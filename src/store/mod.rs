@@ -116,6 +116,9 @@ pub enum StoreError {
 const TRANSIENT_SQLSTATES: [&str; 11] =
     ["08", "28", "3D000", "40", "53", "57", "58", "25006", LOCK_NOT_AVAILABLE, STALE_PLAN, "XX"];
 
+/// SQLSTATE class and start of codes of connections that are gone: connection trouble, a server or a session that was stopped.
+const CONNECTION_LOST_SQLSTATES: [&str; 2] = ["08", "57P"];
+
 /// SQLSTATE of a prepared statement that no longer returns what it did.
 const STALE_PLAN: &str = "0A000";
 
@@ -151,20 +154,9 @@ impl StoreError {
             Self::Database(sqlx::Error::Database(error)) => error
                 .code()
                 .is_some_and(|code| TRANSIENT_SQLSTATES.iter().any(|transient| code.starts_with(transient))),
-            Self::Database(
-                sqlx::Error::Io(_)
-                | sqlx::Error::Tls(_)
-                | sqlx::Error::Protocol(_)
-                | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed,
-            )
-            | Self::StandsOtherwise(_)
-            | Self::NoPartition(_)
-            | Self::ShareTaken => true,
-            Self::Database(_) | Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => {
-                false
-            }
+            Self::Database(_) => self.connection_lost(),
+            Self::StandsOtherwise(_) | Self::NoPartition(_) | Self::ShareTaken => true,
+            Self::Inconsistent { .. } | Self::RowsAffected { .. } | Self::Migrate(_) => false,
         }
     }
 
@@ -189,6 +181,24 @@ impl StoreError {
             Self::Database(sqlx::Error::Database(error)) => {
                 error.code().as_deref() == Some(INVALID_PARAMETER) && error.message().contains("time zone")
             }
+            _ => false,
+        }
+    }
+
+    /// Whether the connection was lost, none was to be had, or the server stopped: no fault of what it was asked.
+    pub fn connection_lost(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| CONNECTION_LOST_SQLSTATES.iter().any(|lost| code.starts_with(lost))),
+            Self::Database(
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed,
+            ) => true,
             _ => false,
         }
     }

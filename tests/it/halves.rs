@@ -214,6 +214,27 @@ async fn a_half_that_outlives_its_poster_is_waited_for() {
 }
 
 #[tokio::test]
+async fn while_a_poster_has_its_turn_others_leave_everything_to_it() {
+    let mut waiting = Waiting::new().await;
+    let held = waiting.hold(waiting.even).await;
+    let posting = waiting.post();
+    waiting.half_is_added().await;
+    waiting.seen("the other half waits", WAITS_FOR_TASK).await;
+    let later = task_call(waiting.odd, AT, "t", "test", 1);
+    waiting.ledger.record(&[later]).await;
+    let unposted = "SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL";
+    assert_eq!(post_once(&waiting.ledger.database).await.unwrap(), 0);
+    assert_eq!(waiting.ledger.count(unposted).await, 2, "what nobody is at waits for the next turn");
+    held.close().await.unwrap();
+    // It may have waited for too long; then all of it is posted now.
+    posting.await.unwrap();
+    waiting.ledger.post().await;
+    assert_eq!(waiting.ledger.count(unposted).await, 0);
+    assert_eq!(waiting.calls(waiting.odd).await, 2 + ROWS / 5);
+    waiting.verified().await;
+}
+
+#[tokio::test]
 async fn a_half_has_the_reasons_of_its_adjustments() {
     let waiting = Waiting::new().await;
     waiting.re_rate(waiting.odd).await;

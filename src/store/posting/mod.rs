@@ -5,6 +5,8 @@
 //! Invariants: a batch is marked posted in the transaction that adds it, and half of one in the transaction that adds that, so a
 //! crash anywhere leaves each half either added or not.
 //! Posters hold the close lock shared: a period is never closed while a batch is half-way into it.
+//! One of them works at a time, whichever: all of them add to the same sums and would only wait for each other, with slices as
+//! small as what is left of their time.
 
 mod halves;
 mod row;
@@ -21,6 +23,8 @@ use super::periods::{CLOSE_LOCK, POSTING_WANTED_LOCK};
 use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
+/// Held by the poster whose turn it is, from when it holds the close lock until its transaction ends.
+const POSTING_LOCK: i64 = 0x77_61_79_07;
 /// Ids between two batches of a slice that may be none of its own: of other posters, or of transactions that are not
 /// over. Each row is compared with all of them.
 const HOLES_MAX: i64 = 100;
@@ -108,6 +112,8 @@ pub async fn summarize(connection: &mut PgConnection) -> Result<(), StoreError> 
 /// What is recorded and not posted yet.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting {
+    /// The first batch.
+    pub first: BatchId,
     /// Rows of the journal, as far as they are counted.
     pub rows: i64,
     /// Age of the oldest batch in milliseconds.
@@ -131,12 +137,12 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Option<Waiting>, S
                SELECT id, rows, recorded_at, last_published_at FROM ingest_batches
                WHERE posted_at IS NULL ORDER BY id LIMIT 2000
            ), ages AS (
-               SELECT sum(rows)::bigint AS rows, min(recorded_at) AS oldest, max(recorded_at) AS newest,
+               SELECT min(id) AS first, sum(rows)::bigint AS rows, min(recorded_at) AS oldest, max(recorded_at) AS newest,
                       -- Of a replay or a re-rate there is no publishing, and nothing waits behind it.
                       (SELECT recorded_at - last_published_at FROM next ORDER BY id DESC LIMIT 1) AS behind
                FROM next
            )
-           SELECT rows AS "rows!", (extract(epoch FROM clock_timestamp() - oldest) * 1000)::bigint AS "oldest_ms!",
+           SELECT first AS "first!: BatchId", rows AS "rows!", (extract(epoch FROM clock_timestamp() - oldest) * 1000)::bigint AS "oldest_ms!",
                   (extract(epoch FROM clock_timestamp() - newest) * 1000)::bigint AS "newest_ms!",
                   COALESCE(extract(epoch FROM behind) * 1000, 0)::bigint AS "behind_ms!",
                   -- Of a poster that asks at the same instant this looks the same, and costs a small slice.
@@ -162,13 +168,21 @@ pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreErr
     Ok(left.is_some())
 }
 
-/// Takes the close lock shared and locks the next batches to post, up to about `rows_max` rows; batches that another
-/// poster holds are passed over. Empty where there is nothing to do.
+/// Takes the close lock shared and the turn, and locks the next batches to post, up to about `rows_max` rows; batches that a
+/// poster of a release without turns holds are passed over. Empty where there is nothing to do; `None` where another poster
+/// has its turn.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Slice, StoreError> {
+pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Option<Slice>, StoreError> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
+    // After it, or posters would be kept out for as long as this one waits for a closing.
+    let turn = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, POSTING_LOCK)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !turn {
+        return Ok(None);
+    }
     let rows = sqlx::query!(
         r#"SELECT id AS "id: BatchId", recorded_at, rows, booked_on, origin = 'rerate' AS "rerated!" FROM ingest_batches
            WHERE posted_at IS NULL ORDER BY id LIMIT 2000
@@ -189,7 +203,7 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
             slice.dates.push(row.booked_on);
         }
     }
-    Ok(slice)
+    Ok(Some(slice))
 }
 
 /// Refuses a slice with rows in a partition that is not part of the journal: they cannot be seen, and adding what can be

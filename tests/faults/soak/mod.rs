@@ -73,7 +73,7 @@ async fn half_an_hour_of_faults_at_half_speed_loses_nothing_and_stays_flat() {
     let serve = bed
         .serve()
         .env("WAYBILL_ACK_WAIT_SECONDS", &ACK_WAIT_SECONDS)
-        .env("WAYBILL_LOG", &"warn,async_nats=error,sqlx=error");
+        .env("WAYBILL_LOG", &"warn,waybill::ingest::posting=debug,async_nats=error,sqlx=error");
     let services = [serve.clone(), serve].map(|serve| Arc::new(serve.supervised()));
     for service in &services {
         service.ready().await;
