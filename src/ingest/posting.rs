@@ -87,8 +87,20 @@ async fn on_slice(
     work: Work,
 ) -> Result<Option<Slice>, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    let Some(mut slice) = posting::next_slice(&mut tx, rows_max).await? else { return Ok(None) };
+    match work {
+        Work::Posting => {
+            if !posting::try_turn(&mut tx).await? {
+                commit(tx).await?;
+                return Ok(None);
+            }
+        }
+        // It lost its turn with the transaction that found that they are missing. Another poster that has it now finds the same:
+        // where each left it to the other nobody would make them.
+        Work::Periods => posting::await_turn(&mut tx).await?,
+    }
+    let mut slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
+        commit(tx).await?;
         return Ok(Some(slice));
     }
     let kept = take_kept(&mut slice, recent);

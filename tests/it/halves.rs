@@ -9,6 +9,7 @@ use waybill::ingest::posting::post_once;
 use waybill::invoicing::rerate::{self, Request};
 use waybill::reports::verify;
 use waybill::store::periods;
+use waybill::store::posting::POSTING_LOCK;
 
 use crate::harness::wait_until;
 use crate::ledger::{Ledger, Row, ended, task_call, utc};
@@ -231,6 +232,24 @@ async fn while_a_poster_has_its_turn_others_leave_everything_to_it() {
     waiting.ledger.post().await;
     assert_eq!(waiting.ledger.count(unposted).await, 0);
     assert_eq!(waiting.calls(waiting.odd).await, 2 + ROWS / 5);
+    waiting.verified().await;
+}
+
+#[tokio::test]
+async fn a_poster_that_makes_billing_periods_waits_for_its_turn() {
+    let mut waiting = Waiting::new().await;
+    let november = task_call(waiting.even, "2026-11-02T01:00:00Z", "t", "test", 1);
+    waiting.ledger.record(&[november]).await;
+    let held = waiting.hold(waiting.odd).await;
+    let posting = waiting.post();
+    waiting.seen("the even half lacks a period", "state = 'idle in transaction (aborted)'").await;
+    waiting.seen("the odd half waits", WAITS_FOR_TASK).await;
+    let other = waiting.transaction(&format!("SELECT pg_advisory_xact_lock({POSTING_LOCK})")).await;
+    held.close().await.unwrap();
+    waiting.seen("the poster waits", "wait_event = 'advisory'").await;
+    other.close().await.unwrap();
+    assert!(posting.await.unwrap());
+    assert_eq!(waiting.ledger.count("SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL").await, 0);
     waiting.verified().await;
 }
 

@@ -24,7 +24,7 @@ use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
 /// Held by the poster whose turn it is, from when it holds the close lock until its transaction ends.
-const POSTING_LOCK: i64 = 0x77_61_79_07;
+pub const POSTING_LOCK: i64 = 0x77_61_79_07;
 /// Ids between two batches of a slice that may be none of its own: of other posters, or of transactions that are not
 /// over. Each row is compared with all of them.
 const HOLES_MAX: i64 = 100;
@@ -168,21 +168,40 @@ pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreErr
     Ok(left.is_some())
 }
 
-/// Takes the close lock shared and the turn, and locks the next batches to post, up to about `rows_max` rows; batches that a
-/// poster of a release without turns holds are passed over. Empty where there is nothing to do; `None` where another poster
-/// has its turn.
+/// Takes the turn to post, and the close lock shared before it, or others would be kept out for as long as this one waits for
+/// a closing; `false` where another poster has its turn.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Option<Slice>, StoreError> {
-    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
-    // After it, or posters would be kept out for as long as this one waits for a closing.
-    let turn = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, POSTING_LOCK)
-        .fetch_one(&mut *connection)
+pub async fn try_turn(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    share_close_lock(connection).await?;
+    let taken = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, POSTING_LOCK)
+        .fetch_one(connection)
         .await?;
-    if !turn {
-        return Ok(None);
-    }
+    Ok(taken)
+}
+
+/// Takes the turn after whoever has it.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn await_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
+    share_close_lock(connection).await?;
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
+async fn share_close_lock(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
+/// Locks the next batches to post, up to about `rows_max` rows; batches that a poster of a release without turns holds are
+/// passed over. Empty where there is nothing to do. The caller has the turn.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<Slice, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT id AS "id: BatchId", recorded_at, rows, booked_on, origin = 'rerate' AS "rerated!" FROM ingest_batches
            WHERE posted_at IS NULL ORDER BY id LIMIT 2000
@@ -203,7 +222,7 @@ pub async fn next_slice(connection: &mut PgConnection, rows_max: i64) -> Result<
             slice.dates.push(row.booked_on);
         }
     }
-    Ok(Some(slice))
+    Ok(slice)
 }
 
 /// Refuses a slice with rows in a partition that is not part of the journal: they cannot be seen, and adding what can be
