@@ -293,7 +293,6 @@ pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Re
         }
         println!("{read} sequences read again, {} left.", round.left);
     };
-    ingest::posting::post_all(&database).await?;
     let gone: i64 = repairer.gone().iter().map(|gone| gone.count()).sum();
     println!(
         "{} sequences were unaccounted for: {read} read again and recorded, {gone} no longer in the stream.",
@@ -302,6 +301,7 @@ pub async fn repair(database_args: &DatabaseArgs, nats: &NatsArgs) -> anyhow::Re
     for Sequences { from, to } in repairer.gone() {
         println!("no longer in the stream: {from} to {}; only the gateways' journals have them", to - 1);
     }
+    ingest::posting::post_all(&database).await?;
     ensure!(left == 0, "{left} sequences are left; run it again");
     Ok(())
 }

@@ -83,6 +83,11 @@ impl IngestError {
         matches!(self, Self::Store(error) if error.connection_lost())
     }
 
+    /// Whether a lock of the database was not to be had in time.
+    pub fn lock_timed_out(&self) -> bool {
+        matches!(self, Self::Store(error) if error.lock_timed_out())
+    }
+
     /// Whether the same work may succeed when tried again as a whole.
     pub fn retryable(&self) -> bool {
         match self {

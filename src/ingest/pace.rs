@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::IngestError;
 use crate::store::posting::Waiting;
 
 /// Rows posted in one transaction: enough that each key is touched once for many events, short enough that closing a
@@ -16,7 +17,7 @@ pub const SLICE_ROWS_MAX: i64 = 1_000_000;
 const SLICE_ROWS_LEAST: i64 = 10_000;
 /// How long a slice should take: a closing waits 10 s for it.
 const SLICE_TAKES: Duration = Duration::from_secs(6);
-/// After this a slice that failed was too large, whatever it failed with.
+/// After this a slice may have been too large where the connection was lost over it.
 const SLICE_LONG: Duration = Duration::from_secs(8);
 /// How long batches gather before they are posted together: figures trail recording by about this ...
 const GATHER_MS: i64 = 400;
@@ -118,18 +119,22 @@ impl Pace {
         self.rows_max
     }
 
-    /// A slice was posted: the next one has as many more or fewer rows, by a factor of two at most, as bring it nearer to what
-    /// it should take. The more rows, the fewer sums for each, so that slices do not stay small after trouble.
-    pub fn posted(&mut self, took: Duration) {
+    /// So many rows were posted. The next slice has as many as would have taken what a slice should, at most twice and at least
+    /// half as many as this one could have had; one that had few says nothing of many.
+    pub fn posted(&mut self, rows: i64, took: Duration) {
         self.last_took = took;
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1);
-        let rows = self.rows_max.saturating_mul(millis(SLICE_TAKES)) / millis(took);
-        self.resize(rows.clamp(self.rows_max / 2, self.rows_max.saturating_mul(2)));
+        if took > SLICE_TAKES || rows.saturating_mul(2) >= self.rows_max {
+            let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1);
+            let fitting = rows.saturating_mul(millis(SLICE_TAKES)) / millis(took);
+            self.resize(fitting.clamp(self.rows_max / 2, self.rows_max.saturating_mul(2)));
+        }
     }
 
-    /// Posting failed after so long. A connection that was lost meanwhile says nothing of the slice.
-    pub fn failed(&mut self, took: Duration, connection_lost: bool) {
-        if took > SLICE_LONG || !connection_lost {
+    /// Posting failed after so long. That others held a lock says nothing of the slice, nor does a connection that was lost, unless
+    /// after long.
+    pub fn failed(&mut self, took: Duration, error: &IngestError) {
+        let blameless = error.lock_timed_out() || (error.connection_lost() && took < SLICE_LONG);
+        if !blameless {
             self.resize(self.rows_max / 2);
         }
     }
@@ -157,7 +162,10 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::BatchId;
+    use chrono::DateTime;
+
+    use crate::domain::ids::{BatchId, CustomerId};
+    use crate::store::StoreError;
 
     #[test]
     fn figures_trail_recording_by_little_and_more_while_recording_trails_the_stream() {
@@ -197,29 +205,41 @@ mod tests {
         assert!(quick.due(wanted, Coming::More), "a closing waits for it");
     }
 
+    fn refused() -> IngestError {
+        IngestError::NoPeriod { customer: CustomerId(1), at: DateTime::UNIX_EPOCH }
+    }
+
+    fn lost() -> IngestError {
+        StoreError::from(sqlx::Error::PoolTimedOut).into()
+    }
+
     #[test]
     fn slices_shrink_while_they_take_too_long_and_grow_again() {
         let mut pace = Pace::default();
-        pace.posted(SLICE_TAKES);
+        pace.posted(SLICE_ROWS_MAX, SLICE_TAKES);
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
-        pace.posted(Duration::from_secs(20));
+        pace.posted(SLICE_ROWS_MAX, Duration::from_secs(20));
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 2);
-        pace.posted(Duration::from_secs(8));
+        pace.posted(SLICE_ROWS_MAX / 2, Duration::from_secs(8));
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX * 3 / 8);
-        (0..10).for_each(|_| pace.failed(Duration::ZERO, false));
+        pace.posted(SLICE_ROWS_MAX / 8, Duration::from_secs(7));
+        assert_eq!(pace.rows_max, SLICE_ROWS_MAX * 3 / 16, "one with few rows took too long");
+        (0..10).for_each(|_| pace.failed(Duration::ZERO, &refused()));
         assert_eq!(pace.rows_max, SLICE_ROWS_LEAST, "a few batches are always possible");
-        pace.posted(Duration::from_secs(5));
+        pace.posted(SLICE_ROWS_LEAST, Duration::from_secs(5));
         assert_eq!(pace.rows_max, SLICE_ROWS_LEAST * 6 / 5);
-        (0..10).for_each(|_| pace.posted(Duration::ZERO));
+        (0..10).for_each(|_| pace.posted(100, Duration::from_millis(10)));
+        assert_eq!(pace.rows_max, SLICE_ROWS_LEAST * 6 / 5, "what few rows take says nothing of many");
+        (0..10).for_each(|_| pace.posted(pace.rows_max, Duration::ZERO));
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
     }
 
     #[test]
     fn slices_do_not_shrink_because_a_server_was_away() {
         let mut pace = Pace::default();
-        (0..10).for_each(|_| pace.failed(Duration::from_secs(3), true));
+        (0..10).for_each(|_| pace.failed(Duration::from_secs(3), &lost()));
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX);
-        pace.failed(Duration::from_secs(9), true);
+        pace.failed(Duration::from_secs(9), &lost());
         assert_eq!(pace.rows_max, SLICE_ROWS_MAX / 2, "it may be why the connection was lost");
     }
 

@@ -12,12 +12,14 @@ use super::slice;
 use crate::domain::ids::BatchId;
 use crate::shutdown::Shutdown;
 use crate::store::posting::{self, Slice};
-use crate::store::{Database, commit};
+use crate::store::{Database, Tx, commit, periods};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 400_000;
 /// How often billing periods are made for a slice: another poster may take what they were made for, and leave what lacks others.
 const PERIODS_MADE_MAX: u32 = 5;
+/// After this it is said that another program is at the same batches.
+const ELSEWHERE_LONG: Duration = Duration::from_mins(1);
 /// Pause after posting failed, and while another poster has its turn.
 const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
@@ -32,24 +34,33 @@ const GATHER_LOOK: Duration = Duration::from_millis(50);
 /// # Errors
 /// [`IngestError`]; nothing is posted then.
 pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
-    Ok(post_slice(database, &Recent::default(), SLICE_ROWS_MAX).await?.map_or(0, |slice| slice.batches.len()))
+    let posted = post_slice(database, &Recent::default(), SLICE_ROWS_MAX, Turn::Now).await?;
+    Ok(posted.map_or(0, |posted| posted.slice.batches.len()))
 }
 
-/// Posts one slice, empty where there was nothing to do; `None` where another poster has its turn.
+/// A slice that was posted, and how long that took from its turn on. Of no batches where there was nothing to do.
+struct Posted {
+    slice: Slice,
+    took: Duration,
+}
+
+/// Posts one slice; `None` where another poster has its turn.
 async fn post_slice(
     database: &Database,
     recent: &Recent,
     rows_max: i64,
-) -> Result<Option<Slice>, IngestError> {
-    let started = Instant::now();
+    turn: Turn,
+) -> Result<Option<Posted>, IngestError> {
     let (mut rows, mut made) = (rows_max, 0);
-    let slice = loop {
-        match on_slice(database, recent, rows, Work::Posting).await {
+    let posted = loop {
+        match on_slice(database, recent, rows, Work::Posting, turn).await {
             // Usage, or the end of a task, in a month that has none yet: rare, so it is not looked for every time.
             Err(IngestError::Store(error)) if made < PERIODS_MADE_MAX && posting::lacks_period(&error) => {
-                // Then no more than that: what was recorded since may lack others.
-                match on_slice(database, recent, rows_max, Work::Periods).await? {
-                    Some(slice) => rows = slice.rows,
+                // It lost its turn with the transaction that found that they are missing. Another poster that has it now finds
+                // the same: where each left it to the other nobody would make them.
+                match on_slice(database, recent, rows_max, Work::Periods, Turn::Awaited).await? {
+                    // Then no more than that: what was recorded since may lack others.
+                    Some(made_for) => rows = made_for.slice.rows,
                     None => return Ok(None),
                 }
                 made += 1;
@@ -57,17 +68,16 @@ async fn post_slice(
             posted => break posted?,
         }
     };
-    if let Some(slice) = slice.as_ref().filter(|slice| !slice.batches.is_empty()) {
-        let elapsed = started.elapsed();
-        super::meters::posted(slice.rows, elapsed);
+    if let Some(Posted { slice, took }) = posted.as_ref().filter(|posted| !posted.slice.batches.is_empty()) {
+        super::meters::posted(slice.rows, *took);
         tracing::debug!(
             batches = slice.batches.len(),
             rows = slice.rows,
-            elapsed_ms = elapsed.as_millis(),
+            elapsed_ms = took.as_millis(),
             "slice posted"
         );
     }
-    Ok(slice)
+    Ok(posted)
 }
 
 /// What is done with a slice.
@@ -79,29 +89,37 @@ enum Work {
     Periods,
 }
 
+/// What is done where another poster has its turn.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    /// Nothing.
+    Now,
+    /// It is waited for.
+    Awaited,
+}
+
 /// Takes the next slice and does its work in one transaction; `None` where another poster has its turn.
 async fn on_slice(
     database: &Database,
     recent: &Recent,
     rows_max: i64,
     work: Work,
-) -> Result<Option<Slice>, IngestError> {
+    turn: Turn,
+) -> Result<Option<Posted>, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    match work {
-        Work::Posting => {
-            if !posting::try_turn(&mut tx).await? {
-                commit(tx).await?;
-                return Ok(None);
-            }
-        }
-        // It lost its turn with the transaction that found that they are missing. Another poster that has it now finds the same:
-        // where each left it to the other nobody would make them.
-        Work::Periods => posting::await_turn(&mut tx).await?,
+    let taken = match turn {
+        Turn::Now => posting::try_turn(&mut tx).await?,
+        Turn::Awaited => posting::await_turn(&mut tx).await?,
+    };
+    if !taken {
+        give_back(tx).await;
+        return Ok(None);
     }
+    let started = Instant::now();
     let mut slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
-        commit(tx).await?;
-        return Ok(Some(slice));
+        give_back(tx).await;
+        return Ok(Some(Posted { slice, took: started.elapsed() }));
     }
     let kept = take_kept(&mut slice, recent);
     let done = match work {
@@ -109,14 +127,19 @@ async fn on_slice(
         Work::Periods => slice::make_periods(&mut tx, &slice, kept).await,
     };
     if let Err(error) = done {
-        // A dropped transaction ends some time later: until then its batches would be passed over as another poster's.
-        if let Err(rollback) = tx.rollback().await {
-            tracing::debug!(error = %rollback, "failed posting could not be rolled back; its connection is gone");
-        }
+        give_back(tx).await;
         return Err(error);
     }
     commit(tx).await?;
-    Ok(Some(slice))
+    Ok(Some(Posted { slice, took: started.elapsed() }))
+}
+
+/// Ends a transaction that did nothing. A dropped one ends some time later: until then its locks would be taken for another
+/// poster's.
+async fn give_back(tx: Tx) {
+    if let Err(error) = tx.rollback().await {
+        tracing::debug!(%error, "posting could not be rolled back; its connection is gone");
+    }
 }
 
 /// What this process has of the slice's batches from recording them; shortens the slice to what can be read of the others.
@@ -139,27 +162,34 @@ async fn summarize(database: &Database) -> Result<(), IngestError> {
     Ok(commit(tx).await?)
 }
 
-/// Posts everything that is recorded by now, and waits for what other posters are at.
+/// Posts everything that is recorded by now, with whoever else is at it.
 ///
 /// # Errors
 /// [`IngestError`]; what was posted before stays posted.
 pub async fn post_all(database: &Database) -> Result<(), IngestError> {
-    while post_once(database).await? > 0 || others_left(database).await? {}
-    Ok(())
-}
-
-/// Waits until the poster of the first batch that is not posted is done with it; returns whether it is still not posted.
-async fn others_left(database: &Database) -> Result<bool, IngestError> {
     let mut tx = database.begin_ingest().await?;
-    let left = posting::await_first(&mut tx).await?;
+    let newest = periods::newest_unposted(&mut tx).await?;
     commit(tx).await?;
-    Ok(left)
+    let Some(newest) = newest else { return Ok(()) };
+    loop {
+        let posted = post_slice(database, &Recent::default(), SLICE_ROWS_MAX, Turn::Awaited).await?;
+        let mut tx = database.begin_ingest().await?;
+        let left = periods::unposted_up_to(&mut tx, newest).await?;
+        commit(tx).await?;
+        if left == 0 {
+            return Ok(());
+        }
+        if posted.is_some_and(|posted| posted.slice.batches.is_empty()) {
+            // A poster of a release without turns holds them.
+            tokio::time::sleep(RETRY).await;
+        }
+    }
 }
 
 /// Posts until a stop is asked for.
 pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: Nudge) {
     let mut summarized = Instant::now();
-    let mut pace = Pace::default();
+    let (mut pace, mut elsewhere) = (Pace::default(), Elsewhere::default());
     while !shutdown.stopping() {
         if summarized.elapsed() >= SUMMARIZE_EVERY {
             summarized = Instant::now();
@@ -169,9 +199,12 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
         }
         let started = Instant::now();
         match post_gathered(&database, &recent, &nudge, pace).await {
-            Ok(Next::Posted) => pace.posted(started.elapsed()),
+            Ok(Next::Posted { rows, took }) => pace.posted(rows, took),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
-            Ok(Next::OthersTurn) => pause(&shutdown, RETRY).await,
+            Ok(Next::OthersTurn(first)) => {
+                elsewhere.seen(first);
+                pause(&shutdown, RETRY).await;
+            }
             Ok(Next::Idle) => tokio::select! {
                 () = shutdown.stopped() => return,
                 () = nudge.wait() => {}
@@ -179,7 +212,7 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             },
             Err(error) => {
                 tracing::warn!(%error, "posting failed; trying again");
-                pace.failed(started.elapsed(), error.connection_lost());
+                pace.failed(started.elapsed(), &error);
                 pause(&shutdown, RETRY).await;
             }
         }
@@ -195,10 +228,33 @@ async fn pause(shutdown: &Shutdown, pause: Duration) {
 
 /// What one look at the unposted batches came to.
 enum Next {
-    Posted,
+    Posted { rows: i64, took: Duration },
     Gather,
-    OthersTurn,
+    OthersTurn(BatchId),
     Idle,
+}
+
+/// How long another poster has been at the same batches: one that is frozen while it reads is ended by no bound of the server
+/// where it is connected by a Unix socket.
+#[derive(Default)]
+struct Elsewhere(Option<(BatchId, Instant, bool)>);
+
+impl Elsewhere {
+    fn seen(&mut self, first: BatchId) {
+        match &mut self.0 {
+            Some((at, since, said)) if *at == first => {
+                if since.elapsed() > ELSEWHERE_LONG && !*said {
+                    *said = true;
+                    tracing::warn!(
+                        batch = %first,
+                        seconds = since.elapsed().as_secs(),
+                        "another program has been posting the same batches for long; if it is frozen, end it"
+                    );
+                }
+            }
+            other => *other = Some((first, Instant::now(), false)),
+        }
+    }
 }
 
 /// Posts a slice where enough has gathered.
@@ -219,10 +275,10 @@ async fn post_gathered(
     if !pace.due(waiting, nudge.coming()) {
         return Ok(Next::Gather);
     }
-    Ok(match post_slice(database, recent, pace.rows_max()).await? {
-        None => Next::OthersTurn,
+    Ok(match post_slice(database, recent, pace.rows_max(), Turn::Now).await? {
+        None => Next::OthersTurn(waiting.first),
         // Where others hold what waits there is nothing to do.
-        Some(slice) if slice.batches.is_empty() => Next::Idle,
-        Some(_) => Next::Posted,
+        Some(posted) if posted.slice.batches.is_empty() => Next::Idle,
+        Some(Posted { slice, took }) => Next::Posted { rows: slice.rows, took },
     })
 }

@@ -155,19 +155,6 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Option<Waiting>, S
     Ok(waiting)
 }
 
-/// Waits for whoever holds the first batch that is not posted; returns whether it is still not posted then.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn await_first(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    let left = sqlx::query_scalar!(
-        r#"SELECT true AS "left!" FROM ingest_batches WHERE posted_at IS NULL ORDER BY id LIMIT 1 FOR NO KEY UPDATE"#
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(left.is_some())
-}
-
 /// Takes the turn to post, and the close lock shared before it, or others would be kept out for as long as this one waits for
 /// a closing; `false` where another poster has its turn.
 ///
@@ -181,11 +168,18 @@ pub async fn try_turn(connection: &mut PgConnection) -> Result<bool, StoreError>
     Ok(taken)
 }
 
-/// Takes the turn after whoever has it.
+/// Takes the turn after whoever has it; `false` where that took too long, after which the transaction is over.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn await_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub async fn await_turn(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    match lock_turn(connection).await {
+        Err(error) if error.lock_timed_out() => Ok(false),
+        taken => taken.map(|()| true),
+    }
+}
+
+async fn lock_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
     share_close_lock(connection).await?;
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(connection).await?;
     Ok(())
