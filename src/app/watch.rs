@@ -26,6 +26,10 @@ pub const DATABASE: &str = "database";
 pub const PUBLISHER: &str = "publisher";
 /// How often gauges of lag and backlog are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
+/// Where reading them takes long, because millions of rejections are open, it takes no more than a twentieth of the time ...
+const GAUGES_SHARE: u32 = 20;
+/// ... but they are never older than this, and what the reading takes.
+const GAUGES_SELDOM: Duration = Duration::from_secs(30);
 /// How often it is looked whether every acknowledged sequence is in a batch.
 const COMPLETENESS_EVERY: Duration = Duration::from_secs(20);
 /// Gateways that are read at a time.
@@ -90,6 +94,7 @@ pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
         if let Some(stream) = stream {
             of_stream.ended(&sample_stream(&stream).await);
         }
+        let started = Instant::now();
         let mut read = sample_ledger(&database, &mut reasons).await;
         if read.is_ok() && due {
             read = sample_gateways(&database, &mut shown).await;
@@ -97,9 +102,10 @@ pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
         if of_ledger.ended(&read) && due {
             counted = Some(Instant::now());
         }
+        let pause = (started.elapsed() * GAUGES_SHARE).clamp(GAUGES_EVERY, GAUGES_SELDOM);
         tokio::select! {
             () = shutdown.stopped() => return,
-            () = tokio::time::sleep(GAUGES_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -143,10 +143,13 @@ pub async fn last(connection: &mut PgConnection, incarnation: Uuid) -> Result<Op
 /// [`StoreError::Database`].
 pub async fn other_lives(connection: &mut PgConnection, incarnation: Uuid) -> Result<bool, StoreError> {
     let others = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM ingest_batches
-                          WHERE incarnation < $1 AND incarnation IS NOT NULL AND NOT isempty(sequences))
-               OR EXISTS (SELECT FROM ingest_batches
-                          WHERE incarnation > $1 AND incarnation IS NOT NULL AND NOT isempty(sequences)) AS "others!""#,
+        // The first and the last of the index: whether there is any less or greater is asked of every batch where the planner
+        // takes some of them for likely to be.
+        r#"SELECT COALESCE((SELECT incarnation FROM ingest_batches
+                            WHERE incarnation IS NOT NULL AND NOT isempty(sequences) ORDER BY incarnation LIMIT 1) < $1, false)
+               OR COALESCE((SELECT incarnation FROM ingest_batches
+                            WHERE incarnation IS NOT NULL AND NOT isempty(sequences)
+                            ORDER BY incarnation DESC LIMIT 1) > $1, false) AS "others!""#,
         incarnation
     )
     .fetch_one(connection)

@@ -83,7 +83,8 @@ pub async fn tallies(
            ), rare_sums AS (
                SELECT kind, service_period, sell_price_id, jsonb_object_agg(class, quantity) AS rare
                FROM (SELECT kind, service_period, sell_price_id, key AS class, sum(value::numeric)::bigint AS quantity
-                     FROM booked, jsonb_each_text(booked.rare) GROUP BY 1, 2, 3, 4) AS per_class
+                     FROM booked, jsonb_each_text(booked.rare) WHERE booked.rare IS NOT NULL
+                     GROUP BY 1, 2, 3, 4) AS per_class
                GROUP BY 1, 2, 3
            )
            SELECT kind AS "kind!", service_period AS "service_period!", p.end_at AS "service_end!",

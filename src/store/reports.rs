@@ -111,6 +111,53 @@ impl TryFrom<RawTotals> for TaskTotals {
     }
 }
 
+/// Sums up the tasks that the first part of the statement calls `counted`, by type and outcome.
+macro_rules! totals_of {
+    ($counted:literal, $scope:expr, $limit:expr) => {
+        sqlx::query_as!(
+            RawTotals,
+            $counted
+                + r#", currencies AS (
+               -- Each until the next, and the first from ever, so that every task has them.
+               SELECT a.customer_id, s.currency, c.currency AS cost_currency,
+                      CASE WHEN lag(a.id) OVER in_time IS NULL THEN '-infinity' ELSE a.valid_from END AS from_at,
+                      COALESCE(lead(a.valid_from) OVER in_time, 'infinity') AS to_at
+               FROM book_assignments a
+               JOIN price_books s ON s.id = a.sell_book_id
+               LEFT JOIN price_books c ON c.id = a.cost_book_id
+               WINDOW in_time AS (PARTITION BY a.customer_id ORDER BY a.valid_from)
+           ), grouped AS (
+               SELECT t.task_type, t.outcome, x.cost_currency, COALESCE(x.currency, $5) AS currency, count(*) AS tasks,
+                      sum(t.calls)::bigint AS calls, sum(t.cost) AS cost, max(t.cost) AS cost_max,
+                      sum(t.charge) AS charge, max(t.charge) AS charge_max,
+                      -- Exact, although the fractions are floating point: a fraction of a count that is a whole number comes
+                      -- out as that, and any other is a hundredth away from one.
+                      percentile_disc(ARRAY[0.5, 0.9, 0.99]::float8[]) WITHIN GROUP (ORDER BY t.cost) AS costs,
+                      percentile_disc(ARRAY[0.5, 0.9, 0.99]::float8[]) WITHIN GROUP (ORDER BY t.charge) AS charges
+               FROM counted t
+               LEFT JOIN currencies x ON x.customer_id = t.customer_id
+                                     AND t.first_event_at >= x.from_at AND t.first_event_at < x.to_at
+               GROUP BY 1, 2, 3, 4
+           )
+           SELECT task_type, outcome, cost_currency AS "cost_currency?", currency AS "currency!", tasks AS "tasks!",
+                  calls AS "calls!", cost AS "cost!: Amount", costs[1] AS "cost_p50!: Amount",
+                  costs[2] AS "cost_p90!: Amount", costs[3] AS "cost_p99!: Amount", cost_max AS "cost_max!: Amount",
+                  charge AS "charge!: Amount", charges[1] AS "charge_p50!: Amount",
+                  charges[2] AS "charge_p90!: Amount", charges[3] AS "charge_p99!: Amount",
+                  charge_max AS "charge_max!: Amount"
+           FROM grouped
+           ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4
+           LIMIT $6"#,
+            $scope.customer.map(|customer| customer.0),
+            $scope.from,
+            $scope.to,
+            $scope.task_type,
+            Currencies::NONE.charge.as_str(),
+            $limit
+        )
+    };
+}
+
 /// Exact totals of all tasks whose last event lies in the interval, by type and outcome, at most `limit` rows. The tasks
 /// themselves, of which there are millions, stay in the database.
 ///
@@ -127,83 +174,100 @@ pub async fn task_totals(
     scope: &TaskScope,
     limit: i64,
 ) -> Result<Vec<TaskTotals>, StoreError> {
-    let rows = sqlx::query_as!(
-        RawTotals,
-        r#"WITH RECURSIVE chosen AS (
-               SELECT t.customer_id, t.task_id, t.task_type, t.parent, t.outcome, t.first_event_at,
-                      p.task_id IS NOT NULL AS has_parent
-               FROM tasks t
-               LEFT JOIN tasks p ON $5 AND p.customer_id = t.customer_id AND p.task_id = t.parent
-               WHERE ($1::bigint IS NULL OR t.customer_id = $1) AND t.last_event_at >= $2 AND t.last_event_at < $3
+    // Every task is sorted twice.
+    sqlx::query!("SET LOCAL work_mem = '64MB'").execute(&mut *connection).await?;
+    let rows = if scope.nested {
+        nested_totals(connection, scope, limit).await?
+    } else {
+        single_totals(connection, scope, limit).await?
+    };
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+async fn single_totals(
+    connection: &mut PgConnection,
+    scope: &TaskScope,
+    limit: i64,
+) -> Result<Vec<RawTotals>, StoreError> {
+    let rows = totals_of!(
+        r#"WITH counted AS (
+               SELECT customer_id, task_type, outcome, first_event_at, calls, cost, charge
+               FROM tasks
+               WHERE ($1::bigint IS NULL OR customer_id = $1) AND last_event_at >= $2 AND last_event_at < $3
                  -- The same to the minute, which the index has.
-                 AND t.last_minute > $2 - interval '1 minute' AND t.last_minute < $3
-                 AND ($4::text IS NULL OR t.task_type = $4)
-           ), up AS (
-               -- UNION, not UNION ALL: a circle of parents comes to its end.
-               SELECT customer_id, task_id AS start, task_id, parent FROM chosen WHERE has_parent
-               UNION
-               SELECT p.customer_id, up.start, p.task_id, p.parent
-               FROM up JOIN tasks p ON p.customer_id = up.customer_id AND p.task_id = up.parent
-           ), under_root AS (
-               SELECT DISTINCT up.customer_id, up.start AS task_id
-               FROM up LEFT JOIN tasks p ON p.customer_id = up.customer_id AND p.task_id = up.parent
-               WHERE up.task_id <> up.start AND p.task_id IS NULL
-           ), counted AS (
-               SELECT c.* FROM chosen c LEFT JOIN under_root u USING (customer_id, task_id) WHERE u.task_id IS NULL
-           ), down AS (
-               SELECT customer_id, task_id AS root, task_id, NOT has_parent AS descends FROM counted
-               UNION
-               SELECT t.customer_id, down.root, t.task_id, true
-               FROM down JOIN tasks t ON t.customer_id = down.customer_id AND t.parent = down.task_id
-               WHERE $5 AND down.descends
-           ), totals AS (
-               SELECT d.customer_id, d.root, sum(t.calls) AS calls, sum(t.cost) AS cost, sum(t.charge) AS charge
-               FROM down d JOIN tasks t ON t.customer_id = d.customer_id AND t.task_id = d.task_id
-               GROUP BY d.customer_id, d.root
-           ), currencies AS (
-               -- Each until the next, and the first from ever, so that every task has them.
-               SELECT a.customer_id, s.currency, c.currency AS cost_currency,
-                      CASE WHEN lag(a.id) OVER in_time IS NULL THEN '-infinity' ELSE a.valid_from END AS from_at,
-                      COALESCE(lead(a.valid_from) OVER in_time, 'infinity') AS to_at
-               FROM book_assignments a
-               JOIN price_books s ON s.id = a.sell_book_id
-               LEFT JOIN price_books c ON c.id = a.cost_book_id
-               WINDOW in_time AS (PARTITION BY a.customer_id ORDER BY a.valid_from)
-           ), priced AS (
-               SELECT c.task_type, c.outcome, x.cost_currency, COALESCE(x.currency, $6) AS currency, totals.calls,
-                      totals.cost, totals.charge
-               FROM counted c
-               JOIN totals ON totals.customer_id = c.customer_id AND totals.root = c.task_id
-               LEFT JOIN currencies x ON x.customer_id = c.customer_id
-                                     AND c.first_event_at >= x.from_at AND c.first_event_at < x.to_at
-           ), ranked AS (
-               SELECT priced.*, count(*) OVER same AS tasks, row_number() OVER (same ORDER BY cost) AS cost_rank,
-                      row_number() OVER (same ORDER BY charge) AS charge_rank
-               FROM priced WINDOW same AS (PARTITION BY task_type, outcome, cost_currency, currency)
-           )
-           SELECT task_type, outcome, cost_currency AS "cost_currency?", currency AS "currency!", count(*) AS "tasks!",
-                  sum(calls)::bigint AS "calls!", sum(cost) AS "cost!: Amount",
-                  max(cost) FILTER (WHERE cost_rank = (50 * tasks + 99) / 100) AS "cost_p50!: Amount",
-                  max(cost) FILTER (WHERE cost_rank = (90 * tasks + 99) / 100) AS "cost_p90!: Amount",
-                  max(cost) FILTER (WHERE cost_rank = (99 * tasks + 99) / 100) AS "cost_p99!: Amount",
-                  max(cost) AS "cost_max!: Amount", sum(charge) AS "charge!: Amount",
-                  max(charge) FILTER (WHERE charge_rank = (50 * tasks + 99) / 100) AS "charge_p50!: Amount",
-                  max(charge) FILTER (WHERE charge_rank = (90 * tasks + 99) / 100) AS "charge_p90!: Amount",
-                  max(charge) FILTER (WHERE charge_rank = (99 * tasks + 99) / 100) AS "charge_p99!: Amount",
-                  max(charge) AS "charge_max!: Amount"
-           FROM ranked
-           GROUP BY 1, 2, 3, 4
-           ORDER BY 1 NULLS LAST, 2 NULLS LAST, 3, 4
-           LIMIT $7"#,
-        scope.customer.map(|customer| customer.0),
-        scope.from,
-        scope.to,
-        scope.task_type,
-        scope.nested,
-        Currencies::NONE.charge.as_str(),
+                 AND last_minute > $2 - interval '1 minute' AND last_minute < $3
+                 AND ($4::text IS NULL OR task_type = $4)
+           )"#,
+        scope,
         limit
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    Ok(rows)
+}
+
+async fn nested_totals(
+    connection: &mut PgConnection,
+    scope: &TaskScope,
+    limit: i64,
+) -> Result<Vec<RawTotals>, StoreError> {
+    let rows = totals_of!(
+        r#"WITH RECURSIVE named AS (
+               -- What names a parent, which most tasks do not.
+               SELECT t.customer_id, t.task_id, t.task_type, t.parent, t.outcome, t.first_event_at, t.calls, t.cost,
+                      t.charge,
+                      EXISTS (SELECT FROM tasks p
+                              WHERE p.customer_id = t.customer_id AND p.task_id = t.parent) AS has_parent
+               FROM tasks t
+               WHERE ($1::bigint IS NULL OR t.customer_id = $1) AND t.last_event_at >= $2 AND t.last_event_at < $3
+                 AND t.last_minute > $2 - interval '1 minute' AND t.last_minute < $3
+                 AND ($4::text IS NULL OR t.task_type = $4) AND t.parent IS NOT NULL
+           ), up AS (
+               -- UNION, not UNION ALL: a circle of parents comes to its end. Each parent by itself, by the key: how many there
+               -- are is not known beforehand, and a join would read all tasks once per generation.
+               SELECT customer_id, task_id AS start, task_id, parent FROM named WHERE has_parent
+               UNION
+               SELECT p.customer_id, up.start, p.task_id, p.parent
+               FROM up CROSS JOIN LATERAL (SELECT * FROM tasks p
+                                           WHERE p.customer_id = up.customer_id AND p.task_id = up.parent LIMIT 1) p
+           ), under_root AS (
+               SELECT up.customer_id, up.start AS task_id
+               FROM up
+               WHERE up.task_id <> up.start
+                 AND CASE WHEN up.parent IS NOT NULL
+                          THEN NOT EXISTS (SELECT FROM tasks p WHERE p.customer_id = up.customer_id AND p.task_id = up.parent)
+                          ELSE true END
+           ), roots AS NOT MATERIALIZED (
+               SELECT customer_id, task_id, task_type, outcome, first_event_at, calls, cost, charge, false AS has_parent
+               FROM tasks
+               WHERE ($1::bigint IS NULL OR customer_id = $1) AND last_event_at >= $2 AND last_event_at < $3
+                 AND last_minute > $2 - interval '1 minute' AND last_minute < $3
+                 AND ($4::text IS NULL OR task_type = $4) AND parent IS NULL
+               UNION ALL
+               SELECT n.customer_id, n.task_id, n.task_type, n.outcome, n.first_event_at, n.calls, n.cost, n.charge,
+                      n.has_parent
+               FROM named n LEFT JOIN under_root u USING (customer_id, task_id)
+               WHERE u.task_id IS NULL
+           ), down AS (
+               SELECT t.customer_id, r.task_id AS root, t.task_id
+               FROM tasks t JOIN roots r ON r.customer_id = t.customer_id AND r.task_id = t.parent
+               WHERE t.parent IS NOT NULL AND NOT r.has_parent
+               UNION
+               SELECT t.customer_id, down.root, t.task_id
+               FROM down JOIN tasks t ON t.customer_id = down.customer_id AND t.parent = down.task_id
+           ), below AS (
+               SELECT d.customer_id, d.root, sum(t.calls) AS calls, sum(t.cost) AS cost, sum(t.charge) AS charge
+               FROM down d JOIN tasks t ON t.customer_id = d.customer_id AND t.task_id = d.task_id
+               GROUP BY d.customer_id, d.root
+           ), counted AS (
+               SELECT r.customer_id, r.task_type, r.outcome, r.first_event_at, r.calls + COALESCE(b.calls, 0) AS calls,
+                      r.cost + COALESCE(b.cost, 0) AS cost, r.charge + COALESCE(b.charge, 0) AS charge
+               FROM roots r LEFT JOIN below b ON b.customer_id = r.customer_id AND b.root = r.task_id
+           )"#,
+        scope,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
 }

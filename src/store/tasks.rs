@@ -147,11 +147,13 @@ pub async fn list(
            FROM tasks
            WHERE customer_id = $1
              AND ($2::timestamptz IS NULL OR last_event_at >= $2) AND ($3::timestamptz IS NULL OR last_event_at < $3)
+             -- The same to the minute, which the index has.
+             AND ($2::timestamptz IS NULL OR last_minute > $2 - interval '1 minute')
+             AND ($3::timestamptz IS NULL OR last_minute < $3)
              AND ($4::text IS NULL OR task_type = $4)
              AND ($5::text IS NULL OR outcome = $5 OR ($5 = 'open' AND outcome IS NULL))
              AND ($6::text IS NULL OR parent = $6)
              AND ($7::timestamptz IS NULL OR (last_minute <= $7 AND (last_event_at, task_id) < ($7, $8)))
-           -- The minute says nothing that the instant does not: it is what the index has.
            ORDER BY last_minute DESC, last_event_at DESC, task_id DESC LIMIT $9"#,
         customer.0,
         filter.from,

@@ -174,7 +174,7 @@ pub async fn sums(
                       cost_currency, currency, jsonb_object_agg(class, quantity) AS rare
                FROM (SELECT customer, day, provider, model, project_group, task_type_group, cost_price, sell_price,
                             cost_currency, currency, key AS class, sum(value::numeric)::bigint AS quantity
-                     FROM picked, jsonb_each_text(picked.rare)
+                     FROM picked, jsonb_each_text(picked.rare) WHERE picked.rare IS NOT NULL
                      GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) AS per_class
                GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
            )

@@ -78,6 +78,7 @@ const FLOATS: &[(&str, &str)] = &[
     ("forward/meters.rs", "gauges of what waits to be sent"),
     ("ingest/meters.rs", "a histogram of batch sizes"),
     ("metering/json.rs", "serde hands over fractions and exponents as floats, which are refused"),
+    ("store/reports.rs", "fractions of percentiles, whose ranks come out exact"),
     ("telemetry.rs", "buckets of histograms"),
 ];
 /// What a float is called in Rust, in PostgreSQL, and in features that would let one into JSON.
