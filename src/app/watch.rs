@@ -26,10 +26,11 @@ pub const DATABASE: &str = "database";
 pub const PUBLISHER: &str = "publisher";
 /// How often gauges of lag and backlog are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
-/// Where reading them takes long, because millions of rejections are open, it takes no more than a twentieth of the time ...
-const GAUGES_SHARE: u32 = 20;
+/// Where reading those of the ledger takes long, because millions of rejections are open, it takes no more than a tenth of the
+/// time ...
+const LEDGER_SHARE: u32 = 10;
 /// ... but they are never older than this, and what the reading takes.
-const GAUGES_SELDOM: Duration = Duration::from_secs(30);
+const LEDGER_SELDOM: Duration = Duration::from_secs(20);
 /// How often it is looked whether every acknowledged sequence is in a batch.
 const COMPLETENESS_EVERY: Duration = Duration::from_secs(20);
 /// Gateways that are read at a time.
@@ -87,6 +88,7 @@ pub fn show(parts: BTreeMap<&'static str, Option<String>>) {
 pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
     let (mut of_stream, mut of_ledger) = (Reading::of("stream"), Reading::of("ledger"));
     let mut counted: Option<Instant> = None;
+    let mut ledger_due = Instant::now();
     let (mut reasons, mut shown) = (BTreeSet::new(), Shown::default());
     while !shutdown.stopping() {
         let due = counted.is_none_or(|counted| counted.elapsed() >= COMPLETENESS_EVERY);
@@ -94,18 +96,24 @@ pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
         if let Some(stream) = stream {
             of_stream.ended(&sample_stream(&stream).await);
         }
-        let started = Instant::now();
-        let mut read = sample_ledger(&database, &mut reasons).await;
-        if read.is_ok() && due {
-            read = sample_gateways(&database, &mut shown).await;
+        if Instant::now() >= ledger_due {
+            let started = Instant::now();
+            let mut read = sample_ledger(&database, &mut reasons).await;
+            if read.is_ok() && due {
+                read = sample_gateways(&database, &mut shown).await;
+            }
+            let took = started.elapsed();
+            if of_ledger.ended(&read) {
+                ledger_due =
+                    Instant::now() + (took * LEDGER_SHARE).min(LEDGER_SELDOM).saturating_sub(GAUGES_EVERY);
+                if due {
+                    counted = Some(Instant::now());
+                }
+            }
         }
-        if of_ledger.ended(&read) && due {
-            counted = Some(Instant::now());
-        }
-        let pause = (started.elapsed() * GAUGES_SHARE).clamp(GAUGES_EVERY, GAUGES_SELDOM);
         tokio::select! {
             () = shutdown.stopped() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(GAUGES_EVERY) => {}
         }
     }
 }

@@ -26,6 +26,15 @@ pub enum IngestError {
         /// An instant without a period.
         at: DateTime<Utc>,
     },
+    /// Batches are not posted although it was tried for long.
+    #[error(
+        "{batches} batches are recorded and not posted: another program is at them for long; end it if it is frozen, the service posts \
+         them then"
+    )]
+    Unposted {
+        /// How many.
+        batches: i64,
+    },
     /// The stream or its consumer has other settings than correctness needs.
     #[error("{object} has settings that would lose or change usage: {}; correct them or let Waybill create it anew", drift.join("; "))]
     Drift {
@@ -96,6 +105,7 @@ impl IngestError {
             Self::Book(_)
             | Self::Calendar(_)
             | Self::NoPeriod { .. }
+            | Self::Unposted { .. }
             | Self::Drift { .. }
             | Self::Compress(_)
             | Self::Facts(_)

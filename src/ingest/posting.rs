@@ -165,23 +165,32 @@ async fn summarize(database: &Database) -> Result<(), IngestError> {
 /// Posts everything that is recorded by now, with whoever else is at it.
 ///
 /// # Errors
-/// [`IngestError`]; what was posted before stays posted.
+/// [`IngestError::Unposted`] where nobody gets any further; any other. What was posted before stays posted.
 pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     let mut tx = database.begin_ingest().await?;
     let newest = periods::newest_unposted(&mut tx).await?;
     commit(tx).await?;
     let Some(newest) = newest else { return Ok(()) };
+    let (mut pace, mut least, mut since) = (Pace::default(), i64::MAX, Instant::now());
     loop {
-        let posted = post_slice(database, &Recent::default(), SLICE_ROWS_MAX, Turn::Awaited).await?;
+        let posted = post_slice(database, &Recent::default(), pace.rows_max(), Turn::Awaited).await?;
         let mut tx = database.begin_ingest().await?;
         let left = periods::unposted_up_to(&mut tx, newest).await?;
         commit(tx).await?;
         if left == 0 {
             return Ok(());
         }
-        if posted.is_some_and(|posted| posted.slice.batches.is_empty()) {
+        if left < least {
+            (least, since) = (left, Instant::now());
+        } else if since.elapsed() > ELSEWHERE_LONG {
+            return Err(IngestError::Unposted { batches: left });
+        }
+        match posted {
+            Some(Posted { slice, took }) if !slice.batches.is_empty() => pace.posted(slice.rows, took),
             // A poster of a release without turns holds them.
-            tokio::time::sleep(RETRY).await;
+            Some(_) => tokio::time::sleep(RETRY).await,
+            // It was waited for.
+            None => {}
         }
     }
 }
@@ -198,7 +207,11 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             }
         }
         let started = Instant::now();
-        match post_gathered(&database, &recent, &nudge, pace).await {
+        let next = post_gathered(&database, &recent, &nudge, pace).await;
+        if !matches!(next, Ok(Next::OthersTurn(_))) {
+            elsewhere = Elsewhere::default();
+        }
+        match next {
             Ok(Next::Posted { rows, took }) => pace.posted(rows, took),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::OthersTurn(first)) => {

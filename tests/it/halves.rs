@@ -5,10 +5,10 @@ use sqlx::{AssertSqlSafe, Connection};
 use tokio::task::JoinHandle;
 use waybill::clock::Clock;
 use waybill::domain::ids::{BatchId, CustomerId};
-use waybill::ingest::posting::post_once;
+use waybill::ingest::posting::{post_all, post_once};
 use waybill::invoicing::rerate::{self, Request};
 use waybill::reports::verify;
-use waybill::store::periods;
+use waybill::store::periods::{self, CLOSE_LOCK};
 use waybill::store::posting::POSTING_LOCK;
 
 use crate::harness::wait_until;
@@ -258,6 +258,22 @@ async fn a_poster_that_makes_billing_periods_waits_for_its_turn() {
     assert!(posting.await.unwrap());
     assert_eq!(waiting.ledger.count("SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL").await, 0);
     waiting.verified().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_turn_keeps_no_closing_waiting() {
+    let waiting = Waiting::new().await;
+    let other = waiting.transaction(&format!("SELECT pg_advisory_xact_lock({POSTING_LOCK})")).await;
+    let database = waiting.ledger.database.clone();
+    let all = tokio::spawn(async move { post_all(&database).await });
+    waiting.seen("it waits", "wait_event = 'advisory'").await;
+    let free = format!(
+        "SELECT count(*) FILTER (WHERE pg_try_advisory_xact_lock({CLOSE_LOCK})) FROM (VALUES (1)) AS one"
+    );
+    assert_eq!(waiting.ledger.count(&free).await, 1);
+    other.close().await.unwrap();
+    all.await.unwrap().unwrap();
+    assert_eq!(waiting.ledger.count("SELECT count(*) FROM ingest_batches WHERE posted_at IS NULL").await, 0);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use waybill::ingest::Publisher;
 use waybill::store::{PoolWatch, Scope, gauges};
 
-use crate::harness::{TestBed, free_addresses, get, wait_until};
+use crate::harness::{TestBed, free_addresses, get, wait_until, wait_until_within};
 use crate::private_nats::PrivateNats;
 use crate::world::{World, usage_event};
 
@@ -83,8 +83,11 @@ async fn it_gets_ready_records_counts_and_stops_when_told() {
         "waybill_gateway_missing_events{gateway=\"gw-1\"} 0",
         "waybill_part_up{part=\"ingest\"} 1",
     ] {
-        wait_until(counted, async || get(metrics, "/metrics").await.filter(|text| text.contains(counted)))
-            .await;
+        // Gaps of gateways are looked for every twenty seconds, where reading them takes long less often.
+        wait_until_within(counted, Duration::from_mins(1), async || {
+            get(metrics, "/metrics").await.filter(|text| text.contains(counted))
+        })
+        .await;
     }
     assert!(get(http, "/metrics").await.unwrap().contains(" 404 "), "metrics have a listener of their own");
     let stopped = terminate(child);

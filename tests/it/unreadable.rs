@@ -58,7 +58,8 @@ impl<'a> Filled<'a> {
     async fn done(&self) {
         self.world.settled().await;
         wait_until("everything is acknowledged", async || {
-            let info = self.world.stream.progress().await.unwrap();
+            // A busy server may not answer in time.
+            let info = self.world.stream.progress().await.ok()?;
             (info.ack_floor.stream_sequence == self.messages && info.num_ack_pending == 0).then_some(())
         })
         .await;
@@ -171,7 +172,7 @@ async fn sequences_with_such_headers_are_read_again() {
     world.stream.consumer(limits()).await.unwrap();
     filled.raw.take(&world.names.stream, CONSUMER, messages).await;
     let acknowledged = async || {
-        let info = world.stream.progress().await.unwrap();
+        let info = world.stream.progress().await.ok()?;
         (info.ack_floor.stream_sequence == u64::try_from(messages).unwrap()).then_some(())
     };
     wait_until("all are acknowledged", acknowledged).await;

@@ -23,7 +23,7 @@ use super::periods::{CLOSE_LOCK, POSTING_WANTED_LOCK};
 use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
-/// Held by the poster whose turn it is, from when it holds the close lock until its transaction ends.
+/// Held by the poster whose turn it is until its transaction ends.
 pub const POSTING_LOCK: i64 = 0x77_61_79_07;
 /// Ids between two batches of a slice that may be none of its own: of other posters, or of transactions that are not
 /// over. Each row is compared with all of them.
@@ -180,9 +180,9 @@ pub async fn await_turn(connection: &mut PgConnection) -> Result<bool, StoreErro
 }
 
 async fn lock_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
-    share_close_lock(connection).await?;
-    sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(connection).await?;
-    Ok(())
+    // Before the close lock, or a closing would wait for this one's turn as well as for the slice after it.
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(&mut *connection).await?;
+    share_close_lock(connection).await
 }
 
 async fn share_close_lock(connection: &mut PgConnection) -> Result<(), StoreError> {
