@@ -65,7 +65,7 @@ EDITS = [
     # Takes what has a lower sequence than something else for known.
     ("skip_below", "src/ingest/sorted.rs",
      "                    match known(tx, &compared, &held, &seen).await? {",
-     """                    let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(event.stream_seq);
+     """                    let below = crate::sabotage::on("skip_below") && crate::sabotage::below_highest(candidate.event.stream_seq);
                     let known = known(tx, &compared, &held, &seen).await?;
                     match if below { Known::Duplicate } else { known } {"""),
     # Records what the journal has already, under another key.
