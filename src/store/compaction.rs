@@ -6,8 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use super::StoreError;
-use super::periods::CLOSE_LOCK;
+use super::{StoreError, periods};
 use crate::domain::ids::CustomerId;
 
 /// First half of the advisory lock of one customer's compaction; the second is the customer. Locks of two halves never
@@ -53,7 +52,7 @@ pub async fn due(
 /// [`StoreError::Database`].
 pub async fn sum_hours(connection: &mut PgConnection, due: Due, rows_max: i64) -> Result<i64, StoreError> {
     // As a poster: sums are not moved while a period is closed or sums are put right.
-    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(&mut *connection).await?;
+    periods::keep_open(connection).await?;
     let mine = sqlx::query_scalar!(
         r#"SELECT pg_try_advisory_xact_lock($1, hashint8($2)) AS "mine!""#,
         COMPACTION_LOCK,

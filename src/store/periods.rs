@@ -241,6 +241,15 @@ pub async fn want_posting(connection: &mut PgConnection) -> Result<(), StoreErro
     Ok(())
 }
 
+/// Keeps periods from being closed, and sums from being put right, until the transaction ends; after whoever is at that.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub(super) async fn keep_open(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(connection).await?;
+    Ok(())
+}
+
 /// Waits until no poster works, and keeps all out until the transaction ends.
 ///
 /// # Errors

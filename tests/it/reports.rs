@@ -177,7 +177,6 @@ async fn tasks_are_counted_once_alone_and_nested() {
 
 const OCTOBER: (&str, &str) = ("2026-10-01T00:00:00Z", "2026-11-01T00:00:00Z");
 
-/// What a report of October shows of all tasks, in a scope.
 /// A plan for any customer and any time, which PostgreSQL would take after five calls, reads everything for each.
 #[tokio::test]
 async fn reports_are_planned_for_what_they_ask_for() {
@@ -185,13 +184,12 @@ async fn reports_are_planned_for_what_they_ask_for() {
     let acme = ledger.customer("acme", "UTC").await;
     ledger.record(&[task_call(acme, "2026-10-02T01:00:00Z", "t", "refund", 1)]).await;
     ledger.post().await;
-    let now = utc("2026-11-01T00:00:00Z");
+    let (from, now) = (utc(OCTOBER.0), utc(OCTOBER.1));
     let mut tx = ledger.database.read(Scope::Everything).await.unwrap();
     for customer in [None, Some(acme), Some(acme), Some(acme), Some(acme), Some(acme), Some(acme)] {
-        let tasks =
-            TaskScope { customer, from: utc("2026-10-01T00:00:00Z"), to: now, ..TaskScope::default() };
+        let tasks = TaskScope { customer, from, to: now, ..TaskScope::default() };
         cost_per_task(&mut tx, Scope::Everything, &tasks, now).await.unwrap();
-        let filter = UsageFilter { customer, from: tasks.from, to: tasks.to, ..UsageFilter::default() };
+        let filter = UsageFilter { customer, from, to: now, ..UsageFilter::default() };
         let query = UsageQuery { filter, group_by: vec![Dimension::Day] };
         usage(&mut tx, Scope::Everything, &query, now).await.unwrap();
     }
@@ -203,6 +201,7 @@ async fn reports_are_planned_for_what_they_ask_for() {
     assert_eq!((custom, generic), (3 * 7, 1));
 }
 
+/// What a report of October shows of all tasks, in a scope.
 async fn october(ledger: &Ledger, scope: Scope, task_type: Option<&str>) -> CostPerTask {
     let tasks = TaskScope {
         from: utc(OCTOBER.0),

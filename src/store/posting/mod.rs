@@ -19,7 +19,7 @@ pub use sums::{RollupSum, TaskSum, Totals, add_to_rollups, add_to_tasks, ranks};
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
-use super::periods::{CLOSE_LOCK, POSTING_WANTED_LOCK};
+use super::periods::{self, POSTING_WANTED_LOCK};
 use super::{StoreError, ensure_affected, journal};
 use crate::domain::ids::{BatchId, CustomerId};
 
@@ -161,7 +161,7 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Option<Waiting>, S
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn try_turn(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    share_close_lock(connection).await?;
+    periods::keep_open(connection).await?;
     let taken = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, POSTING_LOCK)
         .fetch_one(connection)
         .await?;
@@ -182,12 +182,7 @@ pub async fn await_turn(connection: &mut PgConnection) -> Result<bool, StoreErro
 async fn lock_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
     // Before the close lock, or a closing would wait for this one's turn as well as for the slice after it.
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(&mut *connection).await?;
-    share_close_lock(connection).await
-}
-
-async fn share_close_lock(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", CLOSE_LOCK).fetch_one(connection).await?;
-    Ok(())
+    periods::keep_open(connection).await
 }
 
 /// Locks the next batches to post, up to about `rows_max` rows; batches that a poster of a release without turns holds are
