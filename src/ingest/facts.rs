@@ -176,6 +176,8 @@ fn row<'a>(event: &'a JournalEvent, number: i16, part: Option<&'a JournalPart>) 
 pub struct Gathering {
     facts: Facts,
     texts: IndexSet<Box<str>, RandomState>,
+    /// Where a row is coded.
+    coded: [u8; ROW_BYTES_MAX],
 }
 
 impl Gathering {
@@ -190,7 +192,7 @@ impl Gathering {
             texts: String::new(),
             text_ends: vec![0],
         };
-        Self { facts, texts: IndexSet::default() }
+        Self { facts, texts: IndexSet::default(), coded: [0; ROW_BYTES_MAX] }
     }
 
     /// Adds the rows of a recorded event. A reversal of an estimate is none of them: the database makes it.
@@ -233,8 +235,7 @@ impl Gathering {
             restated: row.kind == RowKind::Restated,
             outcome: row.outcome.filter(|_| row.kind == RowKind::Outcome),
         };
-        let mut bytes = [0; ROW_BYTES_MAX];
-        let coded = postcard::to_slice(&fact, &mut bytes)?;
+        let coded = postcard::to_slice(&fact, &mut self.coded)?;
         self.facts.coded[Share::of(row.customer).0].extend_from_slice(coded);
         self.facts.rows += 1;
         Ok(())

@@ -18,9 +18,7 @@ use serde_json::value::RawValue;
 
 use super::chat::{Caches, Reasoning, Usage};
 use super::iterations::{self, TopLevel};
-use super::{
-    Format, Reading, Served, agreed, need, openai_responses, or_zero, quantities, stated, unmetered, xai,
-};
+use super::{Format, Reading, Served, add, agreed, need, openai_responses, or_zero, stated, unmetered, xai};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object, Text, read};
 use crate::metering::reason::{Reason, Rejected};
@@ -191,14 +189,15 @@ fn parts<'a>(
     let are_citations_billed = model.is_some_and(|model| model.ends_with(BILLED_CITATIONS));
     let citations = if are_citations_billed { or_zero(usage.citation_tokens) } else { 0 };
     if let Some(last) = readings.last_mut() {
-        let mut counts: Vec<_> = last.quantities.non_zero().collect();
-        counts.extend([
-            (TokenClass::Input, citations),
-            (TokenClass::Reasoning, reasoning_beside),
-            (TokenClass::WebSearch, searches),
-            (TokenClass::CodeSession, sessions),
-        ]);
-        last.quantities = quantities(&counts)?;
+        add(
+            &mut last.quantities,
+            &[
+                (TokenClass::Input, citations),
+                (TokenClass::Reasoning, reasoning_beside),
+                (TokenClass::WebSearch, searches),
+                (TokenClass::CodeSession, sessions),
+            ],
+        )?;
     }
     Ok(readings)
 }

@@ -307,9 +307,15 @@ fn unmetered(format: Format) -> Rejected {
 /// Sums counts into quantities; a fault here is a sum above the limit.
 fn quantities(counts: &[(TokenClass, i64)]) -> Result<Quantities, Rejected> {
     let mut quantities = Quantities::NONE;
+    add(&mut quantities, counts)?;
+    Ok(quantities)
+}
+
+/// Adds counts to quantities; a fault here is a sum above the limit.
+fn add(quantities: &mut Quantities, counts: &[(TokenClass, i64)]) -> Result<(), Rejected> {
     for (class, count) in counts {
         let sum = quantities.get(*class) + count;
         quantities.set(*class, sum).map_err(|limit| Rejected::new(Reason::Limit, limit))?;
     }
-    Ok(quantities)
+    Ok(())
 }

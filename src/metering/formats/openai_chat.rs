@@ -5,7 +5,7 @@
 //! reasoning stands beside the completion, its search queries are `web_search` fees.
 
 use super::chat::{self, Reasoning};
-use super::{Format, Reading, or_zero, quantities, stated};
+use super::{Format, Reading, add, or_zero, stated};
 use crate::domain::tokens::TokenClass;
 use crate::metering::reason::Rejected;
 
@@ -16,13 +16,14 @@ pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let searches = call.usage.web_searches(call.model.as_deref())?;
     let citations = or_zero(call.usage.citation_tokens);
     let beside_reasoning = call.usage.take_reasoning_of_perplexity()?;
-    let (main, prompt) = call.usage.inclusive(caches, Reasoning::Inside)?;
-    let mut counts: Vec<_> = main.non_zero().collect();
-    counts.extend([
-        (TokenClass::Input, citations),
-        (TokenClass::Reasoning, beside_reasoning),
-        (TokenClass::WebSearch, searches),
-    ]);
-    let quantities = quantities(&counts)?;
+    let (mut quantities, prompt) = call.usage.inclusive(caches, Reasoning::Inside)?;
+    add(
+        &mut quantities,
+        &[
+            (TokenClass::Input, citations),
+            (TokenClass::Reasoning, beside_reasoning),
+            (TokenClass::WebSearch, searches),
+        ],
+    )?;
     Ok(Reading { stated_cost, ..call.reading(quantities, prompt) })
 }

@@ -5,17 +5,16 @@
 //! it (a discount) or fall short of it (a plugin's fee).
 
 use super::chat::{self, Reasoning};
-use super::{Format, Reading, quantities, stated};
+use super::{Format, Reading, add, stated};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::Object;
 use crate::metering::reason::Rejected;
 
 pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let call = chat::call(body, Format::OpenRouterChat)?;
-    let (main, prompt) = call.usage.inclusive(call.usage.caches()?, Reasoning::Inside)?;
-    let mut counts: Vec<_> = main.non_zero().collect();
-    counts.push((TokenClass::WebSearch, call.usage.web_searches(call.model.as_deref())?));
-    let quantities = quantities(&counts)?;
+    let (mut quantities, prompt) = call.usage.inclusive(call.usage.caches()?, Reasoning::Inside)?;
+    let searches = call.usage.web_searches(call.model.as_deref())?;
+    add(&mut quantities, &[(TokenClass::WebSearch, searches)])?;
     let cost = stated::cost(call.usage.cost);
     let upstream =
         call.usage.cost_details.as_ref().and_then(|Object(details)| details.upstream_inference_cost);

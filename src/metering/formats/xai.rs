@@ -8,7 +8,7 @@
 use serde_json::value::RawValue;
 
 use super::chat::{self, Reasoning, ServerSideTools, Usage};
-use super::{Format, Reading, agreed, or_zero, quantities, stated};
+use super::{Format, Reading, add, agreed, or_zero, stated};
 use crate::domain::tokens::TokenClass;
 use crate::metering::json::{Count, Object};
 use crate::metering::reason::{Reason, Rejected};
@@ -36,14 +36,10 @@ const CODE_EXECUTION: &str = "CODE_EXECUTION";
 
 pub(super) fn decompose(body: &str) -> Result<Reading<'_>, Rejected> {
     let call = chat::call(body, Format::XaiChat)?;
-    let (main, prompt) = call.usage.inclusive(call.usage.caches()?, Reasoning::Outside)?;
+    let (mut quantities, prompt) = call.usage.inclusive(call.usage.caches()?, Reasoning::Outside)?;
     let (of_the_web, of_x, sessions) = all_tool_calls(&call.usage)?;
-    let mut counts: Vec<_> = main.non_zero().collect();
-    counts.extend([
-        (TokenClass::WebSearch, searches(of_the_web, of_x, call.usage.num_sources_used)),
-        (TokenClass::CodeSession, sessions),
-    ]);
-    let quantities = quantities(&counts)?;
+    let searches = searches(of_the_web, of_x, call.usage.num_sources_used);
+    add(&mut quantities, &[(TokenClass::WebSearch, searches), (TokenClass::CodeSession, sessions)])?;
     let stated_cost = match call.usage.cost_in_usd_ticks {
         Some(ticks) => stated::ticks(ticks),
         None => stated::cost(call.usage.cost),
