@@ -14,7 +14,8 @@ use crate::ingest::repair::Repairer;
 use crate::ingest::supervisor::Current;
 use crate::ingest::{IngestError, Publisher, Recorder, StreamLimits, UsageStream};
 use crate::shutdown::Shutdown;
-use crate::store::{Database, PoolWatch, Scope, StoreError, gateways, gauges};
+use crate::store::gateways::{self, Heads};
+use crate::store::{Database, PoolWatch, Scope, StoreError, gauges};
 
 /// How often it is looked whether the database answers, and shown which parts work.
 pub const PARTS_EVERY: Duration = Duration::from_secs(2);
@@ -33,8 +34,8 @@ const LEDGER_SHARE: u32 = 10;
 const LEDGER_SELDOM: Duration = Duration::from_secs(20);
 /// How often it is looked whether every acknowledged sequence is in a batch.
 const COMPLETENESS_EVERY: Duration = Duration::from_secs(20);
-/// Gateways that are read at a time.
-const GATEWAYS_PAGE: i64 = 500;
+/// How long what a gateway counted may be in the hands of one consumer while another records what comes after it.
+const UNDERWAY_LONGEST: Duration = Duration::from_mins(1);
 /// Most gateways with gaps that are shown, and most without: each is a time series.
 const SHOWN_MAX: usize = 500;
 /// How often the pools are looked at.
@@ -89,7 +90,7 @@ pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
     let (mut of_stream, mut of_ledger) = (Reading::of("stream"), Reading::of("ledger"));
     let mut counted: Option<Instant> = None;
     let mut ledger_due = Instant::now();
-    let (mut reasons, mut shown) = (BTreeSet::new(), Shown::default());
+    let (mut reasons, mut shown, mut heads) = (BTreeSet::new(), Shown::default(), Counted::default());
     while !shutdown.stopping() {
         let due = counted.is_none_or(|counted| counted.elapsed() >= COMPLETENESS_EVERY);
         let stream = current.borrow().clone();
@@ -100,7 +101,7 @@ pub async fn sample(database: Database, current: Current, shutdown: Shutdown) {
             let started = Instant::now();
             let mut read = sample_ledger(&database, &mut reasons).await;
             if read.is_ok() && due {
-                read = sample_gateways(&database, &mut shown).await;
+                read = sample_gateways(&database, &mut shown, &mut heads).await;
             }
             let took = started.elapsed();
             if of_ledger.ended(&read) {
@@ -210,26 +211,50 @@ impl Shown {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
-async fn sample_gateways(database: &Database, shown: &mut Shown) -> Result<(), StoreError> {
-    let mut tx = database.read(Scope::Everything).await?;
-    let mut after: Option<String> = None;
-    loop {
-        let page = gateways::list(&mut tx, None, after.as_deref(), GATEWAYS_PAGE).await?;
-        let more = i64::try_from(page.len()) == Ok(GATEWAYS_PAGE);
-        for gateway in page {
-            if shown.takes(&gateway.name, gateway.missing) {
-                metrics::gauge!("waybill_gateway_missing_events", "gateway" => gateway.name.clone())
-                    .set(gateway.missing as f64);
+/// How far the gateways' counts had come a while ago. What several consumers have in hand leaves holes below what another of
+/// them has just recorded: only what is still missing below an earlier end never came.
+#[derive(Debug, Default)]
+struct Counted<T> {
+    heads: T,
+    /// Those of a later look and when that was; they take the place of the others once they are old enough.
+    next: Option<(T, Instant)>,
+}
+
+impl<T: Clone> Counted<T> {
+    /// Takes note of how far they are now, and says how far they were a while ago: at the first look now, so that a restart hides
+    /// nothing.
+    fn look(&mut self, heads: T, now: Instant) -> &T {
+        match &mut self.next {
+            None => {
+                self.heads = heads.clone();
+                self.next = Some((heads, now));
             }
-            after = Some(gateway.name);
+            Some((next, since)) if now.duration_since(*since) >= UNDERWAY_LONGEST => {
+                self.heads = std::mem::replace(next, heads);
+                *since = now;
+            }
+            Some(_) => {}
         }
-        if !more {
-            break;
+        &self.heads
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics, not quantities that are billed")]
+async fn sample_gateways(
+    database: &Database,
+    shown: &mut Shown,
+    counted: &mut Counted<Heads>,
+) -> Result<(), StoreError> {
+    let mut tx = database.read(Scope::Everything).await?;
+    let heads = gateways::heads(&mut tx).await?;
+    for (gateway, missing) in gateways::missing_below(&mut tx, counted.look(heads, Instant::now())).await? {
+        if shown.takes(&gateway, missing) {
+            metrics::gauge!("waybill_gateway_missing_events", "gateway" => gateway).set(missing as f64);
         }
     }
-    let days = gauges::partition_days_ahead(&mut tx).await?;
-    metrics::gauge!("waybill_journal_partition_days_ahead").set(days as f64);
+    if let Some(days) = gauges::partition_days_ahead(&mut tx).await? {
+        metrics::gauge!("waybill_journal_partition_days_ahead").set(days as f64);
+    }
     Ok(())
 }
 
@@ -279,7 +304,20 @@ pub async fn pools(database: Database, shutdown: Shutdown, failed: mpsc::Sender<
 
 #[cfg(test)]
 mod tests {
-    use super::{SHOWN_MAX, Shown};
+    use std::time::Instant;
+
+    use super::{Counted, SHOWN_MAX, Shown, UNDERWAY_LONGEST};
+
+    #[test]
+    fn what_may_still_be_underway_is_not_missing() {
+        let (mut counted, start) = (Counted::default(), Instant::now());
+        assert_eq!(counted.look(10, start), &10, "a restart hides nothing");
+        assert_eq!(counted.look(20, start + UNDERWAY_LONGEST / 2), &10);
+        assert_eq!(counted.look(30, start + UNDERWAY_LONGEST), &10);
+        assert_eq!(counted.look(40, start + UNDERWAY_LONGEST * 3 / 2), &10);
+        assert_eq!(counted.look(50, start + UNDERWAY_LONGEST * 2), &30);
+        assert_eq!(counted.look(60, start + UNDERWAY_LONGEST * 3), &50);
+    }
 
     #[test]
     fn a_gateway_with_gaps_is_shown_however_many_have_none() {

@@ -28,8 +28,8 @@ pub enum IngestError {
     },
     /// Batches are not posted although it was tried for long.
     #[error(
-        "{batches} batches are recorded and not posted: another program is at them for long; end it if it is frozen, the service posts \
-         them then"
+        "{batches} batches are recorded and not posted: for a minute another program posts them, closes a period or repairs the sums; wait \
+         for it, or end it if it is frozen, and the service posts them"
     )]
     Unposted {
         /// How many.

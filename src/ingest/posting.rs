@@ -20,6 +20,8 @@ const READ_ROWS_MAX: i64 = 400_000;
 const PERIODS_MADE_MAX: u32 = 5;
 /// After this it is said that another program is at the same batches.
 const ELSEWHERE_LONG: Duration = Duration::from_mins(1);
+/// For as long a command tries again where posting fails: a slice that was too large gets smaller only by and by.
+const FAILING_LONG: Duration = Duration::from_mins(5);
 /// Pause after posting failed, and while another poster has its turn.
 const RETRY: Duration = Duration::from_millis(400);
 /// The loop looks by itself this often, for batches of other processes.
@@ -42,6 +44,17 @@ pub async fn post_once(database: &Database) -> Result<usize, IngestError> {
 struct Posted {
     slice: Slice,
     took: Duration,
+    /// Whether all of it was added now: half of what was tried before may have been added then.
+    whole: bool,
+}
+
+impl Posted {
+    /// What it tells of how much a slice should be.
+    fn tell(&self, pace: &mut Pace) {
+        if self.whole {
+            pace.posted(self.slice.rows, self.took);
+        }
+    }
 }
 
 /// Posts one slice; `None` where another poster has its turn.
@@ -68,7 +81,9 @@ async fn post_slice(
             posted => break posted?,
         }
     };
-    if let Some(Posted { slice, took }) = posted.as_ref().filter(|posted| !posted.slice.batches.is_empty()) {
+    if let Some(Posted { slice, took, .. }) =
+        posted.as_ref().filter(|posted| !posted.slice.batches.is_empty())
+    {
         super::meters::posted(slice.rows, *took);
         tracing::debug!(
             batches = slice.batches.len(),
@@ -119,19 +134,23 @@ async fn on_slice(
     let mut slice = posting::next_slice(&mut tx, rows_max).await?;
     if slice.batches.is_empty() {
         give_back(tx).await;
-        return Ok(Some(Posted { slice, took: started.elapsed() }));
+        return Ok(Some(Posted { slice, took: started.elapsed(), whole: true }));
     }
     let kept = take_kept(&mut slice, recent);
     let done = match work {
         Work::Posting => slice::add(database, &mut tx, &slice, kept).await,
-        Work::Periods => slice::make_periods(&mut tx, &slice, kept).await,
+        Work::Periods => slice::make_periods(&mut tx, &slice, kept).await.map(|()| slice.batches.len()),
     };
-    if let Err(error) = done {
-        give_back(tx).await;
-        return Err(error);
-    }
+    let added = match done {
+        Ok(added) => added,
+        Err(error) => {
+            give_back(tx).await;
+            return Err(error);
+        }
+    };
     commit(tx).await?;
-    Ok(Some(Posted { slice, took: started.elapsed() }))
+    let whole = added == slice.batches.len();
+    Ok(Some(Posted { slice, took: started.elapsed(), whole }))
 }
 
 /// Ends a transaction that did nothing. A dropped one ends some time later: until then its locks would be taken for another
@@ -173,7 +192,16 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     let Some(newest) = newest else { return Ok(()) };
     let (mut pace, mut least, mut since) = (Pace::default(), i64::MAX, Instant::now());
     loop {
-        let posted = post_slice(database, &Recent::default(), pace.rows_max(), Turn::Awaited).await?;
+        let started = Instant::now();
+        let posted = match post_slice(database, &Recent::default(), pace.rows_max(), Turn::Awaited).await {
+            Err(error) if error.retryable() && since.elapsed() < FAILING_LONG => {
+                tracing::warn!(%error, "posting failed; trying again");
+                pace.failed(started.elapsed(), &error);
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            posted => posted?,
+        };
         let mut tx = database.begin_ingest().await?;
         let left = periods::unposted_up_to(&mut tx, newest).await?;
         commit(tx).await?;
@@ -186,7 +214,7 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
             return Err(IngestError::Unposted { batches: left });
         }
         match posted {
-            Some(Posted { slice, took }) if !slice.batches.is_empty() => pace.posted(slice.rows, took),
+            Some(posted) if !posted.slice.batches.is_empty() => posted.tell(&mut pace),
             // A poster of a release without turns holds them.
             Some(_) => tokio::time::sleep(RETRY).await,
             // It was waited for.
@@ -212,7 +240,7 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             elsewhere = Elsewhere::default();
         }
         match next {
-            Ok(Next::Posted { rows, took }) => pace.posted(rows, took),
+            Ok(Next::Posted(posted)) => posted.tell(&mut pace),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::OthersTurn(first)) => {
                 elsewhere.seen(first);
@@ -241,7 +269,7 @@ async fn pause(shutdown: &Shutdown, pause: Duration) {
 
 /// What one look at the unposted batches came to.
 enum Next {
-    Posted { rows: i64, took: Duration },
+    Posted(Posted),
     Gather,
     OthersTurn(BatchId),
     Idle,
@@ -292,6 +320,6 @@ async fn post_gathered(
         None => Next::OthersTurn(waiting.first),
         // Where others hold what waits there is nothing to do.
         Some(posted) if posted.slice.batches.is_empty() => Next::Idle,
-        Some(Posted { slice, took }) => Next::Posted { rows: slice.rows, took },
+        Some(posted) => Next::Posted(posted),
     })
 }

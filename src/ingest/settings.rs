@@ -18,8 +18,8 @@ use crate::store::settings::WrongServer;
 const MAX_AGE_LEAST: Duration = Duration::from_hours(7 * 24);
 /// The least number of waiting requests: those of a few consumers side by side.
 const WAITING_LEAST: i64 = 16;
-/// The oldest NATS server whose JetStream has what the consumer asks for.
-const SERVER_LEAST: [u64; 3] = [2, 10, 0];
+/// The oldest NATS server that takes the configuration that Waybill ships.
+const SERVER_LEAST: [u64; 3] = [2, 11, 0];
 /// The first server that keeps its word about `sync_interval: always` when it compacts its files.
 const SERVER_SYNCED: [u64; 3] = [2, 15, 1];
 /// The first server that can refuse requests it does not fully understand.
@@ -215,7 +215,7 @@ pub(super) fn consumer(info: &Value, limits: StreamLimits) -> Vec<WrongSetting> 
     let ack_wait = compare.number("ack_wait");
     if ack_wait != nanoseconds(limits.ack_wait) {
         let (is, must) = (Duration::from_nanos(ack_wait.unsigned_abs()), limits.ack_wait);
-        compare.differs("ack_wait", format!("is {is:?}, must be {must:?} (WAYBILL_ACK_WAIT_SECONDS)"));
+        compare.differs("ack_wait", format!("is {is:?}, must be {must:?}; edit the consumer, or set WAYBILL_ACK_WAIT_SECONDS to what it has"));
     }
     for (setting, least) in [("max_ack_pending", ACK_PENDING_MAX), ("max_waiting", WAITING_LEAST)] {
         let is = compare.number(setting);
@@ -426,7 +426,7 @@ mod tests {
             (&["2.12.12"][..], false),
             (&["2.14.3"], false),
             (&["2.15.1", "2.12.15"], false),
-            (&["2.10.0"], true),
+            (&["2.11.0"], true),
             (&["2.12.11"], true),
             (&["2.14.2"], true),
             (&["2.15.1", "2.11.9"], true),

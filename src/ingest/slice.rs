@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::PgConnection;
+use tokio::task::JoinHandle;
 
 use super::IngestError;
 use super::facts::{Facts, Gathering, Share, TextId};
@@ -16,9 +18,13 @@ use crate::store::{Database, commit, periods};
 /// Fewest rows of a slice that are worth a transaction of its own for half of them: two of them leave recording less of a
 /// small machine, which matters where there is no backlog, and slices are of a second.
 const HALVES_ROWS_MIN: i64 = 20_000;
+/// How often a session that waits for the other half says something: one that stands still in a transaction for a few seconds
+/// more is taken for that of a frozen program, and ended.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(4);
 
 /// Adds the slice to the sums and marks it posted; `kept` is what is known of its rows, the others are read. The odd half may
-/// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again.
+/// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again. Of how many
+/// batches it was not.
 ///
 /// # Errors
 /// [`IngestError`]; one that [`posting::lacks_period`] tells where billing periods are missing.
@@ -27,7 +33,7 @@ pub(super) async fn add(
     tx: &mut PgConnection,
     slice: &Slice,
     kept: HashMap<BatchId, Arc<Facts>>,
-) -> Result<(), IngestError> {
+) -> Result<usize, IngestError> {
     posting::require_partitions(tx, slice).await?;
     let facts = facts(tx, slice, kept).await?;
     let elsewhere = (slice.rows >= HALVES_ROWS_MIN).then(|| {
@@ -37,39 +43,66 @@ pub(super) async fn add(
     // Even before odd, as every poster adds them.
     let even = add_shares(tx, &facts, Share::even()).await;
     let odd = match elsewhere {
-        Some(half) => half.await?,
-        None => Ok(false),
+        Some(half) => other_half(tx, half).await,
+        None => Ok(None),
     };
     even?;
-    if !odd? {
+    let added = if let Some(added) = odd? {
+        added
+    } else {
         let open = posting::take_odd_half(tx, slice).await?;
         add_shares(tx, &of_batches(&facts, &open), Share::odd()).await?;
-    }
+        open.len()
+    };
     // Those of the odd half too: whoever added it may have been a release that leaves them to this.
     posting::add_reasons(tx, slice, false).await?;
     posting::mark_posted(tx, slice).await?;
-    Ok(posting::require_partitions(tx, slice).await?)
+    posting::require_partitions(tx, slice).await?;
+    Ok(added)
 }
 
-/// Adds the odd half in a transaction of its own; `false`, and nothing is done, where a period is about to be closed, or no
-/// connection is to be had: the other half, which is underway, must not be lost for that.
-async fn add_odd_half(database: &Database, slice: &Slice, facts: &[Arc<Facts>]) -> Result<bool, IngestError> {
+/// What became of the odd half, which is waited for whatever becomes of this transaction: its batches must not be taken again
+/// while it works.
+async fn other_half(
+    tx: &mut PgConnection,
+    mut half: JoinHandle<Result<Option<usize>, IngestError>>,
+) -> Result<Option<usize>, IngestError> {
+    let mut alive = Ok(());
+    loop {
+        tokio::select! {
+            odd = &mut half => {
+                alive?;
+                return odd?;
+            }
+            () = tokio::time::sleep(SIGN_OF_LIFE), if alive.is_ok() => alive = posting::stay(tx).await,
+        }
+    }
+}
+
+/// Adds the odd half in a transaction of its own, and says of how many batches it was not added yet; `None`, and nothing is done,
+/// where a period is about to be closed, or no connection is to be had: the other half, which is underway, must not be lost for
+/// that.
+async fn add_odd_half(
+    database: &Database,
+    slice: &Slice,
+    facts: &[Arc<Facts>],
+) -> Result<Option<usize>, IngestError> {
     let mut tx = match database.begin_ingest().await {
         Ok(tx) => tx,
         Err(error) => {
             tracing::debug!(%error, "no connection for half of a slice; it is added with the other");
-            return Ok(false);
+            return Ok(None);
         }
     };
     if !posting::try_close_lock(&mut tx).await? {
-        return Ok(false);
+        return Ok(None);
     }
     let open = posting::take_odd_half(&mut tx, slice).await?;
     add_shares(&mut tx, &of_batches(facts, &open), Share::odd()).await?;
     posting::add_reasons(&mut tx, slice, true).await?;
     posting::mark_odd_half(&mut tx, &open).await?;
     commit(tx).await?;
-    Ok(true)
+    Ok(Some(open.len()))
 }
 
 fn of_batches(facts: &[Arc<Facts>], batches: &[BatchId]) -> Vec<Arc<Facts>> {

@@ -104,6 +104,60 @@ pub async fn list(
     Ok(rows)
 }
 
+/// How far the counts of all gateways had come when they were looked at, epoch by epoch.
+#[derive(Debug, Clone, Default)]
+pub struct Heads {
+    gateways: Vec<i32>,
+    epochs: Vec<String>,
+    /// The number after the last one.
+    ends: Vec<i64>,
+}
+
+/// How far the counts of all gateways have come.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn heads(connection: &mut PgConnection) -> Result<Heads, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT gateway_id, epoch, upper(seen) AS "end!" FROM gateway_sequences WHERE NOT isempty(seen)"#
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut heads = Heads::default();
+    for row in rows {
+        heads.gateways.push(row.gateway_id);
+        heads.epochs.push(row.epoch);
+        heads.ends.push(row.end);
+    }
+    Ok(heads)
+}
+
+/// The gateways in order of their names, each with how many of its numbers are missing below what its counts had come to then.
+///
+/// # Errors
+/// [`StoreError::Database`].
+pub async fn missing_below(
+    connection: &mut PgConnection,
+    heads: &Heads,
+) -> Result<Vec<(String, i64)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT g.name, LEAST(COALESCE(h.numbers, 0), 9223372036854775807)::bigint AS "missing!"
+           FROM gateways g
+           LEFT JOIN (SELECT s.gateway_id, SUM(upper(hole) - lower(hole)) AS numbers
+                      FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS k (gateway_id, epoch, end_at)
+                      JOIN gateway_sequences s ON s.gateway_id = k.gateway_id AND s.epoch = k.epoch,
+                           unnest(int8multirange(int8range(1, k.end_at)) - s.seen) AS hole
+                      GROUP BY s.gateway_id) h ON h.gateway_id = g.id
+           ORDER BY g.name"#,
+        &heads.gateways,
+        &heads.epochs,
+        &heads.ends
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.name, row.missing)).collect())
+}
+
 /// Holes of some gateways, in order of gateway, epoch and number, at most `limit` of each.
 ///
 /// # Errors

@@ -38,18 +38,19 @@ pub async fn unposted(connection: &mut PgConnection) -> Result<Unposted, StoreEr
     Ok(unposted)
 }
 
-/// Days from the open booking date to the end of the last journal partition; what is booked after it has no place.
+/// Days from the open booking date to the end of the last journal partition; what is booked after it has no place. `None` before
+/// anything was booked: partitions are made as dates open.
 ///
 /// # Errors
 /// [`StoreError::Database`].
-pub async fn partition_days_ahead(connection: &mut PgConnection) -> Result<i64, StoreError> {
+pub async fn partition_days_ahead(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
     let days = sqlx::query_scalar!(
-        r#"SELECT COALESCE(max((substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \(''([0-9-]+)')::date))
-                               - (SELECT booked_on FROM journal_clock), 0)::bigint AS "days!"
-           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-           WHERE i.inhparent = 'usage_events'::regclass"#
+        r#"SELECT COALESCE((SELECT max(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \(''([0-9-]+)')::date)
+                            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                            WHERE i.inhparent = 'usage_events'::regclass) - booked_on, 0)::bigint AS "days!"
+           FROM journal_clock"#
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
     Ok(days)
 }

@@ -32,6 +32,9 @@ const LATER: u64 = 150_000;
 const LAST_CLIENTS: usize = 20;
 /// How long is looked for what the last ones left: longer than a session may stand still in the middle of a transaction.
 const LAST_LOOK: Duration = Duration::from_secs(8);
+/// How often the control is tried: where clients are cut off is a matter of chance, and on a busy machine it may be nowhere that
+/// tells.
+const CONTROL_TRIES: usize = 3;
 /// What is logged: what PostgreSQL warns of as well.
 const WITH_NOTICES: &str = "info,async_nats=warn,sqlx=error,sqlx::postgres::notice=warn";
 /// Questions that keep connections busy.
@@ -145,10 +148,14 @@ async fn f35_clients_that_go_away_leave_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the sabotaged program: make test-faults"]
 async fn f35_control_dropped_requests_leave_transactions_behind() {
-    let mut bed = Bed::new("f35-control").await;
-    let serve = bed.serve_sabotaged("cut_short,no_rollback");
-    let (_, leaked) = f35(&mut bed, serve).await;
-    assert!(leaked, "nothing was left behind: the test proves nothing");
+    for _ in 0..CONTROL_TRIES {
+        let mut bed = Bed::new("f35-control").await;
+        let serve = bed.serve_sabotaged("cut_short,no_rollback");
+        if f35(&mut bed, serve).await.1 {
+            return;
+        }
+    }
+    panic!("nothing was left behind: the test proves nothing");
 }
 
 /// F38: another session holds what posting needs for longer than anybody waits.

