@@ -28,7 +28,7 @@ test: tools ## Check and test everything, as continuous integration does
 	.ci/deny
 	@echo "== lints"
 	cargo clippy --locked --all-targets -- -D warnings
-	python3 tests/faults/sabotage/build.py .
+	python3 tests/faults/sabotage/build.py . $${CARGO_TARGET_DIR:-target} check
 	@echo "== build"
 	cargo build --locked
 	cargo test --locked --no-run

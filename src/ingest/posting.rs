@@ -190,11 +190,11 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     let newest = periods::newest_unposted(&mut tx).await?;
     commit(tx).await?;
     let Some(newest) = newest else { return Ok(()) };
-    let (mut pace, mut least, mut since) = (Pace::default(), i64::MAX, Instant::now());
+    let (mut pace, mut progress) = (Pace::default(), Progress::new(Instant::now()));
     loop {
         let started = Instant::now();
         let posted = match post_slice(database, &Recent::default(), pace.rows_max(), Turn::Awaited).await {
-            Err(error) if error.retryable() && since.elapsed() < FAILING_LONG => {
+            Err(error) if error.retryable() && progress.since.elapsed() < FAILING_LONG => {
                 tracing::warn!(%error, "posting failed; trying again");
                 pace.failed(started.elapsed(), &error);
                 tokio::time::sleep(RETRY).await;
@@ -208,9 +208,7 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
         if left == 0 {
             return Ok(());
         }
-        if left < least {
-            (least, since) = (left, Instant::now());
-        } else if since.elapsed() > ELSEWHERE_LONG {
+        if progress.stands_still(left, Instant::now()) {
             return Err(IngestError::Unposted { batches: left });
         }
         match posted {
@@ -220,6 +218,26 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
             // It was waited for.
             None => {}
         }
+    }
+}
+
+/// Whether what is left gets less, whoever posts it.
+struct Progress {
+    least: i64,
+    since: Instant,
+}
+
+impl Progress {
+    const fn new(now: Instant) -> Self {
+        Self { least: i64::MAX, since: now }
+    }
+
+    /// Whether no fewer batches than ever before are left, for long.
+    fn stands_still(&mut self, left: i64, now: Instant) -> bool {
+        if left < self.least {
+            (self.least, self.since) = (left, now);
+        }
+        now.duration_since(self.since) > ELSEWHERE_LONG
     }
 }
 
@@ -243,7 +261,13 @@ pub async fn run(database: Database, recent: Recent, shutdown: Shutdown, nudge: 
             Ok(Next::Posted(posted)) => posted.tell(&mut pace),
             Ok(Next::Gather) => pause(&shutdown, GATHER_LOOK).await,
             Ok(Next::OthersTurn(first)) => {
-                elsewhere.seen(first);
+                if let Some(long) = elsewhere.long_at(first, Instant::now()) {
+                    tracing::warn!(
+                        batch = %first,
+                        seconds = long.as_secs(),
+                        "another program has been posting the same batches for long; if it is frozen, end it"
+                    );
+                }
                 pause(&shutdown, RETRY).await;
             }
             Ok(Next::Idle) => tokio::select! {
@@ -281,19 +305,19 @@ enum Next {
 struct Elsewhere(Option<(BatchId, Instant, bool)>);
 
 impl Elsewhere {
-    fn seen(&mut self, first: BatchId) {
+    /// Takes note that another poster is at batches from this one on; for how long it has been, once, where that is long.
+    fn long_at(&mut self, first: BatchId, now: Instant) -> Option<Duration> {
         match &mut self.0 {
             Some((at, since, said)) if *at == first => {
-                if since.elapsed() > ELSEWHERE_LONG && !*said {
-                    *said = true;
-                    tracing::warn!(
-                        batch = %first,
-                        seconds = since.elapsed().as_secs(),
-                        "another program has been posting the same batches for long; if it is frozen, end it"
-                    );
-                }
+                let long = now.duration_since(*since);
+                let is_news = long > ELSEWHERE_LONG && !*said;
+                *said |= is_news;
+                is_news.then_some(long)
             }
-            other => *other = Some((first, Instant::now(), false)),
+            other => {
+                *other = Some((first, now, false));
+                None
+            }
         }
     }
 }
@@ -322,4 +346,35 @@ async fn post_gathered(
         Some(posted) if posted.slice.batches.is_empty() => Next::Idle,
         Some(posted) => Next::Posted(posted),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGER: Duration = ELSEWHERE_LONG.saturating_add(Duration::from_secs(1));
+
+    #[test]
+    fn a_command_gives_up_where_nobody_gets_any_further() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        assert!(!progress.stands_still(10, start));
+        assert!(!progress.stands_still(10, start + ELSEWHERE_LONG));
+        assert!(!progress.stands_still(9, start + LONGER), "one less");
+        assert!(!progress.stands_still(11, start + 2 * ELSEWHERE_LONG));
+        assert!(progress.stands_still(9, start + LONGER + LONGER));
+        assert!(!progress.stands_still(8, start + 3 * LONGER));
+    }
+
+    #[test]
+    fn another_program_that_is_at_the_same_batches_for_long_is_named_once() {
+        let start = Instant::now();
+        let mut elsewhere = Elsewhere::default();
+        assert_eq!(elsewhere.long_at(BatchId(1), start), None);
+        assert_eq!(elsewhere.long_at(BatchId(1), start + ELSEWHERE_LONG), None);
+        assert_eq!(elsewhere.long_at(BatchId(1), start + LONGER), Some(LONGER));
+        assert_eq!(elsewhere.long_at(BatchId(1), start + 2 * LONGER), None, "it was said");
+        assert_eq!(elsewhere.long_at(BatchId(2), start + 3 * LONGER), None, "it got further");
+        assert_eq!(elsewhere.long_at(BatchId(2), start + 5 * LONGER), Some(2 * LONGER));
+    }
 }

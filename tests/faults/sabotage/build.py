@@ -1,7 +1,7 @@
 """Builds a deliberately wrong program: `build.py REPOSITORY TARGET` copies the repository into TARGET/sabotaged, makes the
 edits below, builds, and prints the path of the program. Each edit does nothing but where WAYBILL_SABOTAGE names it, so one
 build serves all controls. An edit whose place has changed stops with its name: find the new place. So does one that no
-test uses. `build.py REPOSITORY` looks only whether all places and uses are still there."""
+test uses. `build.py REPOSITORY TARGET check` looks only whether it would build."""
 
 import os
 import re
@@ -147,7 +147,7 @@ def edited(repository):
     return texts
 
 
-def build(repository, target):
+def build(repository, target, verb):
     copy = target / "sabotaged"
     texts = edited(repository)
     library = (repository / "src/lib.rs").read_text("utf-8")
@@ -161,9 +161,10 @@ def build(repository, target):
     targets = f'[lib]\nname = "waybill"\n\n[[bin]]\nname = "{PROGRAM}"\npath = "src/main.rs"\n\n'
     texts["Cargo.toml"] = before + targets + "[profile.dev]" + after.partition("[profile.dev]")[2]
     bring(repository, copy, texts)
-    command = ["cargo", "build", "--quiet", "--bin", PROGRAM, "--target-dir", str(target)]
+    command = ["cargo", verb, "--quiet", "--bin", PROGRAM, "--target-dir", str(target)]
     subprocess.run(command, cwd=copy, check=True, env={**os.environ, "SQLX_OFFLINE": "true"})
-    print(target / "debug" / PROGRAM)
+    if verb == "build":
+        print(target / "debug" / PROGRAM)
 
 
 def bring(repository, copy, texts):
@@ -185,8 +186,5 @@ def bring(repository, copy, texts):
 
 
 if __name__ == "__main__":
-    paths = [Path(argument).resolve() for argument in sys.argv[1:]]
-    if len(paths) == 1:
-        edited(*paths)
-    else:
-        build(*paths)
+    repository, target, *verb = sys.argv[1:]
+    build(Path(repository).resolve(), Path(target).resolve(), *verb or ["build"])
