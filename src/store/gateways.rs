@@ -104,7 +104,8 @@ pub async fn list(
     Ok(rows)
 }
 
-/// How far the counts of all gateways had come when they were looked at, epoch by epoch.
+/// How far the counts of gateways had come when they were looked at, epoch by epoch; only those in which something was missing:
+/// below the end of another nothing ever will be.
 #[derive(Debug, Clone, Default)]
 pub struct Heads {
     gateways: Vec<i32>,
@@ -113,13 +114,14 @@ pub struct Heads {
     ends: Vec<i64>,
 }
 
-/// How far the counts of all gateways have come.
+/// How far the counts have come in which something is missing.
 ///
 /// # Errors
 /// [`StoreError::Database`].
 pub async fn heads(connection: &mut PgConnection) -> Result<Heads, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT gateway_id, epoch, upper(seen) AS "end!" FROM gateway_sequences WHERE NOT isempty(seen)"#
+        r#"SELECT gateway_id, epoch, upper(seen) AS "end!" FROM gateway_sequences
+           WHERE NOT isempty(seen) AND NOT seen @> int8range(1, upper(seen))"#
     )
     .fetch_all(connection)
     .await?;

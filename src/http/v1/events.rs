@@ -43,9 +43,10 @@ struct Receipt {
 /// Publish usage events
 ///
 /// One CloudEvents object, or an array of up to 500; at most 64 KiB, also once decompressed, where it is sent with
-/// `Content-Encoding: zstd`. Events that can be read, are from the key's gateway and within the acceptance window go to the stream as one message, and 202 says
-/// that the stream has stored it. Whether customer and price are known shows when they are recorded; what is not, is a
-/// rejection. Sending the same events again is safe: an event counts once by its `source` and `id`.
+/// `Content-Encoding: zstd`. Events that can be read, are from the key's gateway and within the acceptance window go to the
+/// stream as one message, and 202 says that the stream has stored it. Whether customer and price are known shows when they are
+/// recorded; what is not, is a rejection. Sending the same events again is safe: an event counts once by its `source` and
+/// `id`.
 #[utoipa::path(post, path = "/v1/events", operation_id = "publish_events", tag = "events",
     request_body(description = "A usage or task event in CloudEvents 1.0 structured JSON, or an array of them", content(
         (serde_json::Value = "application/json", example = json!({
