@@ -42,7 +42,7 @@ pub struct DatabaseArgs {
 /// Where the stream is.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// NATS server with JetStream to take usage events from (2.11 or newer), as nats://user:password@host:port
+    /// NATS server with JetStream to take usage events from (2.11 or newer; 2.10 with a configuration of its own), as nats://user:password@host:port
     #[arg(long, env = "WAYBILL_NATS_URL", hide_env_values = true)]
     pub nats_url: String,
     /// Name of the stream; made where it is missing

@@ -16,7 +16,7 @@ pub const SLICE_ROWS_MAX: i64 = 1_000_000;
 /// Rows that a slice may have however slow the database is.
 const SLICE_ROWS_LEAST: i64 = 10_000;
 /// How long a slice should take: a closing waits 10 s for it.
-const SLICE_TAKES: Duration = Duration::from_secs(6);
+pub(super) const SLICE_TAKES: Duration = Duration::from_secs(6);
 /// After this a slice may have been too large where the connection was lost over it.
 const SLICE_LONG: Duration = Duration::from_secs(8);
 /// How long batches gather before they are posted together: figures trail recording by about this ...

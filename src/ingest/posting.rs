@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::IngestError;
 use super::facts::Facts;
-use super::pace::{Nudge, Pace, SLICE_ROWS_MAX};
+use super::pace::{Nudge, Pace, SLICE_ROWS_MAX, SLICE_TAKES};
 use super::recent::Recent;
 use super::slice;
 use crate::domain::ids::BatchId;
 use crate::shutdown::Shutdown;
 use crate::store::posting::{self, Slice};
-use crate::store::{Database, Tx, commit, periods};
+use crate::store::{Database, StoreError, Tx, commit, periods};
 
 /// Rows of a slice that are read from the journal: unlike those that are kept already, they take memory only now.
 const READ_ROWS_MAX: i64 = 400_000;
@@ -49,9 +49,9 @@ struct Posted {
 }
 
 impl Posted {
-    /// What it tells of how much a slice should be.
+    /// What it tells of how much a slice should be. Where half of it took too long the whole would have all the more.
     fn tell(&self, pace: &mut Pace) {
-        if self.whole {
+        if self.whole || self.took > SLICE_TAKES {
             pace.posted(self.slice.rows, self.took);
         }
     }
@@ -194,7 +194,7 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     loop {
         let started = Instant::now();
         let posted = match post_slice(database, &Recent::default(), pace.rows_max(), Turn::Awaited).await {
-            Err(error) if error.retryable() && progress.since.elapsed() < FAILING_LONG => {
+            Err(error) if may_pass(&error) && progress.goes_on_after_failing(Instant::now()) => {
                 tracing::warn!(%error, "posting failed; trying again");
                 pace.failed(started.elapsed(), &error);
                 tokio::time::sleep(RETRY).await;
@@ -221,23 +221,36 @@ pub async fn post_all(database: &Database) -> Result<(), IngestError> {
     }
 }
 
+/// Whether posting may succeed where it failed so; a partition that is not there, nobody brings back meanwhile.
+fn may_pass(error: &IngestError) -> bool {
+    error.retryable() && !matches!(error, IngestError::Store(StoreError::NoPartition(_)))
+}
+
 /// Whether what is left gets less, whoever posts it.
 struct Progress {
     least: i64,
     since: Instant,
+    /// When it failed last, or got less: nobody else was at it before that.
+    own: Instant,
 }
 
 impl Progress {
     const fn new(now: Instant) -> Self {
-        Self { least: i64::MAX, since: now }
+        Self { least: i64::MAX, since: now, own: now }
+    }
+
+    /// Whether it is tried again after a failure: unless nothing else came of it for long.
+    fn goes_on_after_failing(&mut self, now: Instant) -> bool {
+        self.own = now;
+        now.duration_since(self.since) < FAILING_LONG
     }
 
     /// Whether no fewer batches than ever before are left, for long.
     fn stands_still(&mut self, left: i64, now: Instant) -> bool {
         if left < self.least {
-            (self.least, self.since) = (left, now);
+            *self = Self { least: left, since: now, own: now };
         }
-        now.duration_since(self.since) > ELSEWHERE_LONG
+        now.duration_since(self.own) > ELSEWHERE_LONG
     }
 }
 
@@ -364,6 +377,21 @@ mod tests {
         assert!(!progress.stands_still(11, start + 2 * ELSEWHERE_LONG));
         assert!(progress.stands_still(9, start + LONGER + LONGER));
         assert!(!progress.stands_still(8, start + 3 * LONGER));
+        assert!(progress.goes_on_after_failing(start + 5 * LONGER), "a slice may have been too large");
+        assert!(!progress.stands_still(8, start + 5 * LONGER), "that was no other program");
+        assert!(!progress.goes_on_after_failing(start + 3 * LONGER + FAILING_LONG));
+    }
+
+    #[test]
+    fn half_of_a_slice_says_only_that_it_was_too_large() {
+        let mut pace = Pace::default();
+        let posted = |rows, took, whole| Posted { slice: Slice { rows, ..Slice::default() }, took, whole };
+        posted(SLICE_ROWS_MAX, 4 * SLICE_TAKES, false).tell(&mut pace);
+        assert_eq!(pace.rows_max(), SLICE_ROWS_MAX / 2);
+        posted(SLICE_ROWS_MAX / 2, Duration::ZERO, false).tell(&mut pace);
+        assert_eq!(pace.rows_max(), SLICE_ROWS_MAX / 2, "it says nothing of the other half");
+        posted(SLICE_ROWS_MAX / 2, Duration::ZERO, true).tell(&mut pace);
+        assert_eq!(pace.rows_max(), SLICE_ROWS_MAX);
     }
 
     #[test]

@@ -18,11 +18,11 @@ use crate::store::settings::WrongServer;
 const MAX_AGE_LEAST: Duration = Duration::from_hours(7 * 24);
 /// The least number of waiting requests: those of a few consumers side by side.
 const WAITING_LEAST: i64 = 16;
-/// The oldest NATS server that takes the configuration that Waybill ships.
-const SERVER_LEAST: [u64; 3] = [2, 11, 0];
+/// The oldest NATS server whose JetStream has what the consumer asks for; the configuration that Waybill ships is for 2.11.
+const SERVER_LEAST: [u64; 3] = [2, 10, 0];
 /// The first server that keeps its word about `sync_interval: always` when it compacts its files.
 const SERVER_SYNCED: [u64; 3] = [2, 15, 1];
-/// The first server that can refuse requests it does not fully understand.
+/// The first server that refuses requests it does not fully understand, unless it is told not to.
 const SERVER_STRICT: [u64; 3] = [2, 12, 0];
 /// The first servers of the series 2.12 and of those after it that compact compressed blocks without damaging them.
 const SERVERS_COMPRESSING: [[u64; 3]; 2] = [[2, 12, 12], [2, 14, 3]];
@@ -426,7 +426,7 @@ mod tests {
             (&["2.12.12"][..], false),
             (&["2.14.3"], false),
             (&["2.15.1", "2.12.15"], false),
-            (&["2.11.0"], true),
+            (&["2.10.0"], true),
             (&["2.12.11"], true),
             (&["2.14.2"], true),
             (&["2.15.1", "2.11.9"], true),
