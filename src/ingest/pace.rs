@@ -16,7 +16,7 @@ pub const SLICE_ROWS_MAX: i64 = 1_000_000;
 /// Rows that a slice may have however slow the database is.
 const SLICE_ROWS_LEAST: i64 = 10_000;
 /// How long a slice should take: a closing waits 10 s for it.
-pub(super) const SLICE_TAKES: Duration = Duration::from_secs(6);
+const SLICE_TAKES: Duration = Duration::from_secs(6);
 /// After this a slice may have been too large where the connection was lost over it.
 const SLICE_LONG: Duration = Duration::from_secs(8);
 /// How long batches gather before they are posted together: figures trail recording by about this ...
@@ -127,6 +127,14 @@ impl Pace {
             let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1);
             let fitting = rows.saturating_mul(millis(SLICE_TAKES)) / millis(took);
             self.resize(fitting.clamp(self.rows_max / 2, self.rows_max.saturating_mul(2)));
+        }
+    }
+
+    /// Some of so many rows were posted, of which others had been before: where that took too long the whole would have all the
+    /// more, but it says nothing of how little the whole takes.
+    pub fn partly_posted(&mut self, rows: i64, took: Duration) {
+        if took > SLICE_TAKES {
+            self.posted(rows, took);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::IngestError;
 use super::facts::Facts;
-use super::pace::{Nudge, Pace, SLICE_ROWS_MAX, SLICE_TAKES};
+use super::pace::{Nudge, Pace, SLICE_ROWS_MAX};
 use super::recent::Recent;
 use super::slice;
 use crate::domain::ids::BatchId;
@@ -49,10 +49,12 @@ struct Posted {
 }
 
 impl Posted {
-    /// What it tells of how much a slice should be. Where half of it took too long the whole would have all the more.
+    /// What it tells of how much a slice should be.
     fn tell(&self, pace: &mut Pace) {
-        if self.whole || self.took > SLICE_TAKES {
+        if self.whole {
             pace.posted(self.slice.rows, self.took);
+        } else {
+            pace.partly_posted(self.slice.rows, self.took);
         }
     }
 }
@@ -139,17 +141,16 @@ async fn on_slice(
     let kept = take_kept(&mut slice, recent);
     let done = match work {
         Work::Posting => slice::add(database, &mut tx, &slice, kept).await,
-        Work::Periods => slice::make_periods(&mut tx, &slice, kept).await.map(|()| slice.batches.len()),
+        Work::Periods => slice::make_periods(&mut tx, &slice, kept).await.map(|()| true),
     };
-    let added = match done {
-        Ok(added) => added,
+    let whole = match done {
+        Ok(whole) => whole,
         Err(error) => {
             give_back(tx).await;
             return Err(error);
         }
     };
     commit(tx).await?;
-    let whole = added == slice.batches.len();
     Ok(Some(Posted { slice, took: started.elapsed(), whole }))
 }
 
@@ -386,7 +387,7 @@ mod tests {
     fn half_of_a_slice_says_only_that_it_was_too_large() {
         let mut pace = Pace::default();
         let posted = |rows, took, whole| Posted { slice: Slice { rows, ..Slice::default() }, took, whole };
-        posted(SLICE_ROWS_MAX, 4 * SLICE_TAKES, false).tell(&mut pace);
+        posted(SLICE_ROWS_MAX, Duration::from_secs(24), false).tell(&mut pace);
         assert_eq!(pace.rows_max(), SLICE_ROWS_MAX / 2);
         posted(SLICE_ROWS_MAX / 2, Duration::ZERO, false).tell(&mut pace);
         assert_eq!(pace.rows_max(), SLICE_ROWS_MAX / 2, "it says nothing of the other half");

@@ -13,7 +13,7 @@ use super::sums::{self, Sums};
 use crate::domain::ids::BatchId;
 use crate::domain::period::BillingCalendar;
 use crate::store::posting::{self, Row, Slice};
-use crate::store::{Database, commit, periods};
+use crate::store::{Database, commit, periods, still_stands};
 
 /// Fewest rows of a slice that are worth a transaction of its own for half of them: two of them leave recording less of a
 /// small machine, which matters where there is no backlog, and slices are of a second.
@@ -23,8 +23,8 @@ const HALVES_ROWS_MIN: i64 = 20_000;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(4);
 
 /// Adds the slice to the sums and marks it posted; `kept` is what is known of its rows, the others are read. The odd half may
-/// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again. Of how many
-/// batches it was not.
+/// be committed whatever becomes of this transaction: then it is known as added when the slice is tried again. Whether
+/// it was of none of the batches before.
 ///
 /// # Errors
 /// [`IngestError`]; one that [`posting::lacks_period`] tells where billing periods are missing.
@@ -33,7 +33,7 @@ pub(super) async fn add(
     tx: &mut PgConnection,
     slice: &Slice,
     kept: HashMap<BatchId, Arc<Facts>>,
-) -> Result<usize, IngestError> {
+) -> Result<bool, IngestError> {
     posting::require_partitions(tx, slice).await?;
     let facts = facts(tx, slice, kept).await?;
     let elsewhere = (slice.rows >= HALVES_ROWS_MIN).then(|| {
@@ -58,7 +58,7 @@ pub(super) async fn add(
     posting::add_reasons(tx, slice, false).await?;
     posting::mark_posted(tx, slice).await?;
     posting::require_partitions(tx, slice).await?;
-    Ok(added)
+    Ok(added == slice.batches.len())
 }
 
 /// What became of the odd half, which is waited for whatever becomes of this transaction: its batches must not be taken again
@@ -74,7 +74,7 @@ async fn other_half(
                 alive?;
                 return odd?;
             }
-            () = tokio::time::sleep(SIGN_OF_LIFE), if alive.is_ok() => alive = posting::stay(tx).await,
+            () = tokio::time::sleep(SIGN_OF_LIFE), if alive.is_ok() => alive = still_stands(tx).await,
         }
     }
 }

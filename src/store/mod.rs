@@ -422,8 +422,17 @@ impl Database {
 /// # Errors
 /// [`StoreError::Database`]; on a lost connection the outcome is unknown and the caller tries the whole again.
 pub async fn commit(mut tx: Tx) -> Result<(), StoreError> {
-    sqlx::query!("SELECT 1 AS one").fetch_one(&mut *tx).await?;
+    still_stands(&mut tx).await?;
     tx.transaction.commit().await?;
+    Ok(())
+}
+
+/// Asks whether a transaction still stands; to the server it is also a sign that its session is alive.
+///
+/// # Errors
+/// [`StoreError::Database`]; on a lost connection too.
+pub async fn still_stands(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT 1 AS one").fetch_one(connection).await?;
     Ok(())
 }
 

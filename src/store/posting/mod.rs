@@ -179,15 +179,6 @@ pub async fn await_turn(connection: &mut PgConnection) -> Result<bool, StoreErro
     }
 }
 
-/// Asks nothing, so that the session is not taken for one that stands still.
-///
-/// # Errors
-/// [`StoreError::Database`].
-pub async fn stay(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query!("SELECT 1 AS one").fetch_one(connection).await?;
-    Ok(())
-}
-
 async fn lock_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
     // Before the close lock, or a closing would wait for this one's turn as well as for the slice after it.
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", POSTING_LOCK).fetch_one(&mut *connection).await?;
